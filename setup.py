@@ -1,0 +1,31 @@
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="autobert-zero",
+    version="0.1.0",
+    description="Evolve BERT backbones from primitive operations (OP-NAS with bi-branch weight sharing)",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # The repository root is the package: the two modules beside this file are also the code that
+    # travels with a saved model. There is deliberately no __init__.py here (see CONTRIBUTING.md).
+    package_dir={"autobert_zero": ".", "autobert_zero.search": "search"},
+    packages=["autobert_zero", "autobert_zero.search"],
+    install_requires=[
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "filelock",
+        "huggingface_hub>=1.0",
+        "numpy>=2.0",
+        "safetensors>=0.6",
+        "tokenizers>=0.22",
+        "torch>=2.8",
+        "tqdm",
+        "transformers>=5.0,<6",
+    ],
+    extras_require={"test": ["mypy", "pytest", "pytest-xdist", "ruff"]},
+    entry_points={"console_scripts": ["autobert-zero=autobert_zero.search.cli:main"]},
+)
