@@ -13,7 +13,7 @@ This file has no torch: it travels with every saved model and is read by tools t
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
@@ -168,7 +168,7 @@ class _Parser:
         self.tokens = [(m.group(), m.start()) for m in re.finditer(r"[A-Za-z_0-9]+|[^\s]", text)] + [("", len(text))]
         self.index = 0
 
-    def fail(self, problem: str, position: int):
+    def fail(self, problem: str, position: int) -> NoReturn:
         raise ValueError(f"expression: {problem}, at character {position + 1}:\n  {self.text}\n  {' ' * position}^")
 
     def expect(self, *expected: str) -> str:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 from setuptools import setup
 
+
 setup(
     name="autobert-zero",
     version="0.1.0",

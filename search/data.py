@@ -1,0 +1,248 @@
+"""Text: from files or the Hub to token arrays in three disjoint parts, and masked-language-model batches of them.
+
+Parts are split by document. The super-network and all candidates train on *search*, scores that steer the search come
+from *select*, printed losses from *report*, which the search never sees.
+"""
+
+import hashlib
+import itertools
+import os
+import string
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import tokenizers
+import torch
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+
+from autobert_zero.search.settings import SearchSettings, stream
+
+
+ROLES = ("search", "select", "report")
+IGNORE_INDEX = -100
+MASK_PROBABILITY = 0.15
+
+_COMPRESSED = (".gz", ".xz", ".bz2")
+_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv"}
+
+
+def _language_reference() -> Iterator[str]:
+    """The default corpus: topics of the Python language reference, which every CPython carries."""
+    from pydoc_data.topics import topics
+
+    return (topics[name] for name in sorted(topics))
+
+
+def _paragraph_blocks(lines: Iterable[str]) -> Iterator[str]:
+    for blank, block in itertools.groupby(lines, key=lambda line: not line.strip()):
+        if not blank:
+            yield "\n".join(block)
+
+
+def _column(rows: Iterable[dict], column: str, source: str) -> Iterator[str]:
+    for row in rows:
+        if not isinstance(row.get(column), str):
+            raise ValueError(f"text_column: expected a column of text in {source}, got {column!r} of {sorted(row)}")
+        yield row[column]
+
+
+def _file(path: str, settings: SearchSettings) -> Iterator[str]:
+    if not os.path.isfile(path):
+        raise ValueError(f"train_file: expected a file, got {path!r}")
+    suffixes = [suffix for suffix in Path(path).suffixes if suffix not in _COMPRESSED]
+    builder = _BUILDERS.get(suffixes[-1] if suffixes else "", "text")
+    options = {"sample_by": "line"} if builder == "text" else {}
+    try:
+        rows = datasets.load_dataset(builder, data_files=[path], split="train", streaming=True, **options)
+        texts = _column(rows, "text" if builder == "text" else settings.text_column, path)
+        yield from _paragraph_blocks(texts) if builder == "text" else texts
+    except UnicodeDecodeError as error:
+        raise ValueError(f"train_file: expected UTF-8 in {path!r}, got {error}") from None
+    except (datasets.exceptions.DatasetGenerationError, EOFError, OSError, StopIteration) as error:
+        raise ValueError(f"train_file: cannot read {path!r}: {error.__cause__ or error}") from error
+
+
+def read_documents(settings: SearchSettings) -> list[str]:
+    """All documents of the corpus, without empty and repeated ones (which could stand in two parts).
+
+    Raises `ValueError` for what is missing, empty, not UTF-8 or without the text column.
+    """
+    if settings.train_file:
+        source: Iterable[str] = itertools.chain.from_iterable(_file(path, settings) for path in settings.train_file)
+    elif settings.dataset_name:
+        rows = datasets.load_dataset(
+            settings.dataset_name, settings.dataset_config_name, split="train", streaming=settings.streaming
+        )
+        source = _column(rows, settings.text_column, settings.dataset_name)
+    else:
+        source = _language_reference()
+    documents = dict.fromkeys(itertools.islice((text for text in source if text.strip()), settings.max_documents))
+    if not documents:
+        raise ValueError("train_file: expected text, got none")
+    return list(documents)
+
+
+def split_documents(documents: list[str], settings: SearchSettings) -> dict[str, list[str]]:
+    """Whole documents, in random order, to the three parts. Raises `ValueError` for less than three documents."""
+    if len(documents) < len(ROLES):
+        raise ValueError(
+            f"train_file: expected at least {len(ROLES)} documents (a blank line ends one) for disjoint parts to "
+            f"search, select and report, got {len(documents)}"
+        )
+    total = sum(map(len, documents))
+    shares = {"report": settings.report_fraction, "select": settings.select_fraction}
+    order = [documents[i] for i in stream(settings.seed, "split").permutation(len(documents))]
+    parts: dict[str, list[str]] = {role: [] for role in ROLES}
+    for role, share in shares.items():
+        # At least one document, and at least one left for every part that follows.
+        while sum(map(len, parts[role])) < share * total and len(order) > (2 if role == "report" else 1):
+            parts[role].append(order.pop())
+    parts["search"] = order
+    return parts
+
+
+def train_tokenizer(texts: Iterable[str], settings: SearchSettings) -> PreTrainedTokenizerBase:
+    """A lower-casing WordPiece tokenizer, like BERT's; the same text always gives the same vocabulary."""
+    lines = [line for text in texts for line in text.split("\n")]
+    blank = BertTokenizer()
+    special_tokens = [token for token, _ in sorted(blank.get_vocab().items(), key=lambda item: item[1])]
+    backend = blank.backend_tokenizer
+    characters = set().union(*map(backend.normalizer.normalize_str, lines))
+    inside_words = sorted(
+        c for c in characters if unicodedata.category(c)[0] not in "PZC" and c not in string.punctuation
+    )
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=blank.unk_token))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=settings.vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        # The trainer numbers the pieces `##c` in the random order of a hash table, and breaks ties of frequency by
+        # these numbers. Named up front they have fixed numbers. Only the vocabulary is kept, so nothing stays special.
+        special_tokens=[*special_tokens, *(f"##{c}" for c in inside_words)],
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return BertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=settings.sequence_length)
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Raises `ValueError` for one that cannot be loaded or lacks the tokens of masked language modelling."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer: cannot load {name_or_path!r}: {error}") from None
+    for name in ("cls_token", "sep_token", "mask_token", "pad_token"):
+        if getattr(tokenizer, name) is None:
+            raise ValueError(f"tokenizer: expected one with a {name}, got {name_or_path!r} without")
+    return tokenizer
+
+
+def _tokenize(documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> np.ndarray:
+    """Documents in a row, `[SEP]` after each, cut into sequences that begin with `[CLS]`: (sequences, tokens) int32."""
+    pieces: list[int] = []
+    for document in documents:
+        # Line by line, because a batch is what the tokenizer works on in parallel.
+        lines = document.split("\n")
+        encoded = tokenizer(lines, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        pieces.extend(itertools.chain.from_iterable(encoded["input_ids"]))
+        pieces.append(tokenizer.sep_token_id)
+    width = sequence_length - 1
+    count = len(pieces) // width
+    body = np.array(pieces[: count * width], dtype=np.int32).reshape(count, width)
+    return np.concatenate([np.full((count, 1), tokenizer.cls_token_id, dtype=np.int32), body], axis=1)
+
+
+class Corpus:
+    """Token arrays of the three parts, and batches as pure functions of their names.
+
+    Args:
+        arrays: for each role (sequences, tokens) int32.
+        tokenizer: whose tokens they are.
+        seed: of the order of sequences and of the masks.
+
+    Raises: ValueError for a part without a single sequence.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerBase, seed: int):
+        for role, array in arrays.items():
+            if not len(array):
+                raise ValueError(
+                    f"train_file: expected at least one sequence of {array.shape[1]} tokens in the part to {role}, "
+                    "got none: the text is too short"
+                )
+        self.arrays = arrays
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self._special = np.array(sorted(tokenizer.all_special_ids))
+        self._orders: dict[tuple[str, int], np.ndarray] = {}
+
+    @classmethod
+    def build(cls, settings: SearchSettings) -> "Corpus":
+        """Read, split and tokenize; a tokenizer is trained on the search part unless the settings name one."""
+        parts = split_documents(read_documents(settings), settings)
+        if settings.tokenizer:
+            tokenizer = load_tokenizer(settings.tokenizer)
+        else:
+            tokenizer = train_tokenizer(parts["search"], settings)
+        arrays = {role: _tokenize(parts[role], tokenizer, settings.sequence_length) for role in ROLES}
+        return cls(arrays, tokenizer, settings.seed)
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of all tokens in their order."""
+        digest = hashlib.sha256()
+        for role in ROLES:
+            digest.update(repr((role, self.arrays[role].shape)).encode())
+            digest.update(np.ascontiguousarray(self.arrays[role], dtype="<i4").tobytes())
+        return digest.hexdigest()[:16]
+
+    def num_tokens(self) -> dict[str, int]:
+        return {role: self.arrays[role].size for role in ROLES}
+
+    def _mask(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """BERT's masking: 15 % of the tokens are labels; of these 80 % `[MASK]`, 10 % random, 10 % as they are."""
+        labelled = (rng.random(tokens.shape) < MASK_PROBABILITY) & ~np.isin(tokens, self._special)
+        labels = np.where(labelled, tokens, IGNORE_INDEX)
+        how = rng.random(tokens.shape)
+        inputs = np.where(labelled & (how < 0.8), self.tokenizer.mask_token_id, tokens)
+        random_tokens = rng.integers(len(self.tokenizer), size=tokens.shape)
+        inputs = np.where(labelled & (how >= 0.9), random_tokens, inputs)
+        return torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
+
+    def _order(self, role: str, epoch: int) -> np.ndarray:
+        if (role, epoch) not in self._orders:
+            # Only the last orders are needed again.
+            while len(self._orders) > 4:
+                del self._orders[next(iter(self._orders))]
+            self._orders[role, epoch] = stream(self.seed, "order", role, epoch).permutation(len(self.arrays[role]))
+        return self._orders[role, epoch]
+
+    def batch(self, name: str, step: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Training batch number `step` of the stream `name`: inputs and labels, (batch, tokens) int64 each.
+
+        Sequences come in a new random order every epoch; only the masks depend on the name.
+        """
+        size = len(self.arrays["search"])
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)
+        rows = [self._order("search", int(p) // size)[int(p) % size] for p in positions]
+        return self._mask(self.arrays["search"][rows], stream(self.seed, "mask", name, step))
+
+    def evaluation_batches(
+        self, role: str, sequences: int, batch_size: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """At most so many sequences of a part, the same ones with the same masks every time."""
+        rows = self._order(role, 0)[:sequences]
+        for start in range(0, len(rows), batch_size):
+            tokens = self.arrays[role][rows[start : start + batch_size]]
+            yield self._mask(tokens, stream(self.seed, "mask", role, start))
+
+    def unigram_loss(self, role: str, sequences: int) -> float:
+        """Loss in nats of predicting every label by the token frequencies of the search part: what knows no context."""
+        counts = np.bincount(self.arrays["search"].ravel(), minlength=len(self.tokenizer)).astype(np.float64)
+        counts[self._special] = 0
+        counts += 1  # so that no token is impossible
+        log_probabilities = np.log(counts / counts.sum())
+        labels = np.concatenate([y.numpy().ravel() for _, y in self.evaluation_batches(role, sequences, sequences)])
+        return float(-log_probabilities[labels[labels != IGNORE_INDEX]].mean())

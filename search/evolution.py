@@ -1,0 +1,173 @@
+"""The search loop and its strategies. Knows neither BERT nor torch.
+
+A space is anything with `random(rng, draw)`, `mutate(genome, rng, draw)`, `operations(genome)` and `key(genome)`;
+evaluation is handed in; a history is a list of records, in memory or on disk.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from autobert_zero.search.priority import OperationPriority
+from autobert_zero.search.settings import stream
+
+
+# How often a child is drawn anew when what comes is known already.
+MAX_TRIES = 50
+
+
+@dataclass(frozen=True)
+class Record:
+    """A candidate and, once evaluated, what came of it.
+
+    Attributes:
+        index: its place in the history.
+        key: functional key of the genome.
+        genome: whatever the space makes.
+        generation: 0 for the first population.
+        parents: indices of the records it descends from.
+        duplicates: how many proposals were known already and dropped before this one.
+        status: "ok", or "failed" with a `reason`.
+        score: higher is better; None if it failed.
+        seconds: what the evaluation took.
+    """
+
+    index: int
+    key: str
+    genome: Any
+    generation: int
+    parents: tuple[int, ...] = ()
+    duplicates: int = 0
+    status: Literal["proposed", "ok", "failed"] = "proposed"
+    score: float | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+
+    def evaluated(self, score: float | None, reason: str | None, seconds: float) -> "Record":
+        """The record with what came of it: a score, or the reason why there is none."""
+        status: Literal["ok", "failed"] = "failed" if score is None else "ok"
+        return replace(self, status=status, score=score, reason=reason, seconds=seconds)
+
+
+# Makes one genome, and says from which records.
+Birth = Callable[[np.random.Generator], tuple[Any, tuple[int, ...]]]
+# The births of a generation, given all records of the generations before it.
+Strategy = Callable[[int, Sequence[Record]], list[Birth]]
+
+
+def best(records: Iterable[Record], count: int) -> list[Record]:
+    """The `count` best records that succeeded, the best first; of equal scores the earlier."""
+    succeeded = [record for record in records if record.score is not None]
+    return sorted(succeeded, key=lambda record: (-record.score, record.index))[:count]  # type: ignore[operator]
+
+
+class RandomSearch:
+    """Random genomes, `population_size` in a generation."""
+
+    def __init__(self, space: Any, population_size: int):
+        self.space = space
+        self.population_size = population_size
+
+    def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
+        return [lambda rng: (self.space.random(rng), ())] * self.population_size
+
+
+class OpNas(RandomSearch):
+    """Operation-priority evolution: a random population, then children of the best, their operations drawn by priority.
+
+    Args:
+        space: see the module.
+        population_size: M, genomes of the first generation.
+        num_parents: K, best records of all that have children.
+        num_children: C, children of each parent.
+        alpha, temperature: of the `OperationPriority`.
+    """
+
+    def __init__(
+        self,
+        space: Any,
+        population_size: int,
+        num_parents: int,
+        num_children: int,
+        alpha: float,
+        temperature: float,
+    ):
+        super().__init__(space, population_size)
+        self.num_parents = num_parents
+        self.num_children = num_children
+        self.alpha = alpha
+        self.temperature = temperature
+
+    def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
+        parents = best(records, self.num_parents)
+        if not parents:
+            return super().__call__(generation, records)
+        evaluated = [(self.space.operations(record.genome), record.score) for record in records]
+        draw = OperationPriority(evaluated, self.alpha, self.temperature)
+
+        def child(parent: Record, rng: np.random.Generator) -> tuple[Any, tuple[int, ...]]:
+            return self.space.mutate(parent.genome, rng, draw), (parent.index,)
+
+        return [partial(child, parent) for parent in parents for _ in range(self.num_children)]
+
+
+def propose(
+    space: Any, births: Sequence[Birth], generation: int, records: Sequence[Record], seed: int
+) -> list[Record]:
+    """The candidates of a generation: each a function of (seed, generation, child), none known already.
+
+    A child that is known, in `records` or in this generation, is drawn anew, at most `MAX_TRIES` times; then its place
+    stays empty.
+    """
+    known = {record.key for record in records}
+    proposals: list[Record] = []
+    for child, birth in enumerate(births):
+        for duplicates in range(MAX_TRIES):
+            genome, parents = birth(stream(seed, "proposal", generation, child, duplicates))
+            key = space.key(genome)
+            if key not in known:
+                known.add(key)
+                index = len(records) + len(proposals)
+                proposals.append(Record(index, key, genome, generation, parents, duplicates))
+                break
+    return proposals
+
+
+def evolve(
+    space: Any,
+    strategy: Strategy,
+    evaluate: Callable[[list[Record]], Iterable[Record]],
+    history: list[Record],
+    seed: int,
+    max_evaluations: int,
+) -> str:
+    """Search until `max_evaluations` records stand in `history`, or the space has no new candidate.
+
+    Args:
+        evaluate: takes proposed records, gives them back evaluated, in the same order.
+        history: records of what is done already; continued where it stops, in the middle of a generation too.
+
+    Returns: "budget spent" or "space exhausted".
+
+    Raises: ValueError where the history is not one of this search (other seed, strategy, space or version).
+    """
+    generation = history[-1].generation if history else 0
+    while len(history) < max_evaluations:
+        earlier = [record for record in history if record.generation < generation]
+        done = history[len(earlier) :]
+        proposals = propose(space, strategy(generation, earlier), generation, earlier, seed)
+        for record, proposal in zip(done, proposals, strict=False):
+            if record.key != proposal.key:
+                raise ValueError(
+                    f"history: expected candidate {proposal.index} to have the key {proposal.key}, got {record.key}"
+                )
+        if not proposals:
+            return "space exhausted"
+        remaining = proposals[len(done) : max_evaluations - len(earlier)]
+        for record in evaluate(remaining) if remaining else ():
+            history.append(record)
+        generation += 1
+    return "budget spent"

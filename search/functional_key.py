@@ -1,0 +1,78 @@
+"""Functional keys: two genomes that compute the same function have the same key, however they are written.
+
+An expression is evaluated in float64 on fixed random inputs of two shapes; the result, rounded, is hashed. This second
+executor, in numpy, is also what the tests hold the model's executor against.
+"""
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from autobert_zero.configuration_autobert_zero import INPUTS, Attention, Expression, Genome
+
+
+SHAPES = ((5, 3), (3, 4))  # (tokens, head size); different numbers, so that a swapped axis shows
+SIGNIFICANT_DIGITS = 6
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(x - x.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def _unit_rows(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-4)
+
+
+OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
+    "neg": np.negative,
+    "transpose": np.transpose,
+    "softmax": _softmax,
+    "logsigmoid": lambda x: -np.logaddexp(0, -x),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "add": np.add,
+    "matmul": np.matmul,
+    "cosine_similarity": lambda x, y: _unit_rows(x) @ _unit_rows(y).T,
+    "euclidean_distance": lambda x, y: np.linalg.norm(x[:, None] - y[None], axis=-1),
+}
+
+
+def evaluate(expression: Expression, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Value of an expression for one head: `inputs` (tokens, head size) each, result (tokens, head size)."""
+    root_head_size = math.sqrt(next(iter(inputs.values())).shape[1])
+    values: dict[Expression, np.ndarray] = {Expression(name): value for name, value in inputs.items()}
+    for node in expression.nodes():
+        if node.operands:
+            operands = [values[operand] for operand in node.operands]
+            values[node] = operands[0] / root_head_size if node.name == "scale" else OPERATIONS[node.name](*operands)
+    return values[expression]
+
+
+def _fixed_inputs() -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(20220101)  # part of every key ever written: never to change
+    return [{name: rng.standard_normal(shape) for name in INPUTS} for shape in SHAPES]
+
+
+_FIXED_INPUTS = _fixed_inputs()
+
+
+@functools.lru_cache(maxsize=100_000)
+def expression_key(expression: Expression) -> str:
+    """16 hexadecimal digits, equal for equal functions."""
+    digest = hashlib.sha256()
+    for inputs in _FIXED_INPUTS:
+        value = evaluate(expression, inputs)
+        # Rounded relative to the largest entry: entries that cancel to nearly zero are noise of its size.
+        largest = np.abs(value).max()
+        decimals = SIGNIFICANT_DIGITS - math.ceil(math.log10(largest)) if 0 < largest < math.inf else 0
+        digest.update((np.round(value, decimals) + 0.0).tobytes())  # + 0.0 turns -0.0 into 0.0
+    return digest.hexdigest()[:16]
+
+
+def genome_key(genome: Genome) -> str:
+    """16 hexadecimal digits, equal for genomes whose layers compute equal functions."""
+    layers = [expression_key(g.expression) if isinstance(g, Attention) else str(g.kernel_size) for g in genome]
+    return hashlib.sha256("|".join(layers).encode()).hexdigest()[:16]

@@ -1,0 +1,149 @@
+"""Mutation on two levels: between the layers (kind, kernel size) and inside one attention (operations).
+
+Children are legal by construction: only moves that lead to a legal genome are drawn from.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autobert_zero.configuration_autobert_zero import (
+    INPUTS,
+    OPERATIONS,
+    Attention,
+    Convolution,
+    Expression,
+    Gene,
+    Genome,
+)
+from autobert_zero.search.grammar import APPLICATIONS, LEAST_SIZES, Draw, random_expression
+
+
+if TYPE_CHECKING:
+    from autobert_zero.search.space import BackboneSpace
+
+
+def _with_gene(genome: Genome, layer: int, gene: Gene) -> Genome:
+    return Genome((*genome[:layer], gene, *genome[layer + 1 :]))
+
+
+def mutate_between_layers(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome:
+    """Change the kind of one layer or, of a convolution, the kernel size.
+
+    Returns the genome itself where the space has no such change (one kernel size, attention everywhere required).
+    """
+    attentions = sum(isinstance(gene, Attention) for gene in genome)
+    moves: list[tuple[int, str]] = []
+    for layer, gene in enumerate(genome):
+        if isinstance(gene, Attention):
+            if attentions > space.min_attention_layers:
+                moves.append((layer, "convolution"))
+        else:
+            moves.append((layer, "attention"))
+            if set(space.kernel_sizes) - {gene.kernel_size}:
+                moves.append((layer, "kernel size"))
+    if not moves:
+        return genome
+    layer, move = moves[int(rng.integers(len(moves)))]
+    if move == "attention":
+        return _with_gene(genome, layer, space.random_attention(rng, draw))
+    sizes = space.kernel_sizes
+    if move == "kernel size":
+        sizes = tuple(size for size in sizes if Convolution(size) != genome[layer])
+    return _with_gene(genome, layer, Convolution(sizes[int(rng.integers(len(sizes)))]))
+
+
+def mutate_inside_layer(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome:
+    """Replace, insert or remove one operation of one attention, or rewire one input of it.
+
+    Returns the genome itself where it has no attention.
+    """
+    layers = [layer for layer, gene in enumerate(genome) if isinstance(gene, Attention)]
+    if not layers:
+        return genome
+    layer = layers[int(rng.integers(len(layers)))]
+    expression = genome[layer].expression  # type: ignore[union-attr]
+    # Rewiring always succeeds, so the loop returns.
+    for change in [*rng.permutation(["replace", "insert", "remove"]).tolist(), "rewire"]:
+        child = CHANGES[change](expression, space, rng, draw)
+        if child is not None and child != expression and space.contains_expression(child):
+            return _with_gene(genome, layer, Attention(child))
+    raise AssertionError(f"no mutation of {expression}")
+
+
+def _transposed(x: Expression) -> Expression:
+    return x.operands[0] if x.name == "transpose" else Expression("transpose", (x,))
+
+
+def _alternatives(node: Expression) -> dict[str, Expression]:
+    """Other operations, by name, that give the type of `node` from its operands, the last one transposed if need be."""
+    *first, last = node.operands
+    found: dict[str, Expression] = {}
+    for name in OPERATIONS:
+        if name == node.name:
+            continue
+        for operands in (node.operands, (*first, _transposed(last))):
+            try:
+                candidate = Expression(name, operands)
+            except ValueError:
+                continue
+            if candidate.type == node.type:
+                found.setdefault(name, candidate)
+    return found
+
+
+def _shuffled(nodes: Sequence[Expression], rng: np.random.Generator) -> Iterator[Expression]:
+    return (nodes[i] for i in rng.permutation(len(nodes)))
+
+
+def replace(expression: Expression, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Expression | None:
+    """Another operation in the place of a random one."""
+    for node in _shuffled([node for node in expression.nodes() if node.operands], rng):
+        if alternatives := _alternatives(node):
+            return expression.replace(node, alternatives[draw(sorted(alternatives), rng)])
+    return None
+
+
+def insert(expression: Expression, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Expression | None:
+    """A new operation on top of a random node, of the node's type; what else it needs is a small random expression."""
+    spare = space.max_nodes - len(expression.nodes()) - 1
+    nodes = expression.nodes()
+    node = nodes[int(rng.integers(len(nodes)))]
+    # Ways in which one operand is the node and the others fit in what is left.
+    ways = [
+        (name, types, position)
+        for name, types in APPLICATIONS[node.type]
+        for position, type_ in enumerate(types)
+        if type_ == node.type and sum(LEAST_SIZES[t] for i, t in enumerate(types) if i != position) <= spare
+    ]
+    if spare < 0 or not ways:
+        return None
+    name = draw(sorted({name for name, _, _ in ways}), rng)
+    choices = [(types, position) for n, types, position in ways if n == name]
+    types, position = choices[int(rng.integers(len(choices)))]
+    operands = [
+        node if i == position else random_expression(t, max(LEAST_SIZES[t], min(spare, 4)), rng, draw)
+        for i, t in enumerate(types)
+    ]
+    return expression.replace(node, Expression(name, tuple(operands)))
+
+
+def remove(expression: Expression, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Expression | None:
+    """A random operation gives way to one of its operands of the same type."""
+    removable = [(node, x) for node in expression.nodes() for x in node.operands if x.type == node.type]
+    if not removable:
+        return None
+    node, operand = removable[int(rng.integers(len(removable)))]
+    return expression.replace(node, operand)
+
+
+def rewire(expression: Expression, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Expression | None:
+    """Another input in the place of a random one, wherever it is used."""
+    used = expression.inputs()
+    old = used[int(rng.integers(len(used)))]
+    others = [name for name in INPUTS if name != old]
+    return expression.replace(Expression(old), Expression(others[int(rng.integers(len(others)))]))
+
+
+CHANGES = {"replace": replace, "insert": insert, "remove": remove, "rewire": rewire}

@@ -1,0 +1,109 @@
+"""What a run leaves behind beside its history: the summary, the closing table, the model card."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from autobert_zero.configuration_autobert_zero import Genome
+
+
+PACKAGES = ("autobert-zero", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def commit() -> str | None:
+    """Commit of the checkout that this package runs from, `+changes` behind it if files differ; None elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if changes.strip() else "")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a JSON file as a whole: the old one stays until the new one is safe."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def results_table(summary: dict[str, Any]) -> str:
+    """The closing table: losses on the report part, of the found model, of BERT, and of knowing no context."""
+    rows = [("model", "parameters", "report loss", "perplexity")]
+    for name, result in summary["results"].items():
+        parameters = "" if result["parameters"] is None else f"{result['parameters']:,}"
+        rows.append((name, parameters, f"{result['loss']:.4f}", f"{result['perplexity']:,.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows
+    ]
+    return "\n".join([lines[0], "-" * sum([*widths, 2 * len(widths) - 2]), *lines[1:]])
+
+
+def genome_table(genome: Genome) -> str:
+    return "\n".join(f"{number:>3}  {gene}" for number, gene in enumerate(genome, start=1))
+
+
+def model_card(summary: dict[str, Any]) -> str:
+    """README.md of the found model."""
+    tokens = summary["tokens"]
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [autobert-zero, neural-architecture-search, masked-lm]
+---
+
+# A backbone found by AutoBERT-Zero
+
+An encoder whose layers were evolved from primitive operations (OP-NAS with bi-branch weight sharing; the method of
+[AutoBERT-Zero](https://arxiv.org/abs/2107.07445)), then trained from scratch by masked language modelling.
+
+```python
+from transformers import pipeline
+
+fill_mask = pipeline("fill-mask", model="PATH_OR_NAME_OF_THIS_MODEL", trust_remote_code=True)
+```
+
+`trust_remote_code` runs the two Python files beside this one. Read them, and pin a `revision` when you load from a Hub.
+
+## Backbone
+
+```
+{genome_table(Genome.from_list(summary["best"]["genome"]))}
+```
+
+## Results
+
+Masked-language-model loss in nats on text that neither training nor search has seen. BERT has the same depth and
+width and was trained on the same {tokens["final_each"]:,} tokens of batches with the same settings; "unigram" predicts
+by token frequency alone.
+
+```
+{results_table(summary)}
+```
+
+Text: {summary["data"]["source"]}, {tokens["search"]:,} tokens to train and search on, {tokens["select"]:,} to select,
+{tokens["report"]:,} to report. Seed {summary["seed"]}, commit {summary["commit"]}.
+
+## Limits
+
+A model of a search run, trained as long as the run allowed: pre-train the backbone on your own text before you rely
+on it. It has seen sequences of {summary["settings"]["sequence_length"]} tokens and takes no longer ones.
+"""

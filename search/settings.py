@@ -1,0 +1,162 @@
+"""Settings of a run, and the named random streams that all its randomness comes from."""
+
+import dataclasses
+import zlib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from autobert_zero.configuration_autobert_zero import MAX_DEPTH, Convolution
+
+
+def stream(seed: int, *names: str | int) -> np.random.Generator:
+    """An independent random stream for each sequence of names: `stream(seed, "proposal", generation, child)`."""
+    key = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def _setting(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Everything that a run is made of. Two runs with equal settings, data and versions give equal histories.
+
+    Raises `ValueError` that names the setting, what was expected and what came.
+    """
+
+    output_dir: str = _setting("runs/search", "Folder of the run. The same command on the same folder continues it.")
+    seed: int = _setting(42, "All randomness of the run comes from it.")
+
+    # Text
+    train_file: list[str] = _setting(
+        [],
+        "Text files: plain text (a blank line ends a document), .json, .jsonl or .csv, each also as .gz, .xz or .bz2. "
+        "Without this and --dataset_name: the language reference that comes with Python.",
+    )
+    dataset_name: str | None = _setting(None, "A data set of the Hub, or of a local folder; its train split is used.")
+    dataset_config_name: str | None = _setting(None, "Its configuration.")
+    text_column: str = _setting("text", "Column of the text in data that has columns; every row is a document.")
+    streaming: bool = _setting(False, "Stream the data set of the Hub; needs --max_documents.")
+    max_documents: int | None = _setting(None, "Read at most this many documents.")
+    tokenizer: str | None = _setting(None, "Name or path of a tokenizer; without it a WordPiece one is trained.")
+    vocab_size: int = _setting(4096, "Size of the vocabulary of the tokenizer that is trained.")
+    sequence_length: int = _setting(64, "Tokens in a sequence.")
+    select_fraction: float = _setting(0.08, "Share of the text (whole documents) that scores candidates.")
+    report_fraction: float = _setting(0.08, "Share of the text (whole documents) that the reported losses come from.")
+    eval_sequences: int = _setting(256, "Sequences of the select and of the report part that a loss is taken on.")
+
+    # Model
+    num_hidden_layers: int = _setting(4, "Layers of the backbone.")
+    hidden_size: int = _setting(64, "Width of the backbone.")
+    num_attention_heads: int = _setting(2, "Attention heads.")
+    intermediate_size: int = _setting(256, "Width of the feed-forward part.")
+    initializer_range: float = _setting(0.08, "Standard deviation of initial weights; 0.02 suits widths near 768.")
+    dropout: float = _setting(0.0, "Dropout of hidden states and attention weights in all trainings.")
+
+    # Space
+    kernel_sizes: list[int] = _setting([3, 5, 7, 9, 15, 31, 65], "Kernel sizes that convolutions may have.")
+    max_nodes: int = _setting(14, "Most nodes in an attention expression.")
+    min_attention_layers: int = _setting(
+        1, "Least number of attention layers: without one, no token sees beyond the kernels."
+    )
+
+    # Strategy
+    strategy: Literal["op_nas", "random"] = _setting("op_nas", "How candidates are proposed.")
+    max_evaluations: int = _setting(40, "Candidates to evaluate.")
+    population_size: int = _setting(16, "M: random genomes in the first generation.")
+    num_parents: int = _setting(3, "K: best candidates that have children.")
+    num_children: int = _setting(4, "C: children of each parent in a generation.")
+    priority_alpha: float = _setting(0.2, "Weight of the upper confidence bound in the operation priority.")
+    priority_temperature: float = _setting(0.3, "Temperature of the softmax that operations are drawn with.")
+
+    # Training
+    batch_size: int = _setting(8, "Sequences in a batch.")
+    learning_rate: float = _setting(2e-3, "Peak learning rate of the super-network and of trainings from scratch.")
+    warmup_ratio: float = _setting(0.1, "Share of the steps in which the learning rate rises.")
+    weight_decay: float = _setting(0.01, "Weight decay of matrices.")
+    supernet_steps: int = _setting(700, "Updates of the super-network.")
+    convolution_paths: float = _setting(
+        0.5, "Share of its paths that have no attention: they learn first, and the rest learns on what they found."
+    )
+    paths_per_step: int = _setting(2, "Paths whose gradients make one update of the super-network.")
+    candidate_steps: int = _setting(40, "Updates of a candidate, from the weights of its path.")
+    candidate_learning_rate: float = _setting(1e-3, "Peak learning rate of a candidate.")
+    final_steps: int = _setting(1600, "Updates of the best candidate, and of BERT, from scratch.")
+
+    # Machine
+    num_threads: int = _setting(0, "Threads of each process; 0 shares the cores of the machine evenly.")
+    checkpoint_seconds: float = _setting(30.0, "Seconds between checkpoints of long trainings.")
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "vocab_size": 64,
+            "sequence_length": 8,
+            "eval_sequences": 1,
+            "num_hidden_layers": 1,
+            "hidden_size": 1,
+            "num_attention_heads": 1,
+            "intermediate_size": 1,
+            "max_evaluations": 1,
+            "population_size": 1,
+            "num_parents": 1,
+            "num_children": 1,
+            "batch_size": 1,
+            "supernet_steps": 0,
+            "paths_per_step": 1,
+            "candidate_steps": 0,
+            "final_steps": 1,
+            "seed": 0,
+            "num_threads": 0,
+            "priority_alpha": 0,
+            "weight_decay": 0,
+            "checkpoint_seconds": 0,
+        }.items():
+            self._expect(name, getattr(self, name) >= least, f"at least {least}")
+        for name in ("initializer_range", "learning_rate", "candidate_learning_rate", "priority_temperature"):
+            self._expect(name, getattr(self, name) > 0, "a positive number")
+        for name in ("dropout", "warmup_ratio"):
+            self._expect(name, 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
+        self._expect("convolution_paths", 0 <= self.convolution_paths <= 1, "a number from 0 to 1")
+        for name in ("select_fraction", "report_fraction"):
+            self._expect(name, 0 < getattr(self, name) < 0.5, "a number above 0 and below 0.5")
+        self._expect(
+            "num_attention_heads", self.hidden_size % self.num_attention_heads == 0, "a divisor of hidden_size"
+        )
+        self._expect("kernel_sizes", len(self.kernel_sizes) > 0, "at least one size")
+        self._expect("kernel_sizes", len(set(self.kernel_sizes)) == len(self.kernel_sizes), "distinct sizes")
+        for size in self.kernel_sizes:
+            Convolution(size)
+        # A DAG of that many nodes can be a chain: the depth that the language allows bounds it.
+        self._expect("max_nodes", 5 <= self.max_nodes <= MAX_DEPTH, f"from 5 to {MAX_DEPTH}")
+        self._expect(
+            "min_attention_layers", 0 <= self.min_attention_layers <= self.num_hidden_layers, "0 to num_hidden_layers"
+        )
+        self._expect("strategy", self.strategy in ("op_nas", "random"), "'op_nas' or 'random'")
+        self._expect("train_file", not (self.train_file and self.dataset_name), "either train_file or dataset_name")
+        self._expect("streaming", not self.streaming or self.max_documents is not None, "max_documents with it")
+        self._expect("max_documents", self.max_documents is None or self.max_documents >= 3, "at least 3")
+
+    def _expect(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "SearchSettings":
+        """Inverse of `to_dict`. Raises `ValueError` for a name that is no setting."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"settings: expected some of {sorted(known)}, got {unknown}")
+        return cls(**values)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a history depends on: all but the place and the machine."""
+        elsewhere = ("output_dir", "num_threads", "checkpoint_seconds")
+        return {name: value for name, value in self.to_dict().items() if name not in elsewhere}

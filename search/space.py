@@ -1,0 +1,78 @@
+"""The space of backbones: which genomes are legal, a random one, a mutated one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autobert_zero.configuration_autobert_zero import (
+    MAX_CHARACTERS,
+    RESULT_TYPE,
+    Attention,
+    Convolution,
+    Expression,
+    Gene,
+    Genome,
+)
+from autobert_zero.search import mutation
+from autobert_zero.search.functional_key import genome_key
+from autobert_zero.search.grammar import Draw, draw_uniformly, random_operation
+
+
+@dataclass(frozen=True)
+class BackboneSpace:
+    """Genomes of `num_layers` layers, each a convolution or an attention of bounded size.
+
+    What `evolution` asks of a space is `random`, `mutate`, `operations` and `key`.
+    """
+
+    num_layers: int
+    kernel_sizes: tuple[int, ...]
+    max_nodes: int
+    min_attention_layers: int
+
+    def contains(self, genome: Genome) -> bool:
+        return (
+            len(genome) == self.num_layers
+            and sum(isinstance(gene, Attention) for gene in genome) >= self.min_attention_layers
+            and all(
+                self.contains_expression(gene.expression)
+                if isinstance(gene, Attention)
+                else gene.kernel_size in self.kernel_sizes
+                for gene in genome
+            )
+        )
+
+    def contains_expression(self, expression: Expression) -> bool:
+        return (
+            expression.type == RESULT_TYPE
+            and len(expression.nodes()) <= self.max_nodes
+            and len(str(expression)) <= MAX_CHARACTERS
+        )
+
+    def random(self, rng: np.random.Generator, draw: Draw = draw_uniformly) -> Genome:
+        """A random genome: the kind of each layer by a fair coin, then a kernel size or an expression."""
+        attends = rng.random(self.num_layers) < 0.5
+        missing = self.min_attention_layers - int(attends.sum())
+        if missing > 0:
+            attends[rng.choice(np.flatnonzero(~attends), size=missing, replace=False)] = True
+        return Genome(self.random_attention(rng, draw) if a else self.random_convolution(rng) for a in attends)
+
+    def random_convolution(self, rng: np.random.Generator) -> Gene:
+        return Convolution(self.kernel_sizes[int(rng.integers(len(self.kernel_sizes)))])
+
+    def random_attention(self, rng: np.random.Generator, draw: Draw = draw_uniformly) -> Gene:
+        return Attention(random_operation(RESULT_TYPE, self.max_nodes, rng, draw))
+
+    def mutate(self, genome: Genome, rng: np.random.Generator, draw: Draw = draw_uniformly) -> Genome:
+        """A child: one change between the layers, then one inside a layer."""
+        genome = mutation.mutate_between_layers(genome, self, rng, draw)
+        return mutation.mutate_inside_layer(genome, self, rng, draw)
+
+    def operations(self, genome: Genome) -> list[str]:
+        """Names of the operations in the attention layers, each once, sorted."""
+        nodes = (node for gene in genome if isinstance(gene, Attention) for node in gene.expression.nodes())
+        return sorted({node.name for node in nodes if node.operands})
+
+    def key(self, genome: Genome) -> str:
+        """The functional key: equal for genomes that compute the same function."""
+        return genome_key(genome)

@@ -1,0 +1,188 @@
+"""BIWS: the bi-branch super-network that candidates take their first weights from.
+
+One store of weights: embeddings, head, and for each layer position an attention branch with the projections q, k, v
+and p, which all expressions share, and a convolution branch with one depth-wise kernel of the largest size, of which
+smaller kernels are the centre. Each branch has layer norms and a feed-forward part of its own.
+
+A path is a genome. It runs in the very model that a candidate will be, on views of the store's weights: there is no
+second implementation that could differ.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from torch import nn
+from torch.func import functional_call
+
+from autobert_zero.configuration_autobert_zero import (
+    Attention,
+    AutoBertZeroConfig,
+    Convolution,
+    Expression,
+    Gene,
+    Genome,
+)
+from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroLayer
+from autobert_zero.search.data import Corpus
+from autobert_zero.search.settings import SearchSettings, stream
+from autobert_zero.search.space import BackboneSpace
+from autobert_zero.search.training import Checkpoint, Schedule, train
+
+
+# Its only purpose is to use every input once, so that every projection exists.
+_ALL_INPUTS = Attention(Expression.parse("add(add(q, k), add(v, p))"))
+_LAYERS = "autobert_zero.encoder.layer."
+
+
+def model_config(genome: Genome, settings: SearchSettings, vocab_size: int, pad_token_id: int) -> AutoBertZeroConfig:
+    """Configuration of a candidate: the genome at the sizes of the run."""
+    return AutoBertZeroConfig(
+        genome=genome.to_list(),
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden_size,
+        num_attention_heads=settings.num_attention_heads,
+        intermediate_size=settings.intermediate_size,
+        initializer_range=settings.initializer_range,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
+        max_position_embeddings=settings.sequence_length,
+        pad_token_id=pad_token_id,
+        sparse_prediction=True,
+    )
+
+
+class SuperNetwork(nn.Module):
+    """The store of weights; `config(genome)` makes the configuration of a candidate."""
+
+    def __init__(self, settings: SearchSettings, vocab_size: int, pad_token_id: int):
+        super().__init__()
+        self.config = functools.partial(
+            model_config, settings=settings, vocab_size=vocab_size, pad_token_id=pad_token_id
+        )
+        layers = settings.num_hidden_layers
+        self.largest_kernel = max(settings.kernel_sizes)
+        attention = AutoBertZeroForMaskedLM(self.config(Genome([_ALL_INPUTS] * layers)))
+        convolution = AutoBertZeroForMaskedLM(self.config(Genome([Convolution(self.largest_kernel)] * layers)))
+        # A model without weights, of which a path takes the code only; it gets its layers anew for every path. In a
+        # list, because it is no part of the store.
+        with torch.device("meta"):
+            self._skeleton = [AutoBertZeroForMaskedLM(self.config(Genome([Convolution(1)])))]
+        self._layer = functools.lru_cache(maxsize=1024)(self._make_layer)
+        # The attention model also holds what both branches share; of the convolution model only the layers are kept.
+        self.attention = attention
+        self.convolution = convolution.autobert_zero.encoder.layer
+
+    def _make_layer(self, position: int, gene: Gene) -> AutoBertZeroLayer:
+        """A layer without weights. One for each position, for in a path every module has weights of its own."""
+        with torch.device("meta"):
+            return AutoBertZeroLayer(self._skeleton[0].config, gene)
+
+    def path_weights(self, genome: Genome, names: list[str]) -> dict[str, torch.Tensor]:
+        """The store's weights under the names of the candidate's parameters; kernels are views, gradients flow back."""
+        attention = dict(self.attention.named_parameters(remove_duplicate=False))
+        convolution = dict(self.convolution.named_parameters())
+        weights = {}
+        for name in names:
+            layer = int(name.removeprefix(_LAYERS).split(".")[0]) if name.startswith(_LAYERS) else None
+            if layer is not None and isinstance(gene := genome[layer], Convolution):
+                weight = convolution[name.removeprefix(_LAYERS)]
+                if name.endswith("mixer.convolution.weight"):
+                    margin = (self.largest_kernel - gene.kernel_size) // 2
+                    weight = weight[..., margin : self.largest_kernel - margin]
+            else:
+                weight = attention[name]
+            weights[name] = weight
+        return weights
+
+    def forward(self, genome: Genome, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Masked-language-model loss in nats of the path `genome`; inputs and labels (batch, tokens)."""
+        [path] = self._skeleton
+        path.autobert_zero.encoder.layer = nn.ModuleList(
+            self._layer(position, gene) for position, gene in enumerate(genome)
+        )
+        path.train(self.training)
+        weights = self.path_weights(genome, [name for name, _ in path.named_parameters()])
+        return functional_call(path, weights, (), {"input_ids": input_ids, "labels": labels}).loss
+
+    def candidate(self, genome: Genome) -> AutoBertZeroForMaskedLM:
+        """A model of its own with a copy of the weights of its path."""
+        model = AutoBertZeroForMaskedLM(self.config(genome))
+        weights = self.path_weights(genome, [name for name, _ in model.named_parameters()])
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        return model
+
+
+def draw_path(space: BackboneSpace, settings: SearchSettings, step: int, number: int) -> Genome:
+    """The genome that path `number` of a step trains: of convolutions alone, or any of the space.
+
+    Random attentions are mostly useless. Where they stood in every path, embeddings and convolutions did not leave the
+    plateau of the unigram loss within the budget of a small search; with half of the paths free of them they do.
+    """
+    rng = stream(settings.seed, "path", step, number)
+    if rng.random() < settings.convolution_paths:
+        return Genome(space.random_convolution(rng) for _ in range(space.num_layers))
+    return space.random(rng)
+
+
+def train_supernet(
+    supernet: SuperNetwork,
+    space: BackboneSpace,
+    corpus: Corpus,
+    settings: SearchSettings,
+    accelerator: Accelerator,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> None:
+    """Train the store, data parallel over the processes of `accelerator`.
+
+    In every step `paths_per_step` genomes, each on a batch of its own, give one update. Genomes and batches are
+    functions of (seed, step, path); the processes share them out and add up their gradients, so the number of
+    processes changes nothing beyond the order of float summation. A path whose loss is not finite takes no part.
+    """
+    if checkpoint is not None:
+        checkpoint.writes = accelerator.is_main_process
+        if len(set(gather_object([checkpoint.step()]))) > 1:
+            raise ValueError("output_dir: expected one folder that all processes share, got different checkpoints")
+    parameters = list(supernet.parameters())
+
+    def backward(step: int) -> float:
+        total = torch.zeros(2, device=accelerator.device)  # sum of the losses, number of them
+        for number in range(accelerator.process_index, settings.paths_per_step, accelerator.num_processes):
+            torch.manual_seed(int(stream(settings.seed, "path dropout", step, number).integers(2**62)))
+            batch = corpus.batch("supernet", step * settings.paths_per_step + number, settings.batch_size)
+            path = draw_path(space, settings, step, number)
+            loss = supernet(path, *(tensor.to(accelerator.device) for tensor in batch))
+            if math.isfinite(loss.item()):
+                loss.backward()
+                total += torch.stack([loss.detach(), torch.ones_like(loss)])
+        if accelerator.num_processes > 1:
+            total = _add_up(parameters, total, accelerator)
+        loss_sum, count = total.tolist()
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= count
+        return loss_sum / count if count else math.nan
+
+    schedule = Schedule(settings.supernet_steps, settings.learning_rate, settings.warmup_ratio, settings.weight_decay)
+    train(supernet, backward, schedule, checkpoint, progress)
+    # Not a bit may differ between processes, or the same candidate would score differently in two of them.
+    if accelerator.num_processes > 1:
+        for parameter in parameters:
+            broadcast(parameter.data)
+
+
+def _add_up(parameters: list[nn.Parameter], total: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Sum gradients and `total` over the processes. A parameter without a gradient anywhere is left without."""
+    took_part = torch.tensor([float(p.grad is not None) for p in parameters], device=total.device)
+    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    vector = accelerator.reduce(torch.cat([*gradients, took_part, total]), "sum")
+    *gradients, took_part, total = vector.split([*(p.numel() for p in parameters), len(parameters), len(total)])
+    for parameter, gradient, took in zip(parameters, gradients, took_part.tolist(), strict=True):
+        parameter.grad = gradient.view_as(parameter).clone() if took else None
+    return total

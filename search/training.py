@@ -1,0 +1,140 @@
+"""One training loop for all: the super-network, candidates, and final models from scratch.
+
+Every step is a function of its number, so that a training continued from a checkpoint gives what it would have given.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+
+MAX_GRADIENT_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW with a linear rise and a linear fall of the learning rate."""
+
+    steps: int
+    learning_rate: float
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, …, steps - 1; neither end is 0."""
+        warmup = max(1, round(self.warmup_ratio * self.steps))
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        return self.learning_rate * (self.steps - step) / (self.steps - warmup + 1)
+
+
+class Checkpoint:
+    """Weights, optimizer state and step of a training, in one safetensors file that is replaced as a whole.
+
+    Args:
+        path: of the file.
+        identity: says what is trained; a file with another one is not continued.
+        seconds: between two writes.
+
+    Set `writes` to False in all processes but one that train the same module.
+    """
+
+    def __init__(self, path: str | os.PathLike, identity: str, seconds: float):
+        self.path = Path(path)
+        self.identity = identity
+        self.seconds = seconds
+        self.writes = True
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        return self.writes and time.monotonic() - self._last >= self.seconds
+
+    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        tensors = {}
+        for name, parameter in module.named_parameters():
+            tensors[f"weight:{name}"] = parameter.detach()
+            for field, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{field}:{name}"] = value
+        temporary = self.path.with_suffix(".tmp")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"step": str(step), "identity": self.identity},
+        )
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._last = time.monotonic()
+
+    def step(self) -> int:
+        """Steps done in the file; 0 where there is nothing to continue."""
+        if not self.path.exists():
+            return 0
+        with safe_open(self.path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return int(metadata["step"]) if metadata.get("identity") == self.identity else 0
+
+    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Restore both and return the number of steps done; 0, and nothing changed, where there is nothing to restore."""
+        step = self.step()
+        if step == 0:
+            return 0
+        parameters = dict(module.named_parameters())
+        with safe_open(self.path, framework="pt") as file, torch.no_grad():
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                field, _, name = key.partition(":")
+                if field == "weight":
+                    parameters[name].copy_(file.get_tensor(key))
+                else:
+                    optimizer.state[parameters[name]][field] = file.get_tensor(key).to(parameters[name].device)
+        return step
+
+
+def train(
+    module: nn.Module,
+    backward: Callable[[int], float],
+    schedule: Schedule,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> None:
+    """Train the parameters of `module` in place.
+
+    Args:
+        backward: takes the number of a step, adds gradients to the parameters and returns the loss in nats. It must
+            draw whatever is random from that number alone.
+        checkpoint: continued from, and written to now and then and at the end.
+        progress: called with the number of steps done and the loss of the last.
+
+    Raises: FloatingPointError for a loss that is not finite.
+    """
+    parameters = list(module.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": schedule.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        fused=True,
+    )
+    start = checkpoint.load(module, optimizer) if checkpoint else 0
+    module.train()
+    for step in range(start, schedule.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        loss = backward(step)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss: expected a finite number, got {loss} at step {step}")
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        optimizer.step()
+        optimizer.zero_grad()  # to None: a parameter that took no part in a step is left alone
+        if progress:
+            progress(step + 1, loss)
+        if checkpoint and (checkpoint.due() or (checkpoint.writes and step + 1 == schedule.steps)):
+            checkpoint.save(module, optimizer, step + 1)
