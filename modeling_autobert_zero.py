@@ -37,7 +37,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple
 
-from .configuration_autobert_zero import Attention, AutoBertZeroConfig, Convolution, Expression
+from .configuration_autobert_zero import Attention, AutoBertZeroConfig, Convolution, Expression, Genome
 
 
 # The modules that project the layer input, by the name that expressions use.
@@ -335,7 +335,10 @@ class AutoBertZeroLayer(GradientCheckpointingLayer):
 class AutoBertZeroEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.layer = nn.ModuleList([AutoBertZeroLayer(config, gene) for gene in config.parsed_genome()])
+        # Not `config.parsed_genome()`: the remote-code loader may run the configuration module twice, and genes of the
+        # other copy would not be of the classes that are imported here.
+        genome = Genome.from_list(config.genome)
+        self.layer = nn.ModuleList([AutoBertZeroLayer(config, gene) for gene in genome])
 
     def forward(self, hidden_states, real_tokens=None, output_hidden_states=False):
         all_hidden_states = (hidden_states,)

@@ -158,8 +158,10 @@ class Run:
         with self._phase("search"):
             status = self._search(history, workers)
         with self._phase("final training"):
-            summary = self._train_final(history, workers, status)
+            results = self._train_final(history, workers)
         workers.close()
+        summary = self._summarize(history, status, results)
+        self._save(summary)
         self._close(summary)
         history.close()
         if lock is not None:
@@ -292,23 +294,26 @@ class Run:
         progress.close()
         return status
 
-    def _train_final(self, history: History, workers: Workers, status: str) -> dict[str, Any]:
-        settings, corpus = self.settings, self.corpus
+    def _train_final(self, history: History, workers: Workers) -> dict[str, dict[str, Any]]:
+        """Report losses of the best candidate and of a BERT of its depth and width, both trained from scratch."""
         found = best(history, 1)
         if not found:
             raise UsageError(f"no candidate could be evaluated; the last one: {history[-1].reason}")
-        [winner] = found
-        genomes = {"best": winner.genome, "bert": Genome([SELF_ATTENTION] * settings.num_hidden_layers)}
+        genomes = {"best": found[0].genome, "bert": Genome([SELF_ATTENTION] * self.settings.num_hidden_layers)}
         jobs = [{"kind": "train", "name": name, "genome": genome.to_list()} for name, genome in genomes.items()]
-        results = dict(zip(genomes, workers.map(jobs), strict=True))
-        unigram = {"loss": corpus.unigram_loss("report", settings.eval_sequences), "parameters": None}
-        for result in (unigram, *results.values()):
-            result["perplexity"] = math.exp(result["loss"])
-        summary = {
+        return dict(zip(genomes, workers.map(jobs), strict=True))
+
+    def _summarize(self, history: History, status: str, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        settings, corpus = self.settings, self.corpus
+        unigram = {"loss": corpus.unigram_loss("report", settings.eval_sequences), "parameters": None, "seconds": None}
+        named = {"AutoBERT-Zero (found)": results["best"], "BERT": results["bert"], "unigram": unigram}
+        [winner] = best(history, 1)
+        batch_tokens = settings.batch_size * settings.sequence_length
+        return {
             "identity": self.identity,
             "status": status,
             "best": {"genome": winner.genome.to_list(), "score": winner.score, "index": winner.index},
-            "results": {"AutoBERT-Zero (found)": results["best"], "BERT": results["bert"], "unigram": unigram},
+            "results": {name: {**result, "perplexity": math.exp(result["loss"])} for name, result in named.items()},
             "counts": {
                 "evaluated": len(history),
                 "failed": sum(record.status == "failed" for record in history),
@@ -316,32 +321,33 @@ class Run:
             },
             "tokens": {
                 **corpus.num_tokens(),
-                "supernet": settings.supernet_steps * settings.paths_per_step * self._batch_tokens(),
-                "candidate_each": settings.candidate_steps * self._batch_tokens(),
-                "final_each": settings.final_steps * self._batch_tokens(),
+                "supernet": settings.supernet_steps * settings.paths_per_step * batch_tokens,
+                "candidate_each": settings.candidate_steps * batch_tokens,
+                "final_each": settings.final_steps * batch_tokens,
             },
+            # Of this session: an interrupted run has spent more. Candidates' own seconds are of all sessions.
             "seconds": {**self.seconds, "candidates": sum(record.seconds for record in history)},
             "seed": settings.seed,
             "data": {"source": self._source(), "digest": corpus.digest()},
-            "processes": self.accelerator.num_processes,
-            "threads": torch.get_num_threads(),
-            "device": self.accelerator.device.type,
+            "machine": {
+                "processes": self.accelerator.num_processes,
+                "threads": torch.get_num_threads(),
+                "device": self._device_name(),
+            },
             "versions": reporting.versions(),
             "commit": reporting.commit(),
             "settings": settings.to_dict(),
         }
-        self._save_model(winner.genome, summary)
-        reporting.write_json(self.folder / "summary.json", summary)
-        for name in genomes:
-            self._checkpoint(f"final-{name}").path.unlink()
-        return summary
 
-    def _batch_tokens(self) -> int:
-        return self.settings.batch_size * self.settings.sequence_length
+    def _device_name(self) -> str:
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.get_device_name(self.accelerator.device)
+        return platform.processor() or platform.machine()
 
-    def _save_model(self, genome: Genome, summary: dict[str, Any]) -> None:
-        """`model/` as a whole: weights, configuration, tokenizer, the two code files, the card."""
-        model = self.proxy.train_from_scratch(genome, self._checkpoint("final-best"))  # done: only loads
+    def _save(self, summary: dict[str, Any]) -> None:
+        """`model/` as a whole (weights, configuration, tokenizer, the two code files, card), then the summary."""
+        genome = Genome.from_list(summary["best"]["genome"])
+        model = self.proxy.train_from_scratch(genome, self._checkpoint("final-best"))  # is done: only loads
         model.config.sparse_prediction = False
         folder, temporary = self.folder / "model", self.folder / "model.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -350,6 +356,9 @@ class Run:
         (temporary / "README.md").write_text(reporting.model_card(summary), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
+        reporting.write_json(self.folder / "summary.json", summary)
+        for name in ("best", "bert"):
+            self._checkpoint(f"final-{name}").path.unlink()
 
     def _close(self, summary: dict[str, Any]) -> None:
         counts = summary["counts"]

@@ -137,3 +137,9 @@ class History(list[Record]):
 
     def close(self) -> None:
         self._file.close()
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

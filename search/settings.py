@@ -79,14 +79,14 @@ class SearchSettings:
     learning_rate: float = _setting(2e-3, "Peak learning rate of the super-network and of trainings from scratch.")
     warmup_ratio: float = _setting(0.1, "Share of the steps in which the learning rate rises.")
     weight_decay: float = _setting(0.01, "Weight decay of matrices.")
-    supernet_steps: int = _setting(700, "Updates of the super-network.")
+    supernet_steps: int = _setting(900, "Updates of the super-network.")
     convolution_paths: float = _setting(
-        0.5, "Share of its paths that have no attention: they learn first, and the rest learns on what they found."
+        0.75, "Share of its paths that have no attention: they learn first, and the rest learns on what they found."
     )
     paths_per_step: int = _setting(2, "Paths whose gradients make one update of the super-network.")
     candidate_steps: int = _setting(40, "Updates of a candidate, from the weights of its path.")
     candidate_learning_rate: float = _setting(1e-3, "Peak learning rate of a candidate.")
-    final_steps: int = _setting(1600, "Updates of the best candidate, and of BERT, from scratch.")
+    final_steps: int = _setting(1400, "Updates of the best candidate, and of BERT, from scratch.")
 
     # Machine
     num_threads: int = _setting(0, "Threads of each process; 0 shares the cores of the machine evenly.")

@@ -122,7 +122,7 @@ def draw_path(space: BackboneSpace, settings: SearchSettings, step: int, number:
     """The genome that path `number` of a step trains: of convolutions alone, or any of the space.
 
     Random attentions are mostly useless. Where they stood in every path, embeddings and convolutions did not leave the
-    plateau of the unigram loss within the budget of a small search; with half of the paths free of them they do.
+    plateau of the unigram loss within the budget of a small search; with three quarters of the paths free of them they do.
     """
     rng = stream(settings.seed, "path", step, number)
     if rng.random() < settings.convolution_paths:

@@ -33,16 +33,16 @@ class Workers:
         self.run = run
         self.rounds = 0
         if accelerator.num_processes > 1:
-            main = accelerator.is_main_process
-            # The main process opens a port that is free and tells the others.
-            self.store = self._store(0, main) if main else None
-            port = broadcast_object_list([self.store.port if self.store else None])[0]
-            self.store = self.store or self._store(port, main)
+            if accelerator.is_main_process:
+                self.store = self._store(0, is_master=True)  # a port that is free
+                broadcast_object_list([self.store.port])
+            else:
+                self.store = self._store(broadcast_object_list([None])[0], is_master=False)
 
     @staticmethod
-    def _store(port: int, main: bool) -> torch.distributed.TCPStore:
+    def _store(port: int, is_master: bool) -> torch.distributed.TCPStore:
         host = os.environ["MASTER_ADDR"]
-        return torch.distributed.TCPStore(host, port, is_master=main, timeout=_PATIENCE, wait_for_workers=False)
+        return torch.distributed.TCPStore(host, port, is_master=is_master, timeout=_PATIENCE, wait_for_workers=False)
 
     def map(self, jobs: Sequence[Any]) -> Iterator[Any]:
         """Results of all jobs, in their order, each as soon as it and all before it are done. Main process only."""

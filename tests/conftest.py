@@ -1,0 +1,97 @@
+"""Small things that several tests need. Sizes are all different, so that a swapped axis cannot pass."""
+
+import random
+
+import pytest
+import torch
+
+from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig, Genome
+from autobert_zero.search.settings import SearchSettings, stream
+from autobert_zero.search.space import BackboneSpace
+
+
+BATCH, TOKENS, VOCAB, HIDDEN, HEADS = 5, 7, 99, 24, 3
+
+SPACE = BackboneSpace(num_layers=3, kernel_sizes=(3, 5, 7), max_nodes=12, min_attention_layers=1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def tiny_config(genome: Genome, **kwargs) -> AutoBertZeroConfig:
+    return AutoBertZeroConfig(
+        genome=genome.to_list(),
+        **{
+            "vocab_size": VOCAB,
+            "hidden_size": HIDDEN,
+            "num_attention_heads": HEADS,
+            "intermediate_size": 37,
+            "max_position_embeddings": 32,
+            # Larger than usual: with weights near 0 every model says the same, and a leak would not show.
+            "initializer_range": 0.3,
+            **kwargs,
+        },
+    )
+
+
+def random_genome(number: int) -> Genome:
+    return SPACE.random(stream(number, "test genome"))
+
+
+def write_corpus(path, documents: int = 30, seed: int = 0) -> str:
+    """Text with something to learn: sentences whose words depend on each other."""
+    rng = random.Random(seed)
+    subjects = {"the cat": "meows", "the dog": "barks", "a bird": "sings", "the cow": "moos", "one lion": "roars"}
+    lines = []
+    for _ in range(documents):
+        for _ in range(12):
+            subject = rng.choice(list(subjects))
+            lines.append(f"{subject} {subjects[subject]} near house {rng.randrange(40)} .")
+        lines.append("")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+# A run of seconds. Dropout is on, so that its randomness is tested, too.
+TINY_RUN = {
+    "vocab_size": 150,
+    "sequence_length": 16,
+    "eval_sequences": 8,
+    "num_hidden_layers": 2,
+    "hidden_size": 12,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "dropout": 0.1,
+    "kernel_sizes": [3, 5, 9],
+    "max_nodes": 8,
+    "max_evaluations": 9,
+    "population_size": 4,
+    "num_parents": 2,
+    "num_children": 2,
+    "batch_size": 4,
+    "supernet_steps": 8,
+    "candidate_steps": 3,
+    "final_steps": 6,
+    "num_threads": 1,
+}
+
+
+@pytest.fixture
+def tiny_settings(tmp_path) -> SearchSettings:
+    corpus = write_corpus(tmp_path / "corpus.txt")
+    return SearchSettings(output_dir=str(tmp_path / "run"), train_file=[corpus], **TINY_RUN)
+
+
+def command_line(settings: SearchSettings) -> list[str]:
+    """The arguments that give these settings."""
+    arguments = []
+    for name, value in settings.to_dict().items():
+        if value is None or value == [] or value is False:
+            continue
+        arguments.append(f"--{name}")
+        if value is not True:
+            arguments += [str(v) for v in (value if isinstance(value, list) else [value])]
+    return arguments
