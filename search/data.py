@@ -6,9 +6,11 @@ from *select*, printed losses from *report*, which the search never sees.
 
 import hashlib
 import itertools
+import lzma
 import os
 import string
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -49,20 +51,34 @@ def _column(rows: Iterable[dict], column: str, source: str) -> Iterator[str]:
         yield row[column]
 
 
-def _file(path: str, settings: SearchSettings) -> Iterator[str]:
-    if not os.path.isfile(path):
-        raise ValueError(f"train_file: expected a file, got {path!r}")
+def _rows(path: str) -> Iterator[dict]:
+    """Rows of a file, the lines of plain text as `text`."""
     suffixes = [suffix for suffix in Path(path).suffixes if suffix not in _COMPRESSED]
     builder = _BUILDERS.get(suffixes[-1] if suffixes else "", "text")
     options = {"sample_by": "line"} if builder == "text" else {}
     try:
-        rows = datasets.load_dataset(builder, data_files=[path], split="train", streaming=True, **options)
-        texts = _column(rows, "text" if builder == "text" else settings.text_column, path)
-        yield from _paragraph_blocks(texts) if builder == "text" else texts
+        yield from datasets.load_dataset(builder, data_files=[path], split="train", streaming=True, **options)
     except UnicodeDecodeError as error:
         raise ValueError(f"train_file: expected UTF-8 in {path!r}, got {error}") from None
-    except (datasets.exceptions.DatasetGenerationError, EOFError, OSError, StopIteration) as error:
-        raise ValueError(f"train_file: cannot read {path!r}: {error.__cause__ or error}") from error
+    except (datasets.exceptions.DatasetsError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"train_file: cannot read {path!r}: {error}") from error
+
+
+def _file(path: str, settings: SearchSettings) -> Iterator[str]:
+    if not os.path.isfile(path):
+        raise ValueError(f"train_file: expected a file, got {path!r}")
+    if any(suffix in _BUILDERS for suffix in Path(path).suffixes):
+        return _column(_rows(path), settings.text_column, path)
+    return _paragraph_blocks(_column(_rows(path), "text", path))
+
+
+def _data_set(settings: SearchSettings) -> Iterator[str]:
+    name, config = settings.dataset_name, settings.dataset_config_name
+    try:
+        rows = datasets.load_dataset(name, config, split="train", streaming=settings.streaming)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise ValueError(f"dataset_name: cannot load {name!r}: {error}") from error
+    return _column(rows, settings.text_column, name)
 
 
 def read_documents(settings: SearchSettings) -> list[str]:
@@ -73,10 +89,7 @@ def read_documents(settings: SearchSettings) -> list[str]:
     if settings.train_file:
         source: Iterable[str] = itertools.chain.from_iterable(_file(path, settings) for path in settings.train_file)
     elif settings.dataset_name:
-        rows = datasets.load_dataset(
-            settings.dataset_name, settings.dataset_config_name, split="train", streaming=settings.streaming
-        )
-        source = _column(rows, settings.text_column, settings.dataset_name)
+        source = _data_set(settings)
     else:
         source = _language_reference()
     documents = dict.fromkeys(itertools.islice((text for text in source if text.strip()), settings.max_documents))
@@ -234,9 +247,8 @@ class Corpus:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """At most so many sequences of a part, the same ones with the same masks every time."""
         rows = self._order(role, 0)[:sequences]
-        for start in range(0, len(rows), batch_size):
-            tokens = self.arrays[role][rows[start : start + batch_size]]
-            yield self._mask(tokens, stream(self.seed, "mask", role, start))
+        inputs, labels = self._mask(self.arrays[role][rows], stream(self.seed, "mask", role))
+        yield from zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
 
     def unigram_loss(self, role: str, sequences: int) -> float:
         """Loss in nats of predicting every label by the token frequencies of the search part: what knows no context."""

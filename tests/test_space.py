@@ -136,7 +136,8 @@ STANDARD = "matmul(softmax(scale(matmul(q, transpose(k)))), v)"
 )
 def test_operators(change, required):
     expression = Expression.parse(STANDARD)
-    children = {CHANGES[change](expression, SPACE, stream(i), draw_uniformly) for i in range(DRAWS)} - {None}
+    space = BackboneSpace(1, (3,), 16, 1)
+    children = {CHANGES[change](expression, space, stream(i), draw_uniformly) for i in range(DRAWS)} - {None}
     assert all(child.type == "nd" for child in children)
     assert required <= set(map(str, children))
     sizes = {len(child.nodes()) - len(expression.nodes()) for child in children}

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import nn
+
+from autobert_zero.search.training import Checkpoint, Schedule, train
+
+
+class Interrupted(Exception):
+    pass
+
+
+def make(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Dropout(0.2), nn.Linear(5, 1))
+
+
+def backward_of(module, stop_at=None):
+    def backward(step):
+        if step == stop_at:
+            raise Interrupted
+        torch.manual_seed(step)
+        x = torch.randn(7, 3)
+        loss = (module(x) - x.sum(1, keepdim=True)).square().mean()
+        # Only some parameters take part in a step, as in a super-network.
+        used = module[0].parameters() if step % 3 else module.parameters()
+        loss.backward(inputs=list(used))
+        return loss.item()
+
+    return backward
+
+
+def test_schedule():
+    schedule = Schedule(steps=10, learning_rate=1.0, warmup_ratio=0.2)
+    rates = [schedule.rate(step) for step in range(10)]
+    assert rates[:2] == [0.5, 1.0] and rates[2] == pytest.approx(8 / 9) and rates[9] == pytest.approx(1 / 9)
+    assert [Schedule(1, 2.0, 0.1).rate(0), Schedule(3, 2.0, 0.0).rate(0)] == [2.0, 2.0]
+
+
+def test_training_learns():
+    module = make()
+    losses = []
+    train(module, backward_of(module), Schedule(300, 0.03), progress=lambda done, loss: losses.append(loss))
+    assert len(losses) == 300 and sum(losses[-20:]) < 0.3 * sum(losses[:20])
+
+
+@pytest.mark.parametrize("stops", [(1,), (5,), (3, 4, 11)])
+def test_interrupted_training_gives_the_same_bits(tmp_path, stops):
+    schedule = Schedule(12, 0.03)
+    expected = make()
+    train(expected, backward_of(expected), schedule)
+    path = tmp_path / "checkpoint.safetensors"
+    for stop in stops:
+        module = make(seed=stop)  # what it is does not matter once a checkpoint is there
+        if stop == stops[0]:
+            module = make()
+        with pytest.raises(Interrupted):
+            train(module, backward_of(module, stop), schedule, Checkpoint(path, "this", 0.0))
+        assert Checkpoint(path, "this", 0.0).step() == stop
+    module = make(seed=99)
+    train(module, backward_of(module), schedule, Checkpoint(path, "this", 0.0))
+    for a, b in zip(module.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+    # Done: it only loads.
+    module = make(seed=98)
+    train(module, backward_of(module, 0), schedule, Checkpoint(path, "this", 0.0))
+    assert torch.equal(module[0].weight, expected[0].weight)
+
+
+def test_checkpoint_of_another_training_is_not_continued(tmp_path):
+    module = make()
+    train(module, backward_of(module), Schedule(2, 0.1), Checkpoint(tmp_path / "c.safetensors", "this", 0.0))
+    other = Checkpoint(tmp_path / "c.safetensors", "other", 0.0)
+    assert other.step() == 0 and other.load(make(), torch.optim.AdamW(make().parameters())) == 0
+
+
+def test_only_one_process_writes(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", "this", 0.0)
+    checkpoint.writes = False
+    module = make()
+    train(module, backward_of(module), Schedule(2, 0.1), checkpoint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_ends_the_training():
+    module = make()
+    with pytest.raises(FloatingPointError, match="expected a finite number, got nan at step 2"):
+        train(module, lambda step: float("nan") if step == 2 else 1.0, Schedule(9, 0.1))
