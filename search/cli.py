@@ -24,7 +24,7 @@ import datasets
 import filelock
 import torch
 import transformers
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -40,6 +40,9 @@ from autobert_zero.search.space import BackboneSpace
 from autobert_zero.search.supernet import SuperNetwork, train_supernet
 from autobert_zero.search.training import Checkpoint
 from autobert_zero.search.workers import Workers
+
+
+CONTINUE = "What is done is kept: the same command continues it."
 
 
 class UsageError(Exception):
@@ -139,33 +142,33 @@ class Run:
         self.seconds: dict[str, float] = {}
 
     def execute(self) -> None:
-        lock = hold_folder(self.settings) if self.main else None
-        self._describe_machine()
-        with self._phase("text"):
-            self.corpus, self.identity = self._read_corpus()
-        history = self._open_history() if self.main else None
-        if history is not None and (summary := self._finished()):
-            self.say(f"{self.folder} holds this run, finished.")
-            self._close(summary)
-            raise SystemExit(0)
-        self.proxy = MaskedLMProxy(self.settings, self.corpus, self.accelerator.device)
-        with self._phase("super-network"):
-            self.supernet = self._train_supernet()
-        workers = Workers(self.accelerator, self._run_job)
-        if history is None:
-            workers.serve()
-            return
-        with self._phase("search"):
-            status = self._search(history, workers)
-        with self._phase("final training"):
-            results = self._train_final(history, workers)
-        workers.close()
-        summary = self._summarize(history, status, results)
-        self._save(summary)
-        self._close(summary)
-        history.close()
-        if lock is not None:
-            lock.release()
+        with contextlib.ExitStack() as held:
+            if self.main:
+                held.enter_context(hold_folder(self.settings))
+            self._describe_machine()
+            with self._phase("text"):
+                self.corpus, self.identity = self._read_corpus()
+            history = held.enter_context(self._open_history()) if self.main else None
+            summary = self._finished() if self.main else None
+            if broadcast_object_list([summary is not None])[0]:
+                self.say(f"{self.folder} holds this run, finished.")
+            else:
+                self.proxy = MaskedLMProxy(self.settings, self.corpus, self.accelerator.device)
+                with self._phase("super-network"):
+                    self.supernet = self._train_supernet()
+                workers = Workers(self.accelerator, self._run_job)
+                if history is None:
+                    workers.serve()
+                    return
+                with self._phase("search"):
+                    status = self._search(history, workers)
+                with self._phase("final training"):
+                    results = self._train_final(history, workers)
+                workers.close()
+                summary = self._summarize(history, status, results)
+                self._save(summary)
+            if summary:
+                self._show(summary)
 
     def say(self, text: str = "") -> None:
         if self.main:
@@ -186,7 +189,8 @@ class Run:
 
     def _describe_machine(self) -> None:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        threads = self.settings.num_threads or max(1, len(os.sched_getaffinity(0)) // local)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = self.settings.num_threads or max(1, cores // local)
         torch.set_num_threads(threads)
         count = self.accelerator.num_processes
         self.say(
@@ -360,7 +364,7 @@ class Run:
         for name in ("best", "bert"):
             self._checkpoint(f"final-{name}").path.unlink()
 
-    def _close(self, summary: dict[str, Any]) -> None:
+    def _show(self, summary: dict[str, Any]) -> None:
         counts = summary["counts"]
         genome = Genome.from_list(summary["best"]["genome"])
         self.say(f"\nBest of {counts['evaluated']} candidates ({counts['failed']} failed; {summary['status']}):\n")
@@ -380,8 +384,12 @@ def main(arguments: list[str] | None = None) -> None:
         Run(settings, accelerator).execute()
     except UsageError as error:
         sys.exit(_complain(str(error), code=2))
+    except FloatingPointError as error:
+        sys.exit(_complain(f"{error}: a training diverged; try a lower learning_rate in another output_dir", code=1))
     except (OSError, SafetensorError) as error:
-        sys.exit(_complain(f"{error}. What is done is kept: the same command continues it.", code=1))
+        sys.exit(_complain(f"{error}. {CONTINUE}", code=1))
+    except KeyboardInterrupt:
+        sys.exit(_complain(f"interrupted. {CONTINUE}", code=130))
     finally:
         accelerator.end_training()
 

@@ -51,10 +51,8 @@ def _column(rows: Iterable[dict], column: str, source: str) -> Iterator[str]:
         yield row[column]
 
 
-def _rows(path: str) -> Iterator[dict]:
-    """Rows of a file, the lines of plain text as `text`."""
-    suffixes = [suffix for suffix in Path(path).suffixes if suffix not in _COMPRESSED]
-    builder = _BUILDERS.get(suffixes[-1] if suffixes else "", "text")
+def _rows(path: str, builder: str) -> Iterator[dict]:
+    """Rows of a file; of plain text its lines."""
     options = {"sample_by": "line"} if builder == "text" else {}
     try:
         yield from datasets.load_dataset(builder, data_files=[path], split="train", streaming=True, **options)
@@ -67,9 +65,11 @@ def _rows(path: str) -> Iterator[dict]:
 def _file(path: str, settings: SearchSettings) -> Iterator[str]:
     if not os.path.isfile(path):
         raise ValueError(f"train_file: expected a file, got {path!r}")
-    if any(suffix in _BUILDERS for suffix in Path(path).suffixes):
-        return _column(_rows(path), settings.text_column, path)
-    return _paragraph_blocks(_column(_rows(path), "text", path))
+    suffixes = [suffix for suffix in Path(path).suffixes if suffix not in _COMPRESSED]
+    builder = _BUILDERS.get(suffixes[-1] if suffixes else "", "text")
+    if builder == "text":
+        return _paragraph_blocks(_column(_rows(path, builder), "text", path))
+    return _column(_rows(path, builder), settings.text_column, path)
 
 
 def _data_set(settings: SearchSettings) -> Iterator[str]:
