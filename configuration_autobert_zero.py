@@ -126,6 +126,16 @@ class Expression:
         used = {node.name for node in self.nodes()}
         return [name for name in INPUTS if name in used]
 
+    def mixes_tokens(self) -> bool:
+        """Whether the result for a token depends on other tokens: some node sums or normalises over tokens."""
+        return any(
+            node.contracts_tokens() or (node.name == "softmax" and node.type[1] == "n") for node in self.nodes()
+        )
+
+    def contracts_tokens(self) -> bool:
+        """Whether this very operation sums over tokens: a product, similarity or distance along an axis of type n."""
+        return self.name in ("matmul", "cosine_similarity", "euclidean_distance") and self.operands[0].type[1] == "n"
+
     def replace(self, old: "Expression", new: "Expression") -> "Expression":
         """This expression with every occurrence of `old` replaced by `new` (of the same type)."""
         if self == old:
@@ -244,7 +254,7 @@ def _gene_from_dict(gene: Any) -> Gene:
         raise ValueError(f"expected an object with 'kind', got {gene!r}")
     fields = {Convolution.kind: "kernel_size", Attention.kind: "expression"}
     kind = gene.get("kind")
-    if kind not in fields:
+    if not isinstance(kind, str) or kind not in fields:
         raise ValueError(f"kind: expected one of {list(fields)}, got {kind!r}")
     if set(gene) != {"kind", fields[kind]}:
         raise ValueError(f"expected the fields ['kind', {fields[kind]!r}], got {sorted(map(str, gene))}")
@@ -342,10 +352,11 @@ class AutoBertZeroConfig(PretrainedConfig):
             `{"kind": "attention", "expression": "matmul(softmax(scale(matmul(q, transpose(k)))), v)"}`. A `Genome`
             is not JSON: pass `genome.to_list()`. `None` means the published genome.
         num_hidden_layers: number of layers; `None` means the length of the genome, anything else must equal it.
-        sparse_prediction: compute masked-language-model logits only where a label stands (training only).
+        sparse_prediction: given labels, compute masked-language-model logits only where one stands.
         sparse_pred_ignore_index: the label that stands for "no label".
 
-    All other arguments are those of `BertConfig`. Raises `ValueError` for an illegal genome or sizes that do not fit.
+    All other arguments are those of `BertConfig`. Raises `ValueError` for an illegal genome, and the errors of
+    `huggingface_hub.dataclasses.strict` for values of a wrong type or sizes that do not fit.
     """
 
     model_type = "autobert_zero"
@@ -394,6 +405,13 @@ class AutoBertZeroConfig(PretrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {getattr(self, name)}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id: expected a token id below vocab_size={self.vocab_size}, got {self.pad_token_id}"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads: expected a divisor of hidden_size={self.hidden_size}, "

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -105,13 +106,12 @@ class Progress:
         self.bar.close()
 
 
-def hold_folder(settings: SearchSettings) -> filelock.BaseFileLock:
-    """Make the folder, see that it can be written, and hold it against a second run."""
+def hold_folder(settings: SearchSettings) -> contextlib.AbstractContextManager:
+    """Make the folder, see that it can be written, and hold it against a second run until the context ends."""
     folder = Path(settings.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
+        held = filelock.FileLock(folder / ".lock", timeout=0).acquire()
         probe = folder / ".probe"
         probe.write_bytes(bytes(1 << 16))
         probe.unlink()
@@ -119,7 +119,7 @@ def hold_folder(settings: SearchSettings) -> filelock.BaseFileLock:
         raise UsageError(f"output_dir: {folder} is in use by another run") from None
     except OSError as error:
         raise UsageError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
-    return lock
+    return held
 
 
 class Run:
@@ -222,14 +222,19 @@ class Run:
             "settings": self.settings.identity(),
             "data": {"digest": self.corpus.digest(), "tokens": self.corpus.num_tokens()},
             "seed": self.settings.seed,
+            "threads": torch.get_num_threads(),
             "versions": reporting.versions(),
         }
         try:
             history = History(self.folder / "history.jsonl", header, identity=("settings", "data"))
         except ValueError as error:
             raise UsageError(str(error)) from None
-        if history.header["versions"] != header["versions"]:
-            self.say("The versions of packages differ from those that this run began with: results may differ, too.")
+        for name in ("versions", "threads"):
+            if history.header.get(name) != header[name]:
+                self.say(
+                    f"The {name} differ from those that this run began with, {history.header.get(name)}: "
+                    "scores may differ, too."
+                )
         reporting.write_json(self.folder / "settings.json", self.settings.to_dict())
         return history
 
@@ -263,13 +268,11 @@ class Run:
         if job["kind"] == "score":
             return self.proxy.score(genome, self.supernet)
         progress = Progress(f"train {job['name']}", self.settings.final_steps, enabled=self.main)
-        start = time.perf_counter()
         model = self.proxy.train_from_scratch(genome, self._checkpoint(f"final-{job['name']}"), progress)
         progress.close()
         return {
             "loss": self.proxy.loss(model, "report"),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "seconds": time.perf_counter() - start,
         }
 
     def _search(self, history: History, workers: Workers) -> str:
@@ -309,7 +312,7 @@ class Run:
 
     def _summarize(self, history: History, status: str, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         settings, corpus = self.settings, self.corpus
-        unigram = {"loss": corpus.unigram_loss("report", settings.eval_sequences), "parameters": None, "seconds": None}
+        unigram = {"loss": corpus.unigram_loss("report", settings.eval_sequences), "parameters": None}
         named = {"AutoBERT-Zero (found)": results["best"], "BERT": results["bert"], "unigram": unigram}
         [winner] = best(history, 1)
         batch_tokens = settings.batch_size * settings.sequence_length
@@ -329,15 +332,17 @@ class Run:
                 "candidate_each": settings.candidate_steps * batch_tokens,
                 "final_each": settings.final_steps * batch_tokens,
             },
-            # Of this session: an interrupted run has spent more. Candidates' own seconds are of all sessions.
-            "seconds": {**self.seconds, "candidates": sum(record.seconds for record in history)},
+            "seconds_of_last_session": self.seconds,
+            "seconds_of_candidates": sum(record.seconds for record in history),
             "seed": settings.seed,
             "data": {"source": self._source(), "digest": corpus.digest()},
             "machine": {
                 "processes": self.accelerator.num_processes,
                 "threads": torch.get_num_threads(),
                 "device": self._device_name(),
+                "cores": os.cpu_count(),
             },
+            "command": shlex.join(["python", "-m", "autobert_zero.search", *sys.argv[1:]]),
             "versions": reporting.versions(),
             "commit": reporting.commit(),
             "settings": settings.to_dict(),

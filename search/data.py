@@ -4,12 +4,12 @@ Parts are split by document. The super-network and all candidates train on *sear
 from *select*, printed losses from *report*, which the search never sees.
 """
 
+import contextlib
+import glob
 import hashlib
 import itertools
 import lzma
 import os
-import string
-import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +26,9 @@ from autobert_zero.search.settings import SearchSettings, stream
 ROLES = ("search", "select", "report")
 IGNORE_INDEX = -100
 MASK_PROBABILITY = 0.15
+
+# Characters from which on a line that is repeated in another document counts as repeated text.
+LONG_LINE = 40
 
 _COMPRESSED = (".gz", ".xz", ".bz2")
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv"}
@@ -45,57 +48,85 @@ def _paragraph_blocks(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _column(rows: Iterable[dict], column: str, source: str) -> Iterator[str]:
-    for row in rows:
-        if not isinstance(row.get(column), str):
-            raise ValueError(f"text_column: expected a column of text in {source}, got {column!r} of {sorted(row)}")
-        yield row[column]
+    for number, row in enumerate(rows, start=1):
+        if column not in row:
+            raise ValueError(f"text_column: expected a column of {source}, one of {sorted(row)}, got {column!r}")
+        text = row[column]
+        if isinstance(text, str):
+            yield text
+        elif text is not None:
+            raise ValueError(f"text_column: expected text in {column!r} of {source}, got {text!r:.50} in row {number}")
+
+
+@contextlib.contextmanager
+def _readable(setting: str, source: str) -> Iterator[None]:
+    """Turn what reading may raise into a `ValueError` that names the setting and the source."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{setting}: expected UTF-8 in {source!r}, got {error}") from None
+    except (datasets.exceptions.DatasetsError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{setting}: cannot read {source!r}: {error}") from error
 
 
 def _rows(path: str, builder: str) -> Iterator[dict]:
     """Rows of a file; of plain text its lines."""
     options = {"sample_by": "line"} if builder == "text" else {}
-    try:
-        yield from datasets.load_dataset(builder, data_files=[path], split="train", streaming=True, **options)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"train_file: expected UTF-8 in {path!r}, got {error}") from None
-    except (datasets.exceptions.DatasetsError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError) as error:
-        raise ValueError(f"train_file: cannot read {path!r}: {error}") from error
+    with _readable("train_file", path):
+        # Escaped, because a name is a pattern to `datasets`.
+        yield from datasets.load_dataset(
+            builder, data_files=[glob.escape(path)], split="train", streaming=True, **options
+        )
 
 
 def _file(path: str, settings: SearchSettings) -> Iterator[str]:
     if not os.path.isfile(path):
         raise ValueError(f"train_file: expected a file, got {path!r}")
-    suffixes = [suffix for suffix in Path(path).suffixes if suffix not in _COMPRESSED]
+    if not os.path.getsize(path):
+        raise ValueError(f"train_file: expected text, got none in {path!r}")
+    suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in _COMPRESSED]
     builder = _BUILDERS.get(suffixes[-1] if suffixes else "", "text")
     if builder == "text":
         return _paragraph_blocks(_column(_rows(path, builder), "text", path))
     return _column(_rows(path, builder), settings.text_column, path)
 
 
-def _data_set(settings: SearchSettings) -> Iterator[str]:
-    name, config = settings.dataset_name, settings.dataset_config_name
-    try:
-        rows = datasets.load_dataset(name, config, split="train", streaming=settings.streaming)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"dataset_name: cannot load {name!r}: {error}") from error
-    return _column(rows, settings.text_column, name)
+def _data_set(settings: SearchSettings) -> Iterator[dict]:
+    """Rows of a data set of the Hub or of a local folder."""
+    name = str(settings.dataset_name)
+    with _readable("dataset_name", name):
+        yield from datasets.load_dataset(
+            name, settings.dataset_config_name, split="train", streaming=settings.streaming
+        )
+
+
+def _without_repeated_lines(documents: Iterable[str]) -> Iterator[str]:
+    """Documents without the long lines that stand in one before: parts that share them would not be disjoint."""
+    known: set[str] = set()
+    for document in documents:
+        lines = [line.strip() for line in document.removeprefix("\ufeff").split("\n")]
+        kept = "\n".join(line for line in lines if line not in known)
+        known.update(line for line in lines if len(line) >= LONG_LINE)
+        if kept.strip():
+            yield kept
 
 
 def read_documents(settings: SearchSettings) -> list[str]:
-    """All documents of the corpus, without empty and repeated ones (which could stand in two parts).
+    """All documents of the corpus, without empty ones and without what is repeated from an earlier one.
 
     Raises `ValueError` for what is missing, empty, not UTF-8 or without the text column.
     """
     if settings.train_file:
         source: Iterable[str] = itertools.chain.from_iterable(_file(path, settings) for path in settings.train_file)
     elif settings.dataset_name:
-        source = _data_set(settings)
+        source = _column(_data_set(settings), settings.text_column, settings.dataset_name)
     else:
         source = _language_reference()
-    documents = dict.fromkeys(itertools.islice((text for text in source if text.strip()), settings.max_documents))
-    if not documents:
+    documents = itertools.islice((text for text in source if text.strip()), settings.max_documents)
+    found = list(dict.fromkeys(_without_repeated_lines(documents)))
+    if not found:
         raise ValueError("train_file: expected text, got none")
-    return list(documents)
+    return found
 
 
 def split_documents(documents: list[str], settings: SearchSettings) -> dict[str, list[str]]:
@@ -107,13 +138,21 @@ def split_documents(documents: list[str], settings: SearchSettings) -> dict[str,
         )
     total = sum(map(len, documents))
     shares = {"report": settings.report_fraction, "select": settings.select_fraction}
-    order = [documents[i] for i in stream(settings.seed, "split").permutation(len(documents))]
-    parts: dict[str, list[str]] = {role: [] for role in ROLES}
-    for role, share in shares.items():
-        # At least one document, and at least one left for every part that follows.
-        while sum(map(len, parts[role])) < share * total and len(order) > (2 if role == "report" else 1):
-            parts[role].append(order.pop())
-    parts["search"] = order
+    rest = [documents[i] for i in stream(settings.seed, "split").permutation(len(documents))]
+    parts: dict[str, list[str]] = {}
+    for later, (role, share) in zip((2, 1), shares.items(), strict=True):
+        taken: list[int] = []
+        size = 0
+        for i, document in enumerate(rest):
+            # What fits into the share, and leaves a document for each of the parts that come later.
+            if size + len(document) <= share * total and len(rest) - len(taken) > later:
+                taken.append(i)
+                size += len(document)
+        if not taken:
+            taken = [min(range(len(rest)), key=lambda i: len(rest[i]))]
+        parts[role] = [rest[i] for i in taken]
+        rest = [document for i, document in enumerate(rest) if i not in set(taken)]
+    parts["search"] = rest
     return parts
 
 
@@ -124,9 +163,12 @@ def train_tokenizer(texts: Iterable[str], settings: SearchSettings) -> PreTraine
     special_tokens = [token for token, _ in sorted(blank.get_vocab().items(), key=lambda item: item[1])]
     backend = blank.backend_tokenizer
     characters = set().union(*map(backend.normalizer.normalize_str, lines))
-    inside_words = sorted(
-        c for c in characters if unicodedata.category(c)[0] not in "PZC" and c not in string.punctuation
-    )
+
+    def inside_words(character: str) -> bool:
+        word = backend.normalizer.normalize_str(f"a{character}a")
+        return len(backend.pre_tokenizer.pre_tokenize_str(word)) == 1
+
+    pieces = [f"##{character}" for character in sorted(characters) if inside_words(character)]
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=blank.unk_token))
     tokenizer.normalizer, tokenizer.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     trainer = tokenizers.trainers.WordPieceTrainer(
@@ -135,7 +177,7 @@ def train_tokenizer(texts: Iterable[str], settings: SearchSettings) -> PreTraine
         show_progress=False,
         # The trainer numbers the pieces `##c` in the random order of a hash table, and breaks ties of frequency by
         # these numbers. Named up front they have fixed numbers. Only the vocabulary is kept, so nothing stays special.
-        special_tokens=[*special_tokens, *(f"##{c}" for c in inside_words)],
+        special_tokens=[*special_tokens, *pieces],
     )
     tokenizer.train_from_iterator(lines, trainer)
     return BertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=settings.sequence_length)
@@ -180,16 +222,18 @@ class Corpus:
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerBase, seed: int):
+        self.arrays = dict(arrays)
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self._special = np.array(sorted(tokenizer.all_special_ids))
         for role, array in arrays.items():
+            # Then every sequence of it has a token to predict, and every batch a loss.
+            self.arrays[role] = array = array[~np.isin(array, self._special).all(1)]
             if not len(array):
                 raise ValueError(
                     f"train_file: expected at least one sequence of {array.shape[1]} tokens in the part to {role}, "
                     "got none: the text is too short"
                 )
-        self.arrays = arrays
-        self.tokenizer = tokenizer
-        self.seed = seed
-        self._special = np.array(sorted(tokenizer.all_special_ids))
         self._orders: dict[tuple[str, int], np.ndarray] = {}
 
     @classmethod
@@ -216,7 +260,10 @@ class Corpus:
 
     def _mask(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """BERT's masking: 15 % of the tokens are labels; of these 80 % `[MASK]`, 10 % random, 10 % as they are."""
-        labelled = (rng.random(tokens.shape) < MASK_PROBABILITY) & ~np.isin(tokens, self._special)
+        maskable = ~np.isin(tokens, self._special)
+        labelled = (rng.random(tokens.shape) < MASK_PROBABILITY) & maskable
+        if not labelled.any():  # a batch without a label has no loss
+            labelled.flat[rng.choice(np.flatnonzero(maskable))] = True
         labels = np.where(labelled, tokens, IGNORE_INDEX)
         how = rng.random(tokens.shape)
         inputs = np.where(labelled & (how < 0.8), self.tokenizer.mask_token_id, tokens)

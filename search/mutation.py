@@ -1,6 +1,9 @@
 """Mutation on two levels: between the layers (kind, kernel size) and inside one attention (operations).
 
 Children are legal by construction: only moves that lead to a legal genome are drawn from.
+
+Departure from the paper's OP-NAS, as it is generally described: an input can be rewired, too, where no operation can be
+replaced, inserted or removed.
 """
 
 from collections.abc import Iterator, Sequence

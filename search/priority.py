@@ -8,7 +8,8 @@ Departures from the paper's OP-NAS, as it is generally described:
 
 1. Scores enter as ranks from 0 (worst) to 1 (best), so that alpha means the same at any scale of the score and one
    diverged candidate does not drown the others. Failed candidates rank lowest.
-2. `N_i` counts evaluated candidates with the operation, not draws of it: it can be replayed from the history alone.
+2. The softmax has a temperature.
+3. `N_i` counts evaluated candidates with the operation, not draws of it: it can be replayed from the history alone.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Settings of a run, and the named random streams that all its randomness comes from."""
 
 import dataclasses
+import math
 import zlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +25,8 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Everything that a run is made of. Two runs with equal settings, data and versions give equal histories.
+    """Everything that a run is made of. On a CPU, two runs with equal settings, text, versions and threads give equal
+    histories.
 
     Raises `ValueError` that names the setting, what was expected and what came.
     """
@@ -55,7 +57,7 @@ class SearchSettings:
     hidden_size: int = _setting(64, "Width of the backbone.")
     num_attention_heads: int = _setting(2, "Attention heads.")
     intermediate_size: int = _setting(256, "Width of the feed-forward part.")
-    initializer_range: float = _setting(0.08, "Standard deviation of initial weights; 0.02 suits widths near 768.")
+    initializer_range: float = _setting(0.08, "Standard deviation of initial weights; BERT has 0.02, at width 768.")
     dropout: float = _setting(0.0, "Dropout of hidden states and attention weights in all trainings.")
 
     # Space
@@ -89,7 +91,9 @@ class SearchSettings:
     final_steps: int = _setting(1400, "Updates of the best candidate, and of BERT, from scratch.")
 
     # Machine
-    num_threads: int = _setting(0, "Threads of each process; 0 shares the cores of the machine evenly.")
+    num_threads: int = _setting(
+        0, "Threads of each process; 0 shares the cores of the machine evenly. Sums differ with it in the last digits."
+    )
     checkpoint_seconds: float = _setting(30.0, "Seconds between checkpoints of long trainings.")
 
     def __post_init__(self) -> None:
@@ -119,6 +123,8 @@ class SearchSettings:
             self._expect(name, getattr(self, name) >= least, f"at least {least}")
         for name in ("initializer_range", "learning_rate", "candidate_learning_rate", "priority_temperature"):
             self._expect(name, getattr(self, name) > 0, "a positive number")
+        for name, value in self.to_dict().items():
+            self._expect(name, not isinstance(value, float) or math.isfinite(value), "a finite number")
         for name in ("dropout", "warmup_ratio"):
             self._expect(name, 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
         self._expect("convolution_paths", 0 <= self.convolution_paths <= 1, "a number from 0 to 1")
@@ -139,6 +145,12 @@ class SearchSettings:
         self._expect("strategy", self.strategy in ("op_nas", "random"), "'op_nas' or 'random'")
         self._expect("train_file", not (self.train_file and self.dataset_name), "either train_file or dataset_name")
         self._expect("streaming", not self.streaming or self.max_documents is not None, "max_documents with it")
+        self._expect("streaming", not self.streaming or self.dataset_name is not None, "dataset_name with it")
+        self._expect(
+            "dataset_config_name",
+            self.dataset_config_name is None or self.dataset_name is not None,
+            "dataset_name with it",
+        )
         self._expect("max_documents", self.max_documents is None or self.max_documents >= 3, "at least 3")
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:

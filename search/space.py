@@ -18,9 +18,13 @@ from autobert_zero.search.functional_key import genome_key
 from autobert_zero.search.grammar import Draw, draw_uniformly, random_operation
 
 
+# Random expressions drawn until one mixes tokens.
+MAX_TRIES = 100
+
+
 @dataclass(frozen=True)
 class BackboneSpace:
-    """Genomes of `num_layers` layers, each a convolution or an attention of bounded size.
+    """Genomes of `num_layers` layers, each a convolution or an attention of bounded size that mixes tokens.
 
     What `evolution` asks of a space is `random`, `mutate`, `operations` and `key`.
     """
@@ -45,6 +49,7 @@ class BackboneSpace:
     def contains_expression(self, expression: Expression) -> bool:
         return (
             expression.type == RESULT_TYPE
+            and expression.mixes_tokens()
             and len(expression.nodes()) <= self.max_nodes
             and len(str(expression)) <= MAX_CHARACTERS
         )
@@ -61,7 +66,13 @@ class BackboneSpace:
         return Convolution(self.kernel_sizes[int(rng.integers(len(self.kernel_sizes)))])
 
     def random_attention(self, rng: np.random.Generator, draw: Draw = draw_uniformly) -> Gene:
-        return Attention(random_operation(RESULT_TYPE, self.max_nodes, rng, draw))
+        for attempt in range(MAX_TRIES):
+            # About one in three mixes no tokens; drawn by a priority that likes no mixing operation, nearly all.
+            way = draw if attempt < MAX_TRIES // 2 else draw_uniformly
+            expression = random_operation(RESULT_TYPE, self.max_nodes, rng, way)
+            if expression.mixes_tokens():
+                return Attention(expression)
+        raise AssertionError(f"no attention that mixes tokens in {MAX_TRIES} tries")
 
     def mutate(self, genome: Genome, rng: np.random.Generator, draw: Draw = draw_uniformly) -> Genome:
         """A child: one change between the layers, then one inside a layer."""

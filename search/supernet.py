@@ -4,6 +4,8 @@ One store of weights: embeddings, head, and for each layer position an attention
 and p, which all expressions share, and a convolution branch with one depth-wise kernel of the largest size, of which
 smaller kernels are the centre. Each branch has layer norms and a feed-forward part of its own.
 
+Departure from the paper, as it is generally described: a share of the paths has no attention (see `draw_path`).
+
 A path is a genome. It runs in the very model that a candidate will be, on views of the store's weights: there is no
 second implementation that could differ.
 """
@@ -121,8 +123,8 @@ class SuperNetwork(nn.Module):
 def draw_path(space: BackboneSpace, settings: SearchSettings, step: int, number: int) -> Genome:
     """The genome that path `number` of a step trains: of convolutions alone, or any of the space.
 
-    Random attentions are mostly useless. Where they stood in every path, embeddings and convolutions did not leave the
-    plateau of the unigram loss within the budget of a small search; with three quarters of the paths free of them they do.
+    Random attentions are mostly useless. Where they stand in every path, embeddings and convolutions hardly leave the
+    plateau of the unigram loss within the budget of a small search; paths without them learn first.
     """
     rng = stream(settings.seed, "path", step, number)
     if rng.random() < settings.convolution_paths:

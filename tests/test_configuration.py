@@ -1,4 +1,5 @@
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 
 from autobert_zero.configuration_autobert_zero import (
     MAX_NODES,
@@ -87,6 +88,22 @@ def test_size_is_bounded():
         Expression.parse(3)
 
 
+@pytest.mark.parametrize(
+    ("text", "mixes"),
+    [
+        ("q", False),
+        ("softsign(add(q, neg(k)))", False),
+        ("softmax(q)", False),
+        ("transpose(softmax(transpose(q)))", True),
+        ("matmul(q, matmul(transpose(k), v))", True),
+        ("cosine_similarity(q, cosine_similarity(transpose(k), transpose(v)))", True),
+        (STANDARD, True),
+    ],
+)
+def test_what_mixes_tokens(text, mixes):
+    assert Expression.parse(text).mixes_tokens() == mixes
+
+
 @pytest.mark.parametrize("size", [0, -3, 4, 3.0, True, "3", 2001])
 def test_kernel_sizes_are_odd_integers(size):
     with pytest.raises(ValueError, match="kernel_size: expected an odd integer"):
@@ -110,6 +127,7 @@ def test_genome_is_a_value_and_json_round_trips():
         ([], "non-empty list"),
         ("conv", "non-empty list"),
         ([3], "layer 1: expected an object with 'kind', got 3"),
+        ([{"kind": ["x"]}], "layer 1: kind: expected one of"),
         ([{"kind": "recurrence"}], "layer 1: kind: expected one of .*, got 'recurrence'"),
         ([{"kind": "convolution"}], "layer 1: expected the fields .*'kernel_size'"),
         ([{"kind": "convolution", "kernel_size": 3, "bias": True}], "layer 1: expected the fields"),
@@ -149,11 +167,13 @@ def test_unknown_preset():
         ({"num_hidden_layers": 5}, "expected num_hidden_layers=5 genes, got 12"),
         ({"num_attention_heads": 7}, "num_attention_heads: expected a divisor of hidden_size=768, got 7"),
         ({"vocab_size": "many"}, "vocab_size"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob: expected a number from 0 to 1, got 1.5"),
+        ({"pad_token_id": 30522}, "pad_token_id: expected a token id below"),
         ({"intermediate_size": 0}, "intermediate_size: expected a positive integer, got 0"),
     ],
 )
 def test_illegal_configurations(kwargs, message):
-    with pytest.raises(Exception, match=message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
         AutoBertZeroConfig(**kwargs)
 
 

@@ -2,6 +2,7 @@ import gzip
 import itertools
 import json
 import lzma
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -50,8 +51,42 @@ def test_columns(tmp_path):
     csv.write_text("n,body\n1,Four\n2,Five\n")
     settings = SearchSettings(train_file=[str(jsonl), str(csv)], text_column="body", **TINY_RUN)
     assert read_documents(settings) == [*DOCUMENTS, "Four", "Five"]
-    with pytest.raises(ValueError, match=r"text_column: expected a column of text in .*got 'text' of \['body', 'n'\]"):
+    with pytest.raises(ValueError, match=r"text_column: expected a column of .*, one of \['body', 'n'\], got 'text'"):
         read_documents(SearchSettings(train_file=[str(jsonl)], **TINY_RUN))
+
+
+def test_cells_without_text(tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
+    assert read_documents(settings_for(path)) == ["one", "two"]
+    path.write_text('{"text": 3}\n')
+    with pytest.raises(ValueError, match=r"text_column: expected text in 'text' of .*, got 3 in row 1"):
+        read_documents(settings_for(path))
+
+
+def test_a_name_is_no_pattern(tmp_path):
+    (tmp_path / "a1.txt").write_text("wrong")
+    (tmp_path / "a[1].txt").write_text("right")
+    assert read_documents(settings_for(tmp_path / "a[1].txt")) == ["right"]
+
+
+def test_what_stands_in_an_earlier_document_is_dropped(tmp_path):
+    long, short = "a line that is long enough to be text of its own", "a short one"
+    path = tmp_path / "text.txt"
+    path.write_text(f"\ufefffirst\n{long}\n{short}\n{long}\n\nsecond\n{short}\n {long}\n\n{long}\n")
+    assert read_documents(settings_for(path)) == [f"first\n{long}\n{short}\n{long}", f"second\n{short}"]
+
+
+def test_parts_of_the_default_corpus_share_no_long_line():
+    for seed in (42, 1):
+        parts = split_documents(read_documents(SearchSettings()), SearchSettings(seed=seed))
+        lines = {
+            role: {line for text in part for line in text.split("\n") if len(line) >= 40}
+            for role, part in parts.items()
+        }
+        assert all(len(part) > 50 for part in lines.values())
+        for one, other in itertools.combinations(ROLES, 2):
+            assert not lines[one] & lines[other]
 
 
 def test_files_end_documents(tmp_path):
@@ -95,21 +130,38 @@ def test_broken_files(tmp_path):
         path.write_bytes(b"{neither JSON nor compressed")
         with pytest.raises(ValueError, match="train_file: cannot read"):
             read_documents(settings_for(path))
+    for name in ("empty.jsonl", "empty.csv"):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=r"train_file: expected text, got none in .*empty"):
+            read_documents(settings_for(tmp_path / name))
 
 
-def test_missing_data_set(tmp_path):
-    with pytest.raises(ValueError, match="dataset_name: cannot load"):
+def test_data_sets_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match="dataset_name: cannot read"):
         read_documents(SearchSettings(dataset_name=str(tmp_path / "nothing"), **TINY_RUN))
+    (tmp_path / "data.jsonl").write_text("{no JSON")
+    settings = SearchSettings(dataset_name=str(tmp_path), streaming=True, max_documents=4, **TINY_RUN)
+    with pytest.raises(ValueError, match="dataset_name: cannot read"):
+        read_documents(settings)
 
 
 def test_split_is_by_document_and_disjoint(tmp_path):
     documents = [f"document {i} " * (1 + i % 3) for i in range(40)]
     parts = split_documents(documents, SearchSettings(select_fraction=0.1, report_fraction=0.2, **TINY_RUN))
     assert sorted(itertools.chain.from_iterable(parts.values())) == sorted(documents)
+    assert all(parts.values())
     share = {role: sum(map(len, part)) / sum(map(len, documents)) for role, part in parts.items()}
-    assert share["select"] == pytest.approx(0.1, abs=0.05) and share["report"] == pytest.approx(0.2, abs=0.05)
+    assert 0.05 < share["select"] <= 0.1 and 0.15 < share["report"] <= 0.2
     other = split_documents(documents, SearchSettings(select_fraction=0.1, report_fraction=0.2, **TINY_RUN, seed=1))
     assert other["report"] != parts["report"]
+
+
+def test_split_of_documents_of_very_different_length():
+    documents = ["huge " * 1000, *(f"small {i} " * 20 for i in range(30))]
+    for seed in range(20):
+        settings = SearchSettings(select_fraction=0.05, report_fraction=0.05, **TINY_RUN, seed=seed)
+        parts = split_documents(documents, settings)
+        assert documents[0] in parts["search"] and len(parts["report"]) > 1
 
 
 def test_split_of_few_documents():
@@ -143,7 +195,7 @@ def test_tokenizer_training_repeats_itself_and_is_saved(tmp_path):
 
 @pytest.mark.parametrize("name", ["no/such/tokenizer", "tests"])
 def test_tokenizer_that_cannot_be_loaded(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="tokenizer: cannot load"):
         Corpus.build(settings_for(write_corpus(tmp_path / "c.txt"), tokenizer=name))
 
@@ -203,6 +255,29 @@ def test_masking_is_bert_s(corpus):
     assert counts[0] / counts[3] == pytest.approx(0.15 * 14 / 16, abs=0.015)  # of 16 tokens about two are special
     assert counts[1] / counts[0] == pytest.approx(0.8, abs=0.02)
     assert counts[2] / counts[0] == pytest.approx(0.1, abs=0.02)
+
+
+def test_every_batch_has_a_label(corpus):
+    for step in range(200):
+        assert (corpus.batch("a", step, 1)[1] != IGNORE_INDEX).any()
+    arrays = {role: array[:1].copy() for role, array in corpus.arrays.items()}
+    arrays["select"][:] = corpus.tokenizer.cls_token_id
+    with pytest.raises(ValueError, match="in the part to select"):
+        Corpus(arrays, corpus.tokenizer, 0)
+
+
+def test_report_text_touches_neither_vocabulary_nor_training(corpus, tiny_settings):
+    """Of the three parts, only *search* makes the tokenizer, the batches and the unigram frequencies."""
+    parts = split_documents(read_documents(tiny_settings), tiny_settings)
+    assert train_tokenizer(parts["search"], tiny_settings).get_vocab() == corpus.tokenizer.get_vocab()
+    arrays = {**corpus.arrays, "report": corpus.arrays["select"], "select": corpus.arrays["report"]}
+    swapped = Corpus(arrays, corpus.tokenizer, corpus.seed)
+    assert (swapped.batch("a", 1, 4)[0] == corpus.batch("a", 1, 4)[0]).all()
+    frequent = Counter(corpus.arrays["search"].ravel().tolist())
+    counts = [frequent[i] if i not in corpus.tokenizer.all_special_ids else 0 for i in range(len(corpus.tokenizer))]
+    labels = next(y[y != IGNORE_INDEX] for _, y in corpus.evaluation_batches("report", 4, 4)).tolist()
+    expected = -np.mean([np.log((counts[y] + 1) / (sum(counts) + len(counts))) for y in labels])
+    assert corpus.unigram_loss("report", 4) == pytest.approx(expected)
 
 
 def test_evaluation_is_the_same_every_time(corpus):

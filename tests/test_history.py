@@ -1,6 +1,8 @@
 import json
+import os
 import resource
 
+import numpy as np
 import pytest
 
 from autobert_zero.search.evolution import OpNas, evolve
@@ -112,6 +114,15 @@ def test_not_a_history(tmp_path):
     path.write_text('{"schema": 99}\n')
     with pytest.raises(ValueError, match="line 1: expected a header with schema 1, got"):
         History(path, HEADER, IDENTITY)
+
+
+def test_every_record_is_synced(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size) or fsync(fd))
+    fill(tmp_path / "history.jsonl", 5)
+    ends = np.cumsum([len(line) for line in (tmp_path / "history.jsonl").read_bytes().splitlines(keepends=True)])
+    assert synced == ends.tolist()
 
 
 def test_a_full_disk_is_an_error_and_the_history_stays_readable(tmp_path):

@@ -106,3 +106,5 @@ def test_readme_names_the_files_that_are_there():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in re.findall(r"`((?:search/|tests/|examples/)?\w+\.py)`", readme):
         assert (ROOT / name).exists(), name
+    for target in re.findall(r"\]\(([^)]+)\)", readme):
+        assert target.startswith("https://") or (ROOT / target).exists(), target

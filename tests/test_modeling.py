@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -178,6 +180,32 @@ def test_padding_changes_nothing_for_any_genome():
                 unmasked = model(ids).last_hidden_state[:2, left : left + TOKENS]
                 sensitive += not torch.allclose(unmasked, expected.last_hidden_state, atol=1e-4)
     assert sensitive > 300  # without the mask the pads do show: the test can fail
+
+
+def test_pads_that_are_not_finite_say_nothing():
+    for genome in (Genome([SELF_ATTENTION] * 2), *map(random_genome, range(20))):
+        model = AutoBertZeroModel(tiny_config(genome)).eval()
+        embeddings = torch.randn(BATCH, TOKENS, HIDDEN)
+        expected = model(inputs_embeds=embeddings, attention_mask=padding_mask()).last_hidden_state
+        for value in (math.nan, math.inf, 1e38):
+            embeddings[~padding_mask()] = value
+            got = model(inputs_embeds=embeddings, attention_mask=padding_mask()).last_hidden_state
+            torch.testing.assert_close(got[padding_mask()], expected[padding_mask()])
+
+
+def test_mixing_tokens_is_what_the_expression_says():
+    """A token's output changes with another token's input exactly if `mixes_tokens`."""
+    answers = set()
+    for expression in expressions(200):
+        inputs = projections()
+        changed = {name: x.clone() for name, x in inputs.items()}
+        for x in changed.values():
+            x[:, :, -1] += torch.randn(BATCH, HEADS, HEAD_SIZE)
+        program = ExpressionProgram(expression)
+        a, b = (program(x, None, HEAD_SIZE)[:, :, :-1] for x in (inputs, changed))
+        answers.add(expression.mixes_tokens())
+        assert torch.equal(a, b) != expression.mixes_tokens(), expression
+    assert answers == {True, False}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

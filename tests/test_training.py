@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -64,6 +66,39 @@ def test_interrupted_training_gives_the_same_bits(tmp_path, stops):
     module = make(seed=98)
     train(module, backward_of(module, 0), schedule, Checkpoint(path, "this", 0.0))
     assert torch.equal(module[0].weight, expected[0].weight)
+
+
+def test_rate_and_norm_are_what_they_should_be(monkeypatch):
+    rates, norms = [], []
+    module = make()
+    original = torch.optim.AdamW.step
+
+    def spy(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        norms.append(torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients])).item())
+        decays = {group["weight_decay"]: [p.ndim for p in group["params"]] for group in optimizer.param_groups}
+        assert decays == {0.25: [2, 2], 0.0: [1, 1, 1, 1]}
+        return original(optimizer)
+
+    def backward(step):
+        (1000 * module(torch.ones(2, 3)).sum()).backward()
+        return 1.0
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    schedule = Schedule(7, 0.5, 0.3, weight_decay=0.25)
+    train(module, backward, schedule)
+    assert rates == [schedule.rate(step) for step in range(7)] and len(set(rates)) > 4
+    assert max(norms) < 1.001
+
+
+def test_checkpoints_are_synced_before_they_replace(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *a: calls.append("sync") or fsync(*a))
+    monkeypatch.setattr(os, "replace", lambda *a: calls.append("replace") or replace(*a))
+    train(module := make(), backward_of(module), Schedule(2, 0.1), Checkpoint(tmp_path / "c.safetensors", "this", 0.0))
+    assert calls == ["sync", "replace"] * 2
 
 
 def test_checkpoint_of_another_training_is_not_continued(tmp_path):
