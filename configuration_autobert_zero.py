@@ -339,7 +339,11 @@ AUTO_MAP = {
     "AutoModel": "modeling_autobert_zero.AutoBertZeroModel",
     "AutoModelForPreTraining": "modeling_autobert_zero.AutoBertZeroForPreTraining",
     "AutoModelForMaskedLM": "modeling_autobert_zero.AutoBertZeroForMaskedLM",
+    "AutoModelForNextSentencePrediction": "modeling_autobert_zero.AutoBertZeroForNextSentencePrediction",
     "AutoModelForSequenceClassification": "modeling_autobert_zero.AutoBertZeroForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_autobert_zero.AutoBertZeroForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_autobert_zero.AutoBertZeroForQuestionAnswering",
+    "AutoModelForMultipleChoice": "modeling_autobert_zero.AutoBertZeroForMultipleChoice",
 }
 
 

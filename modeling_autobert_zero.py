@@ -8,7 +8,8 @@ Departures from BERT:
 1. A pad token never changes what is said of a real one, whatever the genome: every contraction over tokens leaves
    pads out, and positions count real tokens only, so that padding on the left equals padding on the right. In a row
    without any real token all tokens count, which keeps its numbers finite.
-2. `sparse_prediction` computes masked-language-model logits and loss only where a label stands.
+2. The logits of an answer's first and last token are the least finite number at pads.
+3. `sparse_prediction` computes masked-language-model logits and loss only where a label stands.
 
 Shapes in comments: `(batch, tokens, hidden)` for hidden states; inside an attention `(batch, heads, *type)`, where the
 type of a node is n×d, d×n, n×n or d×d with n tokens and d = head size.
@@ -23,8 +24,12 @@ from torch.nn import functional as F
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedModel,
 )
 from transformers.activations import ACT2FN
@@ -33,7 +38,11 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
     ModelOutput,
+    MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
+    TokenClassifierOutput,
 )
 from transformers.utils import can_return_tuple
 
@@ -592,6 +601,11 @@ class AutoBertZeroForPreTraining(AutoBertZeroPreTrainedModel):
         )
 
 
+def _classifier_dropout(config: AutoBertZeroConfig) -> nn.Dropout:
+    own = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if own is None else own)
+
+
 class AutoBertZeroForSequenceClassification(AutoBertZeroPreTrainedModel):
     """The encoder with a linear head on the pooled output: classification or regression of sequences."""
 
@@ -599,8 +613,7 @@ class AutoBertZeroForSequenceClassification(AutoBertZeroPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.autobert_zero = AutoBertZeroModel(config)
-        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = _classifier_dropout(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -645,14 +658,179 @@ class AutoBertZeroForSequenceClassification(AutoBertZeroPreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
+class AutoBertZeroForNextSentencePrediction(AutoBertZeroPreTrainedModel):
+    """The encoder with a two-way sentence-pair head."""
+
+    def __init__(self, config: AutoBertZeroConfig):
+        super().__init__(config)
+        self.autobert_zero = AutoBertZeroModel(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor] | NextSentencePredictorOutput:
+        """`labels`: (batch,), 0 where the second segment continues the first, 1 where it does not."""
+        outputs = self.autobert_zero(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.seq_relationship(outputs.pooler_output)
+        loss = None if labels is None else F.cross_entropy(logits, labels.view(-1))
+        return NextSentencePredictorOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class AutoBertZeroForTokenClassification(AutoBertZeroPreTrainedModel):
+    """The encoder with a linear head on every token."""
+
+    def __init__(self, config: AutoBertZeroConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.autobert_zero = AutoBertZeroModel(config, add_pooling_layer=False)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor] | TokenClassifierOutput:
+        """`labels`: (batch, tokens) class ids, -100 where there is none."""
+        outputs = self.autobert_zero(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else F.cross_entropy(logits.view(-1, self.num_labels), labels.view(-1))
+        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
+    """The encoder with a head for the first and the last token of an answer in the text."""
+
+    def __init__(self, config: AutoBertZeroConfig):
+        super().__init__(config)
+        self.autobert_zero = AutoBertZeroModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor] | QuestionAnsweringModelOutput:
+        """`start_positions`, `end_positions`: (batch,) token positions; outside the sequence they are ignored."""
+        outputs = self.autobert_zero(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        if attention_mask is not None:
+            # The loss sums over tokens, and so does whoever takes a softmax: pads must not count there, either.
+            logits = logits.masked_fill(attention_mask[..., None] == 0, torch.finfo(logits.dtype).min)
+        start_logits, end_logits = logits.unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            tokens = start_logits.shape[1]
+            loss = sum(
+                F.cross_entropy(logits, positions.view(-1).clamp(0, tokens), ignore_index=tokens)
+                for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+            )
+            loss = loss / 2
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits.contiguous(),
+            end_logits=end_logits.contiguous(),
+            hidden_states=outputs.hidden_states,
+        )
+
+
+class AutoBertZeroForMultipleChoice(AutoBertZeroPreTrainedModel):
+    """The encoder with a head that scores each of several choices."""
+
+    def __init__(self, config: AutoBertZeroConfig):
+        super().__init__(config)
+        self.autobert_zero = AutoBertZeroModel(config)
+        self.dropout = _classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor] | MultipleChoiceModelOutput:
+        """All inputs have an axis of choices behind the batch: (batch, choices, tokens). `labels`: (batch,)."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        flat = {name: None if value is None else value.flatten(0, 1) for name, value in inputs.items()}
+        outputs = self.autobert_zero(**flat, return_dict=True, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
 # Which Auto class builds which model; `AUTO_MAP` of the configuration says the same to the remote-code loader.
-_AUTO_CLASSES = {
+AUTO_CLASSES = {
     AutoModel: AutoBertZeroModel,
     AutoModelForPreTraining: AutoBertZeroForPreTraining,
     AutoModelForMaskedLM: AutoBertZeroForMaskedLM,
+    AutoModelForNextSentencePrediction: AutoBertZeroForNextSentencePrediction,
     AutoModelForSequenceClassification: AutoBertZeroForSequenceClassification,
+    AutoModelForTokenClassification: AutoBertZeroForTokenClassification,
+    AutoModelForQuestionAnswering: AutoBertZeroForQuestionAnswering,
+    AutoModelForMultipleChoice: AutoBertZeroForMultipleChoice,
 }
-for _auto_class, _model_class in _AUTO_CLASSES.items():
+for _auto_class, _model_class in AUTO_CLASSES.items():
     _model_class.register_for_auto_class(_auto_class.__name__)
     # A module that the remote-code loader made must not register: every checkpoint brings its own copy of the class.
     if not __name__.startswith("transformers_modules."):
@@ -660,8 +838,12 @@ for _auto_class, _model_class in _AUTO_CLASSES.items():
 
 __all__ = [
     "AutoBertZeroForMaskedLM",
+    "AutoBertZeroForMultipleChoice",
+    "AutoBertZeroForNextSentencePrediction",
     "AutoBertZeroForPreTraining",
+    "AutoBertZeroForQuestionAnswering",
     "AutoBertZeroForSequenceClassification",
+    "AutoBertZeroForTokenClassification",
     "AutoBertZeroModel",
     "AutoBertZeroPreTrainedModel",
 ]

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, BertConfig, BertModel
 
 from autobert_zero.configuration_autobert_zero import (
+    AUTO_MAP,
     PUBLISHED_GENOME,
     SELF_ATTENTION,
     Attention,
@@ -16,9 +17,11 @@ from autobert_zero.configuration_autobert_zero import (
     Genome,
 )
 from autobert_zero.modeling_autobert_zero import (
+    AUTO_CLASSES,
     AutoBertZeroConvolution,
     AutoBertZeroForMaskedLM,
     AutoBertZeroForPreTraining,
+    AutoBertZeroForQuestionAnswering,
     AutoBertZeroForSequenceClassification,
     AutoBertZeroModel,
     ExpressionProgram,
@@ -246,24 +249,25 @@ def test_only_the_projections_that_are_used_exist():
     assert names == {"query", "extra", "dense"}
 
 
-def test_bert_weights_give_bert_outputs():
-    sizes = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_attention_heads": HEADS, "intermediate_size": 37}
-    bert = BertModel(BertConfig(**sizes, num_hidden_layers=12, initializer_range=0.2)).eval()
-    model = AutoBertZeroModel(AutoBertZeroConfig.preset("bert-small", **sizes)).eval()
-    names = {
+def our_name(name: str) -> str:
+    """The name that a parameter of BERT has here."""
+    for old, new in {
         ".attention.self.": ".mixer.",
         ".attention.output.dense.": ".mixer.dense.",
         ".attention.output.LayerNorm.": ".mixer_norm.",
         ".intermediate.dense.": ".intermediate.",
         ".output.dense.": ".output.",
         ".output.LayerNorm.": ".output_norm.",
-    }
-    weights = {}
-    for name, weight in bert.state_dict().items():
-        for old, new in names.items():
-            name = name.replace(old, new)
-        weights[name] = weight
-    model.load_state_dict(weights)
+    }.items():
+        name = name.replace(old, new)
+    return name
+
+
+def test_bert_weights_give_bert_outputs():
+    sizes = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_attention_heads": HEADS, "intermediate_size": 37}
+    bert = BertModel(BertConfig(**sizes, num_hidden_layers=12, initializer_range=0.2)).eval()
+    model = AutoBertZeroModel(AutoBertZeroConfig.preset("bert-small", **sizes)).eval()
+    model.load_state_dict({our_name(name): weight for name, weight in bert.state_dict().items()})
     ids = torch.randint(VOCAB, (BATCH, TOKENS))
     mask = torch.ones_like(ids)
     mask[2, 4:] = 0
@@ -332,6 +336,68 @@ def test_sequence_classification(num_labels, labels, problem, loss):
     assert model.config.problem_type == problem
     torch.testing.assert_close(output.loss, loss(output.logits, labels))
     assert model(torch.randint(VOCAB, (BATCH, TOKENS)), return_dict=False)[0].shape == (BATCH, num_labels)
+
+
+@pytest.mark.parametrize("auto_class", AUTO_CLASSES, ids=lambda c: c.__name__)
+def test_heads_are_bert_s(auto_class):
+    """With BERT's weights every head gives the loss and the outputs of BERT's head, and the same for both masks."""
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 37,
+        "initializer_range": 0.2,
+        "num_labels": 2 if "QuestionAnswering" in auto_class.__name__ else 4,
+    }
+    bert = auto_class.from_config(BertConfig(**sizes, num_hidden_layers=2)).eval()
+    ours = auto_class.from_config(AutoBertZeroConfig(genome=Genome([SELF_ATTENTION] * 2).to_list(), **sizes)).eval()
+    assert AUTO_MAP[auto_class.__name__] == f"modeling_autobert_zero.{type(ours).__name__}"
+    weights = {}
+    for name, weight in bert.state_dict().items():
+        name = name.replace("bert.", "autobert_zero.", 1) if name.startswith("bert.") else name
+        name = name.removeprefix("cls.").replace("predictions.transform.", "predictions.")
+        if name != "predictions.bias":  # BERT keeps the decoder's bias under two names
+            weights[our_name(name)] = weight
+    ours.load_state_dict(weights)
+
+    shape = (BATCH, 2, TOKENS) if "MultipleChoice" in auto_class.__name__ else (BATCH, TOKENS)
+    inputs = {"input_ids": torch.randint(VOCAB, shape), "attention_mask": torch.ones(shape, dtype=torch.long)}
+    if "QuestionAnswering" not in auto_class.__name__:  # BERT's answers are sought among pads, too
+        inputs["attention_mask"][1, ..., 4:] = 0
+    tokens = torch.where(inputs["attention_mask"].bool(), torch.randint(4, shape), -100)
+    labels = {
+        "AutoModel": {},
+        "AutoModelForPreTraining": {"labels": tokens, "next_sentence_label": torch.randint(2, (BATCH,))},
+        "AutoModelForMaskedLM": {"labels": tokens},
+        "AutoModelForTokenClassification": {"labels": tokens},
+        "AutoModelForQuestionAnswering": {
+            "start_positions": torch.tensor([0, 1, 3, 2, 99]),
+            "end_positions": torch.tensor([2, 99, 3, 5, 99]),
+        },
+        "AutoModelForMultipleChoice": {"labels": torch.randint(2, (BATCH,))},
+        "AutoModelForNextSentencePrediction": {"labels": torch.randint(2, (BATCH,))},
+        "AutoModelForSequenceClassification": {"labels": torch.randint(4, (BATCH,))},
+    }[auto_class.__name__]
+    with torch.no_grad():
+        expected, got = bert(**inputs, **labels), ours(**inputs, **labels)
+    assert list(got) == list(expected)
+    real = inputs["attention_mask"].bool()
+    for name in expected:
+        a, b = got[name], expected[name]
+        if a.shape[:2] == real.shape:
+            a, b = a[real], b[real]
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5, msg=name)
+    assert (got.get("loss") is not None) == bool(labels)
+
+
+def test_padding_does_not_change_the_loss_of_answers():
+    model = AutoBertZeroForQuestionAnswering(tiny_config(random_genome(6))).eval()
+    ids, positions = torch.randint(VOCAB, (BATCH, TOKENS)), torch.randint(TOKENS, (2, BATCH))
+    expected = model(ids, start_positions=positions[0], end_positions=positions[1])
+    padded, mask = F.pad(ids, (0, 5), value=3), F.pad(torch.ones_like(ids), (0, 5))
+    got = model(padded, mask, start_positions=positions[0], end_positions=positions[1])
+    torch.testing.assert_close(got.loss, expected.loss)
+    assert got.start_logits[:, TOKENS:].max() < -1e30
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")  # its heir is not in all of 5.x
