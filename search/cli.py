@@ -384,8 +384,15 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    accelerator = accelerate.Accelerator()
+    # On a machine without an accelerator the processes of a launcher find each other only with `cpu=True`.
+    accelerator = accelerate.Accelerator(cpu=not torch.accelerator.is_available() or None)
     try:
+        launched = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
+        if accelerator.num_processes != launched:
+            raise UsageError(
+                f"the launcher started {launched} processes, but they run as {accelerator.num_processes}: "
+                "set ACCELERATE_USE_CPU=true to run several on CPUs"
+            )
         Run(settings, accelerator).execute()
     except UsageError as error:
         sys.exit(_complain(str(error), code=2))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
@@ -23,13 +24,16 @@ from .conftest import TINY_RUN, command_line, random_genome, tiny_config, write_
 
 
 SEARCH = ["-m", "autobert_zero.search"]
-TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *SEARCH]
+TWO_PROCESSES = [
+    ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *SEARCH],
+    ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", *SEARCH],
+]
 
 
 def start(settings: SearchSettings, launch=SEARCH, **kwargs) -> subprocess.Popen:
     command = [sys.executable, *launch, *command_line(settings)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, **pipes, **kwargs)
+    return subprocess.Popen(command, **pipes, **kwargs)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -149,13 +153,14 @@ def test_killed_at_any_moment_it_continues(finished, tmp_path):
     assert results(settings) == results(expected)
 
 
-def test_two_processes_give_the_same_history(finished, tmp_path):
-    """From the same super-network. That there are two is what the run says, and what each of them did."""
+@pytest.mark.parametrize("launch", TWO_PROCESSES, ids=["torchrun", "accelerate"])
+def test_two_processes_give_the_same_history(finished, tmp_path, launch):
+    """From the same super-network. That there are two is what the run says; the next test sees both at work."""
     expected, _ = finished
     settings = dataclasses.replace(expected, output_dir=str(tmp_path / "run"))
     os.mkdir(settings.output_dir)
     shutil.copy(Path(expected.output_dir, "supernet.safetensors"), settings.output_dir)
-    out = finish(start(settings, TWO_PROCESSES))
+    out = finish(start(settings, launch))
     assert "2 processes on cpu, 1 thread each" in out
     assert history_without_times(settings) == history_without_times(expected)
     assert results(settings) == results(expected)
@@ -168,7 +173,7 @@ def test_two_processes_share_the_work(tmp_path):
         "import os, sys, time\n"
         "from accelerate import Accelerator\n"
         "from autobert_zero.search.workers import Workers\n"
-        "accelerator = Accelerator()\n"
+        "accelerator = Accelerator(cpu=True)\n"
         "def run(job):\n"
         "    time.sleep(1.0 if job == 0 else 0.1)\n"
         "    return [job, os.getpid()]\n"
@@ -182,8 +187,7 @@ def test_two_processes_share_the_work(tmp_path):
         "accelerator.end_training()\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    out = subprocess.run(launch, capture_output=True, text=True, check=True, timeout=120, env=environment).stdout
+    out = subprocess.run(launch, capture_output=True, text=True, check=True, timeout=120).stdout
     rounds = [json.loads(line.split(" ", 1)[1]) for line in out.splitlines() if line.startswith("RESULTS")]
     assert [[job for job, _ in results] for results in rounds] == [list(range(8)), [], [0, 1, 2]]
     by = {pid: [job for job, p in rounds[0] if p == pid] for _, pid in rounds[0]}
@@ -239,6 +243,17 @@ def test_folder_of_another_run(capsys, finished, tmp_path):
     finally:
         shutil.copy(tmp_path / "kept.txt", settings.train_file[0])
     assert before == {path: path.read_bytes() for path in Path(settings.output_dir).glob("*.json*")}
+
+
+def test_processes_that_did_not_find_each_other(capsys, tiny_settings, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    PartialState._reset_state()
+    try:
+        assert "started 2 processes, but they run as 1" in fails(capsys, command_line(tiny_settings))
+    finally:
+        PartialState._reset_state()
 
 
 def test_folder_in_use(capsys, tiny_settings):
