@@ -33,13 +33,13 @@ from transformers import HfArgumentParser
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
 from autobert_zero.search import reporting
 from autobert_zero.search.data import Corpus
-from autobert_zero.search.evolution import OpNas, RandomSearch, Record, Strategy, best, evolve
+from autobert_zero.search.evolution import HistoryMismatch, OpNas, RandomSearch, Record, Strategy, best, evolve
 from autobert_zero.search.history import History
 from autobert_zero.search.proxy import MaskedLMProxy
-from autobert_zero.search.settings import SearchSettings, stream
+from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.space import BackboneSpace
 from autobert_zero.search.supernet import SuperNetwork, train_supernet
-from autobert_zero.search.training import Checkpoint
+from autobert_zero.search.training import Checkpoint, seed_torch
 from autobert_zero.search.workers import Workers
 
 
@@ -181,6 +181,11 @@ class Run:
         yield
         self.seconds[name] = time.perf_counter() - start
 
+    def _agree(self, value: Any, otherwise: str) -> None:
+        """Raise UsageError in all processes unless `value` is the same in all."""
+        if len(set(gather_object([value]))) > 1:
+            raise UsageError(otherwise)
+
     def _checkpoint(self, name: str) -> Checkpoint:
         path = self.folder / f"{name}.safetensors"
         return Checkpoint(path, f"{name} {self.identity}", self.settings.checkpoint_seconds)
@@ -207,8 +212,7 @@ class Run:
         self.say(f"Text: {self._source()}; tokens: {tokens}; vocabulary {len(corpus.tokenizer):,}.")
         identity = json.dumps([self.settings.identity(), corpus.digest()], sort_keys=True)
         identity = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        if len(set(gather_object([identity]))) > 1:
-            raise UsageError("processes differ in settings or text: give all of them the same command and files")
+        self._agree(identity, "processes differ in settings or text: give all of them the same command and files")
         return corpus, identity
 
     def _source(self) -> str:
@@ -247,7 +251,7 @@ class Run:
 
     def _train_supernet(self) -> SuperNetwork:
         settings = self.settings
-        torch.manual_seed(int(stream(settings.seed, "supernet").integers(2**62)))
+        seed_torch(settings.seed, "supernet")
         tokenizer = self.corpus.tokenizer
         supernet = SuperNetwork(settings, len(tokenizer), tokenizer.pad_token_id).to(self.accelerator.device)
         # Checkpoints of the super-network and of two final trainings, each thrice its weights and once more in writing.
@@ -258,6 +262,8 @@ class Run:
                 "not enough for the checkpoints of this run"
             )
         checkpoint = self._checkpoint("supernet")
+        checkpoint.writes = self.main
+        self._agree(checkpoint.step(), "output_dir: expected one folder that all processes share, got several")
         progress = Progress("super-network", settings.supernet_steps, enabled=self.main)
         train_supernet(supernet, self.space, self.corpus, settings, self.accelerator, checkpoint, progress)
         progress.close()
@@ -279,11 +285,14 @@ class Run:
         settings = self.settings
         progress = Progress("candidates", settings.max_evaluations, len(history), "candidate")
 
+        leaders = best(history, 1)
+
         def evaluate(proposals: list[Record]) -> Iterator[Record]:
+            nonlocal leaders
             jobs = [{"kind": "score", "genome": record.genome.to_list()} for record in proposals]
             for record, outcome in zip(proposals, workers.map(jobs), strict=True):
                 record = record.evaluated(**outcome)
-                leaders = best([*history, record], 1)
+                leaders = best([*leaders, record], 1)
                 progress(record.index + 1, best=leaders[0].score if leaders else None)
                 yield record
 
@@ -296,7 +305,7 @@ class Run:
                 settings.seed,
                 settings.max_evaluations,
             )
-        except ValueError as error:
+        except HistoryMismatch as error:  # no other ValueError: one from a candidate's training is a defect
             raise UsageError(str(error)) from None
         progress.close()
         return status

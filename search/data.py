@@ -151,7 +151,8 @@ def split_documents(documents: list[str], settings: SearchSettings) -> dict[str,
         if not taken:
             taken = [min(range(len(rest)), key=lambda i: len(rest[i]))]
         parts[role] = [rest[i] for i in taken]
-        rest = [document for i, document in enumerate(rest) if i not in set(taken)]
+        gone = set(taken)
+        rest = [document for i, document in enumerate(rest) if i not in gone]
     parts["search"] = rest
     return parts
 

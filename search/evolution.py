@@ -52,6 +52,10 @@ class Record:
         return replace(self, status=status, score=score, reason=reason, seconds=seconds)
 
 
+class HistoryMismatch(ValueError):
+    """The history is not one of this search."""
+
+
 # Makes one genome, and says from which records.
 Birth = Callable[[np.random.Generator], tuple[Any, tuple[int, ...]]]
 # The births of a generation, given all records of the generations before it.
@@ -152,7 +156,8 @@ def evolve(
 
     Returns: "budget spent" or "space exhausted".
 
-    Raises: ValueError where the history is not one of this search (other seed, strategy, space or version).
+    Raises: HistoryMismatch where the history is not one of this search (other seed, strategy, space or version); its
+        last generation is what is compared.
     """
     generation = history[-1].generation if history else 0
     while len(history) < max_evaluations:
@@ -161,7 +166,7 @@ def evolve(
         proposals = propose(space, strategy(generation, earlier), generation, earlier, seed)
         for record, proposal in zip(done, proposals, strict=False):
             if record.key != proposal.key:
-                raise ValueError(
+                raise HistoryMismatch(
                     f"history: expected candidate {proposal.index} to have the key {proposal.key}, got {record.key}"
                 )
         if not proposals:

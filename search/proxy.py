@@ -11,9 +11,9 @@ import torch
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.data import IGNORE_INDEX, Corpus
-from autobert_zero.search.settings import SearchSettings, stream
+from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.supernet import SuperNetwork, model_config
-from autobert_zero.search.training import Checkpoint, Schedule, train
+from autobert_zero.search.training import Checkpoint, Schedule, seed_torch, train
 
 
 class MaskedLMProxy:
@@ -49,7 +49,7 @@ class MaskedLMProxy:
         settings = self.settings
 
         def backward(step: int) -> float:
-            torch.manual_seed(int(stream(settings.seed, "dropout", name, step).integers(2**62)))
+            seed_torch(settings.seed, "dropout", name, step)
             input_ids, labels = self.corpus.batch(name, step, settings.batch_size)
             loss = model(input_ids.to(self.device), labels=labels.to(self.device)).loss
             loss.backward()
@@ -85,7 +85,7 @@ class MaskedLMProxy:
     ) -> AutoBertZeroForMaskedLM:
         """The final training; its weights begin from the seed of the run."""
         settings = self.settings
-        torch.manual_seed(int(stream(settings.seed, "final").integers(2**62)))
+        seed_torch(settings.seed, "final")
         config = model_config(genome, settings, len(self.corpus.tokenizer), self.corpus.tokenizer.pad_token_id)
         model = AutoBertZeroForMaskedLM(config).to(self.device)
         schedule = Schedule(settings.final_steps, settings.learning_rate, settings.warmup_ratio, settings.weight_decay)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast
 from torch import nn
 from torch.func import functional_call
 
@@ -32,7 +32,7 @@ from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBe
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.settings import SearchSettings, stream
 from autobert_zero.search.space import BackboneSpace
-from autobert_zero.search.training import Checkpoint, Schedule, train
+from autobert_zero.search.training import Checkpoint, Schedule, seed_torch, train
 
 
 # Its only purpose is to use every input once, so that every projection exists.
@@ -147,16 +147,12 @@ def train_supernet(
     functions of (seed, step, path); the processes share them out and add up their gradients, so the number of
     processes changes nothing beyond the order of float summation. A path whose loss is not finite takes no part.
     """
-    if checkpoint is not None:
-        checkpoint.writes = accelerator.is_main_process
-        if len(set(gather_object([checkpoint.step()]))) > 1:
-            raise ValueError("output_dir: expected one folder that all processes share, got different checkpoints")
     parameters = list(supernet.parameters())
 
     def backward(step: int) -> float:
         total = torch.zeros(2, device=accelerator.device)  # sum of the losses, number of them
         for number in range(accelerator.process_index, settings.paths_per_step, accelerator.num_processes):
-            torch.manual_seed(int(stream(settings.seed, "path dropout", step, number).integers(2**62)))
+            seed_torch(settings.seed, "path dropout", step, number)
             batch = corpus.batch("supernet", step * settings.paths_per_step + number, settings.batch_size)
             path = draw_path(space, settings, step, number)
             loss = supernet(path, *(tensor.to(accelerator.device) for tensor in batch))

@@ -15,8 +15,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from autobert_zero.search.settings import stream
+
 
 MAX_GRADIENT_NORM = 1.0
+
+
+def seed_torch(seed: int, *names: str | int) -> None:
+    """Seed torch's global generator, which initialisation and dropout draw from, by a named stream."""
+    torch.manual_seed(int(stream(seed, *names).integers(2**62)))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.cli import main, parse_settings
+from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.settings import SearchSettings
 
 from .conftest import TINY_RUN, command_line, random_genome, tiny_config, write_corpus
@@ -104,7 +105,6 @@ def test_a_run_leaves_what_it_promises(finished):
 
 def test_the_model_is_the_one_that_was_measured(finished):
     from autobert_zero.search.data import Corpus
-    from autobert_zero.search.proxy import MaskedLMProxy
 
     settings, _ = finished
     model = AutoBertZeroForMaskedLM.from_pretrained(Path(settings.output_dir, "model"))
@@ -254,6 +254,15 @@ def test_processes_that_did_not_find_each_other(capsys, tiny_settings, monkeypat
         assert "started 2 processes, but they run as 1" in fails(capsys, command_line(tiny_settings))
     finally:
         PartialState._reset_state()
+
+
+def test_a_defect_in_a_training_is_no_bad_input(tiny_settings, monkeypatch):
+    def defect(*arguments):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(MaskedLMProxy, "score", defect)
+    with pytest.raises(ValueError, match="a defect"):
+        main(command_line(tiny_settings))
 
 
 def test_folder_in_use(capsys, tiny_settings):

@@ -26,7 +26,7 @@ ALLOWED = {
     "search.evolution": {"search.priority", "search.settings"},
     "search.history": {"configuration_autobert_zero", "search.evolution"},
     "search.data": {"search.settings"},
-    "search.training": set(),
+    "search.training": {"search.settings"},
     "search.supernet": {
         "configuration_autobert_zero",
         "modeling_autobert_zero",
