@@ -358,6 +358,7 @@ class AutoBertZeroConfig(PretrainedConfig):
         num_hidden_layers: number of layers; `None` means the length of the genome, anything else must equal it.
         sparse_prediction: given labels, compute masked-language-model logits only where one stands.
         sparse_pred_ignore_index: the label that stands for "no label".
+        unpad_inputs: leave pads out of what works on single tokens, where enough of a batch is pads.
 
     All other arguments are those of `BertConfig`. Raises `ValueError` for an illegal genome, and the errors of
     `huggingface_hub.dataclasses.strict` for values of a wrong type or sizes that do not fit.
@@ -382,6 +383,7 @@ class AutoBertZeroConfig(PretrainedConfig):
     classifier_dropout: float | int | None = None
     sparse_prediction: bool = False
     sparse_pred_ignore_index: int = -100
+    unpad_inputs: bool = True
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any):

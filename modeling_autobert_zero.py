@@ -10,13 +10,19 @@ Departures from BERT:
    without any real token all tokens count, which keeps its numbers finite.
 2. The logits of an answer's first and last token are the least finite number at pads.
 3. `sparse_prediction` computes masked-language-model logits and loss only where a label stands.
+4. Where enough of a batch is pads, what works on single tokens runs on the real ones only (`unpad_inputs`).
+5. `attn_implementation="eager"` is the reference executor; `"sdpa"`, the default, lowers what has its form.
+6. Weights of another genome are an error when a checkpoint is loaded, and ids out of range when a model is called.
 
 Shapes in comments: `(batch, tokens, hidden)` for hidden states; inside an attention `(batch, heads, *type)`, where the
 type of a node is n×d, d×n, n×n or d×d with n tokens and d = head size.
 """
 
+import functools
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -55,6 +61,81 @@ PROJECTIONS = {"q": "query", "k": "key", "v": "value", "p": "extra"}
 # Small enough to leave any real row alone, large enough that neither it nor its inverse leaves half precision.
 COSINE_EPSILON = 1e-4
 
+# Pads are left out of all work on single tokens where no more than this part of a batch is real. Above it, gathering
+# tokens costs about what it saves.
+UNPAD_BELOW = 0.95
+
+
+def _readable(tensor: torch.Tensor) -> bool:
+    """Whether values may decide what runs: not while a graph is recorded, nor for a tensor without memory."""
+    recording = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not recording and type(tensor) is torch.Tensor and not tensor.is_meta
+
+
+class Tokens(NamedTuple):
+    """Which tokens of a batch are real, which ones a token may take from, and how hidden states hold them.
+
+    Hidden states are *padded*, (batch, tokens, hidden), or *packed*, (real tokens, hidden): the real tokens of all
+    sequences in a row. What works on single tokens does not see the difference; what mixes tokens calls `pad` before and
+    `pack` after. (A NamedTuple, because accelerate's hooks move the tensors in it between devices.)
+
+    Attributes:
+        real: (batch, tokens) bool; None where all are real. Every row has a real token.
+        visible: (batch, tokens, tokens) bool, whether a token (row) may take from a token (column); None where all may
+            take from all real ones.
+        packed: (real tokens,) where they stand in the flattened batch; None where hidden states are padded.
+    """
+
+    real: torch.Tensor | None = None
+    visible: torch.Tensor | None = None
+    packed: torch.Tensor | None = None
+
+    @classmethod
+    def from_mask(cls, attention_mask: torch.Tensor | None, shape: tuple[int, int], unpad: bool) -> "Tokens":
+        """Read an attention mask (batch, tokens) or (batch, tokens, tokens), nonzero where a token may be taken from.
+
+        In a row without a real token all count as real, and a token that may take from none takes from all real ones:
+        numbers stay finite. `unpad` asks for packed hidden states where that pays.
+
+        Raises: ValueError for another shape.
+        """
+        if attention_mask is None:
+            return cls()
+        if attention_mask.shape == shape:
+            real, visible = attention_mask.bool(), None
+            real = real | ~real.any(1, keepdim=True)
+        elif attention_mask.shape == (*shape, shape[1]):
+            visible = attention_mask.bool()
+            real = visible.any(1)
+            real = real | ~real.any(1, keepdim=True)
+            visible = visible | (~visible.any(2, keepdim=True) & real[:, None])
+        else:
+            batch, tokens = shape
+            raise ValueError(
+                f"attention_mask: expected shape ({batch}, {tokens}) or ({batch}, {tokens}, {tokens}), "
+                f"got {tuple(attention_mask.shape)}"
+            )
+        if visible is None and _readable(attention_mask):
+            count = int(real.sum())
+            if count == real.numel():
+                return cls()  # nothing is padded: take the kernels without a mask
+            if unpad and count <= UNPAD_BELOW * real.numel():
+                return cls(real, packed=torch.nonzero_static(real.flatten(), size=count).squeeze(1))
+        return cls(real, visible)
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, ...) as hidden states are held."""
+        return x if self.packed is None else x.flatten(0, 1)[self.packed]
+
+    def pad(self, x: torch.Tensor, zero_pads: bool = False) -> torch.Tensor:
+        """Hidden states as (batch, tokens, ...). What stands at pads has no meaning, or is 0 with `zero_pads`."""
+        if self.packed is not None:
+            padded = x.new_zeros(self.real.numel(), *x.shape[1:])
+            return padded.index_copy(0, self.packed, x).unflatten(0, self.real.shape)
+        if zero_pads and self.real is not None:
+            return x.masked_fill(~self.real[..., None], 0)
+        return x
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Executor: runs an attention expression
@@ -66,102 +147,133 @@ class FusedAttention:
     """`matmul(softmax(± scaled matmul(A, transpose(B))), C)` with A, B, C of type n×d, as one fused kernel.
 
     Attributes:
-        operands: the nodes that hold A, B and C; A and B as they stand in the expression or transposed.
-        transposed: whether A and B are the transposes of their nodes.
+        operands: the nodes that hold A, B and C; each as it stands in the expression or transposed.
+        transposed: whether A, B and C are the transposes of their nodes.
         negative: whether the scores carry a minus.
         scalings: how many times the scores are divided by the root of the head size.
+        transposed_result: whether the expression wants the transpose of the result.
     """
 
     operands: tuple[Expression, Expression, Expression]
-    transposed: tuple[bool, bool]
+    transposed: tuple[bool, bool, bool]
     negative: bool
     scalings: int
+    transposed_result: bool
 
     @classmethod
-    def match(cls, node: Expression) -> "FusedAttention | None":
-        """The fused form of `node`, or None where it has none."""
-        if node.name != "matmul" or node.type != "nd":
-            return None
-        weights, value = node.operands
-        if weights.name != "softmax" or weights.type != "nn":
-            return None
+    def match(cls, node: Expression) -> "FusedAttention":
+        """The fused form of a `matmul`. Raises ValueError that says why there is none."""
+        if node.name != "matmul" or node.type not in ("nd", "dn"):
+            raise ValueError(f"{node} is no product of type n×d")
+        # (W C)ᵀ = Cᵀ Wᵀ
+        transposed_result = node.type == "dn"
+        value, weights = node.operands if transposed_result else reversed(node.operands)
+        if weights.type != "nn":
+            raise ValueError(f"{weights} are no weights of tokens by tokens")
+        unary = []
+        while weights.name == "transpose":
+            unary.append(weights.name)
+            weights = weights.operands[0]
+        if weights.name != "softmax" or len(unary) % 2 != transposed_result:
+            raise ValueError(f"{weights} is no softmax over the tokens taken from")
         scores = weights.operands[0]
         unary = []
         while scores.name in ("neg", "scale", "transpose"):
             unary.append(scores.name)
             scores = scores.operands[0]
         if scores.name != "matmul" or scores.operands[0].type != "nd":
-            return None
+            raise ValueError(f"the scores {scores} are no product of n×d and d×n")
         left, right = scores.operands
         # (left right)ᵀ = rightᵀ leftᵀ: A is then rightᵀ and B is left.
         swapped = unary.count("transpose") % 2 == 1
         return cls(
             operands=(right, left, value) if swapped else (left, right, value),
-            transposed=(True, False) if swapped else (False, True),
+            transposed=(swapped, not swapped, transposed_result),
             negative=unary.count("neg") % 2 == 1,
             scalings=unary.count("scale"),
+            transposed_result=transposed_result,
         )
 
-    def __call__(self, a, b, c, real_tokens, head_size, dropout):
-        a, b = (x.mT if transposed else x for x, transposed in zip((a, b), self.transposed, strict=True))
+    def __str__(self) -> str:
+        a, b, c = (f"({x})ᵀ" if t else str(x) for x, t in zip(self.operands, self.transposed, strict=True))
+        sign = "-" if self.negative else ""
+        return f"scaled_dot_product_attention({a}, {b}, {c}, scale={sign}d^-{self.scalings}/2)"
+
+    def __call__(self, a, b, c, tokens, head_size, dropout):
+        a, b, c = (x.mT if transposed else x for x, transposed in zip((a, b, c), self.transposed, strict=True))
+        if tokens.visible is not None:
+            mask = tokens.visible[:, None]
+        else:
+            mask = None if tokens.real is None else tokens.real[:, None, None, :]
         # The minus goes into A: kernels take the maximum of the raw scores and need a positive scale to stay finite.
-        return F.scaled_dot_product_attention(
+        result = F.scaled_dot_product_attention(
             -a if self.negative else a,
             b,
             c,
-            attn_mask=None if real_tokens is None else real_tokens[:, None, None, :],
+            attn_mask=mask,
             dropout_p=dropout,
             scale=head_size ** (-self.scalings / 2),
         )
+        return result.mT if self.transposed_result else result
 
 
-def _zero_pads(x: torch.Tensor, axis: int, real_tokens: torch.Tensor | None) -> torch.Tensor:
-    """`x` of shape (batch, heads, ., .) with zeros where `axis` (-1 or -2), an axis of tokens, holds a pad."""
-    if real_tokens is None:
-        return x
-    real = real_tokens[:, None, None, :] if axis == -1 else real_tokens[:, None, :, None]
-    return x.masked_fill(~real, 0)
+def _left_out(x: torch.Tensor, type_: str, axis: int, tokens: Tokens) -> torch.Tensor | None:
+    """What a contraction over `axis` (-1 or -2) of `x` (batch, heads, *type_) must not see; None where it sees all.
+
+    Each row of tokens sees what its token may take from; where there are no such rows, all real tokens are seen.
+    """
+    if tokens.visible is not None and type_ == "nn" and axis == -1:
+        return ~tokens.visible[:, None]
+    if tokens.real is None:
+        return None
+    return ~(tokens.real[:, None, None, :] if axis == -1 else tokens.real[:, None, :, None])
 
 
-def _softmax(node, x, real_tokens, head_size, dropout):
+def _zero(x, type_, axis, tokens):
+    left_out = _left_out(x, type_, axis, tokens)
+    return x if left_out is None else x.masked_fill(left_out, 0)
+
+
+def _softmax(node, x, tokens, head_size, dropout):
     if node.type[1] == "d":
         return x.softmax(-1)
-    if real_tokens is not None:
-        x = x.masked_fill(~real_tokens[:, None, None, :], -math.inf)
+    left_out = _left_out(x, node.type, -1, tokens)
+    if left_out is not None:
+        x = x.masked_fill(left_out, -math.inf)
     return F.dropout(x.softmax(-1), dropout)
 
 
-def _matmul(node, x, y, real_tokens, head_size, dropout):
+def _matmul(node, x, y, tokens, head_size, dropout):
     if node.contracts_tokens():
-        x, y = _zero_pads(x, -1, real_tokens), _zero_pads(y, -2, real_tokens)
+        x, y = _zero(x, node.operands[0].type, -1, tokens), _zero(y, node.operands[1].type, -2, tokens)
     return x @ y
 
 
-def _rows(node, x, y, real_tokens):
-    """Operands of an operation between rows, with pads zeroed where a row runs over tokens."""
+def _rows(node, x, y, tokens):
+    """Operands of an operation between rows, with zeros for tokens left out where a row runs over tokens."""
     if node.contracts_tokens():
-        x, y = _zero_pads(x, -1, real_tokens), _zero_pads(y, -1, real_tokens)
+        x, y = _zero(x, node.operands[0].type, -1, tokens), _zero(y, node.operands[1].type, -1, tokens)
     return x, y
 
 
-def _cosine_similarity(node, x, y, real_tokens, head_size, dropout):
-    x, y = _rows(node, x, y, real_tokens)
+def _cosine_similarity(node, x, y, tokens, head_size, dropout):
+    x, y = _rows(node, x, y, tokens)
     return F.normalize(x, dim=-1, eps=COSINE_EPSILON) @ F.normalize(y, dim=-1, eps=COSINE_EPSILON).mT
 
 
-def _euclidean_distance(node, x, y, real_tokens, head_size, dropout):
-    x, y = _rows(node, x, y, real_tokens)
+def _euclidean_distance(node, x, y, tokens, head_size, dropout):
+    x, y = _rows(node, x, y, tokens)
     # The exact mode: the one by matrix product loses small distances to cancellation. No half-precision kernel exists.
     wide = torch.promote_types(x.dtype, torch.float32)
     return torch.cdist(x.to(wide), y.to(wide), compute_mode="donot_use_mm_for_euclid_dist").to(x.dtype)
 
 
-# What each operation of the language does. Every function takes the node, its operands, the mask of real tokens
-# (batch, tokens) or None, the head size and the dropout of attention weights.
+# What each operation of the language does. Every function takes the node, its operands, `Tokens` (in which only `real`
+# and `visible` matter), the head size and the dropout of attention weights.
 EXECUTORS = {
     "neg": lambda node, x, *_: -x,
     "transpose": lambda node, x, *_: x.mT,
-    "scale": lambda node, x, real_tokens, head_size, dropout: x / math.sqrt(head_size),
+    "scale": lambda node, x, tokens, head_size, dropout: x / math.sqrt(head_size),
     "softmax": _softmax,
     "logsigmoid": lambda node, x, *_: F.logsigmoid(x),
     "softsign": lambda node, x, *_: F.softsign(x),
@@ -172,6 +284,15 @@ EXECUTORS = {
 }
 
 
+class Step(NamedTuple):
+    """One step of a program: the value of a node from values of earlier slots; `dead` slots are of no use after it."""
+
+    node: Expression
+    fused: FusedAttention | None
+    operands: tuple[int, ...]
+    dead: tuple[int, ...]
+
+
 class ExpressionProgram:
     """An expression as steps in order: every node once, dead values freed.
 
@@ -179,55 +300,108 @@ class ExpressionProgram:
         expression: of type n×d.
         lower: hand what has the form of softmax attention to `scaled_dot_product_attention`. Without it every node
             runs by itself: that is the reference, the meaning of an expression.
+
+    Attributes:
+        steps: in order; values stand in slots, first those of the inputs, then one for each step.
+        weights_slot: of the token-by-token weights: the last softmax of type n×n, else the last value of that type;
+            None without any, or where it is inside a fused kernel.
+        reasons: why each product of type n×d runs by itself, where softmax attention was looked for.
+        takes_pairs: whether all sums over tokens are taken for one token each, so that a mask of tokens by tokens
+            has a meaning.
+        fits_half: whether values stay in the range of float16: no product but inside a fused kernel.
     """
 
     def __init__(self, expression: Expression, lower: bool = True):
         self.expression = expression
-        self.steps: list[tuple[Expression, FusedAttention | None, tuple[Expression, ...]]] = []
-        planned = set()
+        self.lower = lower
+        self.inputs = expression.inputs()
+        self.reasons: list[str] = []
+        slots = {Expression(name): slot for slot, name in enumerate(self.inputs)}
+        planned: list[tuple[Expression, FusedAttention | None, tuple[int, ...]]] = []
 
-        def plan(node: Expression) -> None:
-            if node in planned:
-                return
-            planned.add(node)
-            fused = FusedAttention.match(node) if lower else None
-            operands = node.operands if fused is None else fused.operands
-            for operand in operands:
-                plan(operand)
-            if operands:
-                self.steps.append((node, fused, operands))
+        def plan(node: Expression) -> int:
+            if node not in slots:
+                fused = self._fuse(node) if lower else None
+                operands = tuple(plan(operand) for operand in (node.operands if fused is None else fused.operands))
+                slots[node] = len(slots)
+                planned.append((node, fused, operands))
+            return slots[node]
 
         plan(expression)
-        last_use = {operand: i for i, (_, _, operands) in enumerate(self.steps) for operand in operands}
-        self.dead = [[node for node, last in last_use.items() if last == i] for i in range(len(self.steps))]
+        last_use = {slot: i for i, (_, _, operands) in enumerate(planned) for slot in operands}
+        self.steps = [
+            Step(*step, tuple(slot for slot, last in last_use.items() if last == i)) for i, step in enumerate(planned)
+        ]
+        weights = [step.node for step in self.steps if step.node.type == "nn"]
+        softmaxes = [node for node in weights if node.name == "softmax"]
+        self.weights_slot = slots[(softmaxes or weights)[-1]] if weights else None
+        self.takes_pairs = all(_takes_pairs(node) for node in expression.nodes())
+        self.fits_half = all(
+            step.fused or step.node.name not in ("matmul", "euclidean_distance") for step in self.steps
+        )
+
+    def _fuse(self, node: Expression) -> FusedAttention | None:
+        if node.name != "matmul" or node.type not in ("nd", "dn"):
+            return None
+        try:
+            return FusedAttention.match(node)
+        except ValueError as reason:
+            self.reasons.append(str(reason))
+            return None
+
+    def __str__(self) -> str:
+        """How it runs, and why so."""
+        fused = [str(step.fused) for step in self.steps if step.fused]
+        single = f"{len(self.steps) - len(fused)} operations node by node"
+        if not self.lower:
+            return f"{single}: the reference was asked for"
+        if not fused:
+            return f"{single}: {'; '.join(dict.fromkeys(self.reasons)) or 'there is no product of type n×d'}"
+        return ", ".join([*dict.fromkeys(fused), *([single] if len(fused) < len(self.steps) else [])])
 
     def __call__(
         self,
         inputs: dict[str, torch.Tensor],
-        real_tokens: torch.Tensor | None,
+        tokens: Tokens,
         head_size: int,
         dropout: float = 0.0,
-    ) -> torch.Tensor:
+        output_weights: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run it.
 
         Args:
             inputs: `q k v p` (those used), each (batch, heads, tokens, head_size).
-            real_tokens: (batch, tokens) bool, True for real tokens, at least one a row; None where all are.
+            tokens: which are real, and what each may take from.
             head_size: d of `scale`.
             dropout: probability with which an attention weight (an entry of a softmax over tokens) is dropped.
+            output_weights: also return the value of `weights_slot`.
 
-        Returns: (batch, heads, tokens, head_size).
+        Returns: (batch, heads, tokens, head_size), and the weights (batch, heads, tokens, tokens) or None.
         """
-        values = {Expression(name): value for name, value in inputs.items()}
-        for (node, fused, operands), dead in zip(self.steps, self.dead, strict=True):
-            arguments = [values[operand] for operand in operands]
+        values: list[torch.Tensor | None] = [inputs[name] for name in self.inputs]
+        del inputs  # or they would be held to the end
+        weights = None
+        for node, fused, operands, dead in self.steps:
+            arguments = [values[slot] for slot in operands]
             if fused is None:
-                values[node] = EXECUTORS[node.name](node, *arguments, real_tokens, head_size, dropout)
+                values.append(EXECUTORS[node.name](node, *arguments, tokens, head_size, dropout))
             else:
-                values[node] = fused(*arguments, real_tokens, head_size, dropout)
-            for done in dead:
-                del values[done]
-        return values[self.expression]
+                values.append(fused(*arguments, tokens, head_size, dropout))
+            if output_weights and len(values) - 1 == self.weights_slot:
+                weights = values[-1]
+            for slot in dead:
+                values[slot] = None
+        return values[-1], weights
+
+
+def _takes_pairs(node: Expression) -> bool:
+    """Whether `node` sums or normalises over tokens, if it does, for one token each."""
+    if node.name == "softmax" and node.type[1] == "n":
+        return node.type[0] == "n"
+    if not node.contracts_tokens():
+        return True
+    rows = node.operands[:1] if node.name == "matmul" else node.operands
+    return all(operand.type[0] == "n" for operand in rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,54 +420,80 @@ class AutoBertZeroEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids=None, token_type_ids=None, position_ids=None, inputs_embeds=None, real_tokens=None):
-        # real_tokens: (batch, tokens) bool or None
-        if inputs_embeds is None:
-            inputs_embeds = self.word_embeddings(input_ids)
-        tokens = inputs_embeds.shape[1]
-        if position_ids is None:
-            if real_tokens is None:
-                position_ids = torch.arange(tokens, device=inputs_embeds.device)[None]
-            else:
-                position_ids = (real_tokens.cumsum(1) - 1).clamp(min=0)
+    def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds, tokens: Tokens):
+        # ids (batch, tokens), or (1, tokens) for positions; embeddings (batch, tokens, hidden)
+        shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        if position_ids is None and tokens.real is not None:
+            position_ids = (tokens.real.cumsum(1) - 1).clamp(min=0)
+        elif position_ids is None:
+            device = self.position_embeddings.weight.device
+            position_ids = torch.arange(shape[1], device=device)[None]
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(position_ids)
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(tokens.pack(input_ids))
+        else:
+            inputs_embeds = tokens.pack(inputs_embeds)
+        if tokens.packed is not None:
+            token_type_ids, position_ids = (tokens.pack(ids.expand(shape)) for ids in (token_type_ids, position_ids))
         embeddings = (
             inputs_embeds + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
         )
         embeddings = self.dropout(self.LayerNorm(embeddings))
-        if real_tokens is not None:
-            # Even a pad that is not finite says nothing: 0 times infinity would, in a kernel that only weights it by 0.
-            embeddings = embeddings.masked_fill(~real_tokens[..., None], 0)
-        return embeddings
+        # Even a pad that is not finite says nothing: 0 times infinity would, in a kernel that only weights it by 0.
+        return embeddings if tokens.packed is not None else tokens.pad(embeddings, zero_pads=True)
 
 
 class AutoBertZeroAttention(nn.Module):
-    """Mixes tokens by an attention expression: projections, the expression per head, output projection."""
+    """Mixes tokens by an attention expression: projections, the expression per head, output projection.
+
+    Runs lowered, or as the reference says under `attn_implementation="eager"` and where weights are asked for.
+    """
 
     def __init__(self, config, gene: Attention):
         super().__init__()
+        self.config = config
         self.head_size = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.program = ExpressionProgram(gene.expression)
-        self.inputs = gene.expression.inputs()
-        for name in self.inputs:
+        self.lowered = ExpressionProgram(gene.expression)
+        self.reference = ExpressionProgram(gene.expression, lower=False)
+        for name in self.lowered.inputs:
             setattr(self, PROJECTIONS[name], nn.Linear(config.hidden_size, config.hidden_size))
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def extra_repr(self) -> str:
-        return str(self.program.expression)
+        return f"{self.lowered.expression}\nruns as {self.program()}"
 
-    def forward(self, hidden_states: torch.Tensor, real_tokens: torch.Tensor | None = None) -> torch.Tensor:
-        batch, tokens, _ = hidden_states.shape
+    def program(self, output_attentions: bool = False) -> ExpressionProgram:
+        """What runs."""
+        eager = output_attentions or self.config._attn_implementation == "eager"
+        return self.reference if eager else self.lowered
+
+    def forward(
+        self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        program = self.program(output_attentions)
+        # Products of products leave the range of half precision, and so may what is made of them.
+        half = hidden_states.dtype == torch.float16 or (
+            torch.is_autocast_enabled(hidden_states.device.type)
+            and torch.get_autocast_dtype(hidden_states.device.type) == torch.float16
+        )
+        widen = half and not program.fits_half
         inputs = {
-            name: getattr(self, PROJECTIONS[name])(hidden_states)
-            .view(batch, tokens, -1, self.head_size)
-            .transpose(1, 2)
-            for name in self.inputs
+            name: self._heads(getattr(self, PROJECTIONS[name])(hidden_states), tokens) for name in program.inputs
         }
-        mixed = self.program(inputs, real_tokens, self.head_size, self.dropout if self.training else 0.0)
-        return self.dense(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+        with torch.autocast(hidden_states.device.type, enabled=False) if widen else nullcontext():
+            if widen:
+                inputs = {name: x.float() for name, x in inputs.items()}
+            mixed, weights = program(
+                inputs, tokens, self.head_size, self.dropout if self.training else 0.0, output_attentions
+            )
+            mixed = tokens.pack(mixed.transpose(1, 2).flatten(2))
+            return self.dense(mixed.to(self.dense.weight.dtype) if widen else mixed), weights
+
+    def _heads(self, projected: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        # to (batch, heads, tokens, head_size)
+        return tokens.pad(projected).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
 
 class AutoBertZeroConvolution(nn.Module):
@@ -306,21 +506,40 @@ class AutoBertZeroConvolution(nn.Module):
         self.convolution = nn.Conv1d(size, size, kernel_size, padding=kernel_size // 2, groups=size)
         self.dense = nn.Linear(size, size)
 
-    def forward(self, hidden_states: torch.Tensor, real_tokens: torch.Tensor | None = None) -> torch.Tensor:
-        hidden_states = F.glu(self.gate(hidden_states))
-        if real_tokens is not None:
-            hidden_states = hidden_states.masked_fill(~real_tokens[..., None], 0)
-        # A convolution over (batch, hidden, 1, tokens) whose memory is still (batch, tokens, hidden): on a CPU this
-        # channels-last form is many times as fast as conv1d on the transposed tensor, and nothing is copied.
-        convolution = self.convolution
-        hidden_states = F.conv2d(
-            hidden_states.transpose(1, 2).unsqueeze(2),
-            convolution.weight.unsqueeze(2),
-            convolution.bias,
-            padding=(0, convolution.padding[0]),
-            groups=convolution.groups,
-        )
-        return self.dense(hidden_states.squeeze(2).transpose(1, 2))
+    def forward(
+        self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, None]:
+        hidden_states = tokens.pad(F.glu(self.gate(hidden_states)), zero_pads=True)
+        convolve = _convolve if tokens.visible is None else functools.partial(_convolve_visible, tokens.visible)
+        return self.dense(tokens.pack(convolve(hidden_states, self.convolution))), None
+
+
+def _convolve(x: torch.Tensor, convolution: nn.Conv1d) -> torch.Tensor:
+    """A depth-wise convolution over tokens of `x` (batch, tokens, hidden).
+
+    Over (batch, hidden, 1, tokens), whose memory is still (batch, tokens, hidden): on a CPU this channels-last form is
+    many times as fast as conv1d on the transposed tensor, and nothing is copied.
+    """
+    x = F.conv2d(
+        x.transpose(1, 2).unsqueeze(2),
+        convolution.weight.unsqueeze(2),
+        convolution.bias,
+        padding=(0, convolution.padding[0]),
+        groups=convolution.groups,
+    )
+    return x.squeeze(2).transpose(1, 2)
+
+
+def _convolve_visible(visible: torch.Tensor, x: torch.Tensor, convolution: nn.Conv1d) -> torch.Tensor:
+    """The same where a token takes only from those visible to it (batch, tokens, tokens): one tap after the other."""
+    tokens, margin = x.shape[1], convolution.padding[0]
+    x, visible = F.pad(x, (0, 0, margin, margin)), F.pad(visible, (margin, margin))
+    result = convolution.bias
+    for tap, weight in enumerate(convolution.weight.squeeze(1).unbind(1)):
+        # Of token i this tap reads token i + tap - margin, which stands at i + tap now.
+        seen = visible.diagonal(tap, 1, 2)[..., None]
+        result = result + weight * x[:, tap : tap + tokens] * seen
+    return result
 
 
 class AutoBertZeroLayer(GradientCheckpointingLayer):
@@ -337,12 +556,14 @@ class AutoBertZeroLayer(GradientCheckpointingLayer):
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, real_tokens: torch.Tensor | None = None) -> torch.Tensor:
-        # hidden_states: (batch, tokens, hidden); real_tokens: (batch, tokens) bool or None
-        mixed = self.mixer(hidden_states, real_tokens)
+    def forward(
+        self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # hidden_states: (batch, tokens, hidden) or packed; weights: (batch, heads, tokens, tokens) or None
+        mixed, weights = self.mixer(hidden_states, tokens, output_attentions)
         hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
         transformed = self.output(self.activation(self.intermediate(hidden_states)))
-        return self.output_norm(hidden_states + self.dropout(transformed))
+        return self.output_norm(hidden_states + self.dropout(transformed)), weights
 
 
 class AutoBertZeroEncoder(nn.Module):
@@ -353,13 +574,21 @@ class AutoBertZeroEncoder(nn.Module):
         genome = Genome.from_list(config.genome)
         self.layer = nn.ModuleList([AutoBertZeroLayer(config, gene) for gene in genome])
 
-    def forward(self, hidden_states, real_tokens=None, output_hidden_states=False):
-        all_hidden_states = (hidden_states,)
+    def forward(self, hidden_states, tokens: Tokens, output_hidden_states=False, output_attentions=False):
+        all_hidden_states, all_weights = (), ()
         for layer in self.layer:
-            hidden_states = layer(hidden_states, real_tokens)
             if output_hidden_states:
                 all_hidden_states += (hidden_states,)
-        return hidden_states, all_hidden_states if output_hidden_states else None
+            hidden_states, weights = layer(hidden_states, tokens, output_attentions)
+            if output_attentions:
+                all_weights += (weights,)
+        # The same at pads whichever way it ran.
+        hidden_states = tokens.pad(hidden_states, zero_pads=True)
+        return (
+            hidden_states,
+            (*all_hidden_states, hidden_states) if output_hidden_states else None,
+            all_weights if output_attentions else None,
+        )
 
 
 class AutoBertZeroPooler(nn.Module):
@@ -369,12 +598,12 @@ class AutoBertZeroPooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, real_tokens: torch.Tensor | None = None) -> torch.Tensor:
-        if real_tokens is None:
+    def forward(self, hidden_states: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        if tokens.real is None:
             first = hidden_states[:, 0]
         else:
             rows = torch.arange(len(hidden_states), device=hidden_states.device)
-            first = hidden_states[rows, real_tokens.int().argmax(1)]
+            first = hidden_states[rows, tokens.real.int().argmax(1)]
         return torch.tanh(self.dense(first))
 
 
@@ -406,6 +635,71 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
     # No loss here takes Trainer's `num_items_in_batch`: Trainer must average over accumulated batches itself.
     accepts_loss_kwargs = False
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):
+        """As every model's, but weights of another genome are an error.
+
+        Raises: ValueError that names the layers where the genome of `config` is not the checkpoint's, or which the
+        checkpoint lacks weights for. They would begin at random, without a word beyond a warning.
+        """
+        path = pretrained_model_name_or_path
+        if path is not None and isinstance(config, AutoBertZeroConfig):
+            _compare_genomes(config, cls.config_class.get_config_dict(path, **kwargs)[0])
+        model, info = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
+        if path is not None and kwargs.get("state_dict") is None:
+            missing = sorted(name for name in info["missing_keys"] if ".layer." in name)
+            if missing:
+                raise ValueError(
+                    f"weights: expected those of the genome {Genome.from_list(model.config.genome)}, "
+                    f"got none for {', '.join(missing)}"
+                )
+        return (model, info) if output_loading_info else model
+
+    def describe(self) -> str:
+        """A table with a row for each layer: its gene, and how it runs and why."""
+        lines = [f"{'layer':>5}  gene; runs as"]
+        for number, layer in enumerate(self.base_model.encoder.layer, start=1):
+            mixer = layer.mixer
+            if isinstance(mixer, AutoBertZeroConvolution):
+                gene, runs = f"convolution {mixer.convolution.kernel_size[0]}", "depth-wise convolution"
+            else:
+                gene, runs = mixer.lowered.expression, mixer.program()
+            lines += [f"{number:>5}  {gene}", f"{'':>5}    {runs}"]
+        return "\n".join(lines)
+
+
+def _compare_genomes(config: AutoBertZeroConfig, stored: dict) -> None:
+    if "genome" not in stored:
+        return  # a checkpoint of something else
+    wanted, found = Genome.from_list(config.genome), Genome.from_list(stored["genome"])
+    if len(wanted) != len(found):
+        raise ValueError(f"genome: expected the {len(found)} layers of the checkpoint, got {len(wanted)}")
+    differing = [
+        f"layer {number}: expected {b} of the checkpoint, got {a}"
+        for number, (a, b) in enumerate(zip(wanted, found, strict=True), start=1)
+        if a != b
+    ]
+    if differing:
+        raise ValueError("genome: " + "; ".join(differing))
+
+
+def _check_ids(**checked: tuple[torch.Tensor | None, nn.Embedding, str]) -> None:
+    """Raises ValueError for ids that an embedding does not have, before a kernel fails on them.
+
+    Args: for each name of an argument the ids, the embedding and the field of the configuration that gives its size.
+    """
+    given = {name: x for name, (x, _, _) in checked.items() if x is not None and x.numel() and _readable(x)}
+    if not given:
+        return
+    # One transfer for all: on an accelerator each one waits for it.
+    extremes = torch.stack([extreme for x in given.values() for extreme in x.aminmax()]).tolist()
+    for name, least, greatest in zip(given, extremes[::2], extremes[1::2], strict=True):
+        _, embedding, field = checked[name]
+        size = embedding.num_embeddings
+        if least < 0 or greatest >= size:
+            got = least if least < 0 else greatest
+            raise ValueError(f"{name}: expected ids from 0 to {size - 1} ({field}={size}), got {got}")
+
 
 class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
     """The bare encoder: hidden states of every token, and a pooled vector of the first one."""
@@ -431,47 +725,73 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs,
     ) -> tuple[torch.Tensor] | BaseModelOutputWithPooling:
         """
         Args:
             input_ids: (batch, tokens) token ids; or `inputs_embeds`: (batch, tokens, hidden).
-            attention_mask: (batch, tokens), nonzero for real tokens; all are real without it.
+            attention_mask: (batch, tokens), nonzero for real tokens, all are real without it; or (batch, tokens,
+                tokens), nonzero where a token (row) may take from a token (column).
             token_type_ids: (batch, tokens), 0 without it.
-            position_ids: (batch, tokens); without it real tokens count from 0.
-            output_hidden_states: also return the embeddings and the output of every layer.
+            position_ids: (batch, tokens) or (1, tokens); without it real tokens count from 0.
+            output_attentions: also return, for every layer, the token-by-token weights (batch, heads, tokens, tokens):
+                the last softmax of that type in its expression, else the last value of that type; None for
+                convolutions and expressions without. Runs node by node.
+            output_hidden_states: also return the embeddings and the output of every layer. Their pads have no meaning;
+                those of the last layer, as of `last_hidden_state`, are 0.
 
-        Raises: ValueError for both or neither of `input_ids` and `inputs_embeds`, a mask of another shape, or more
-        tokens than positions.
+        Raises: ValueError for both or neither of `input_ids` and `inputs_embeds`, ids out of range, a mask of another
+        shape, a mask of tokens by tokens for a layer that sums over tokens for no token in particular, or more tokens
+        than positions.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
-        shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs.ndim != (2 if inputs_embeds is None else 3):
+            expected = (
+                "input_ids: expected (batch, tokens)" if inputs_embeds is None else "inputs_embeds: expected 3 axes"
+            )
+            raise ValueError(f"{expected}, got {tuple(inputs.shape)}")
+        shape = inputs.shape[:2]
         if position_ids is None and shape[1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"input_ids: expected at most max_position_embeddings={self.config.max_position_embeddings} tokens, "
                 f"got {shape[1]}"
             )
-        real_tokens = None
-        if attention_mask is not None:
-            if attention_mask.shape != shape:
-                raise ValueError(f"attention_mask: expected shape {tuple(shape)}, got {tuple(attention_mask.shape)}")
-            real_tokens = attention_mask.bool()
-            if not torch.compiler.is_compiling() and real_tokens.all():
-                real_tokens = None  # nothing is padded: take the kernels without a mask
-            else:
-                real_tokens = real_tokens | ~real_tokens.any(1, keepdim=True)
+        _check_ids(
+            input_ids=(input_ids, self.embeddings.word_embeddings, "vocab_size"),
+            token_type_ids=(token_type_ids, self.embeddings.token_type_embeddings, "type_vocab_size"),
+            position_ids=(position_ids, self.embeddings.position_embeddings, "max_position_embeddings"),
+        )
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        # Hidden states of all layers are handed out padded.
+        tokens = Tokens.from_mask(attention_mask, shape, self.config.unpad_inputs and not output_hidden_states)
+        if tokens.visible is not None:
+            self._check_pairs()
 
-        embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, real_tokens)
-        sequence_output, hidden_states = self.encoder(embeddings, real_tokens, output_hidden_states)
+        embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, tokens)
+        sequence_output, hidden_states, attentions = self.encoder(
+            embeddings, tokens, output_hidden_states, output_attentions
+        )
         return BaseModelOutputWithPooling(
             last_hidden_state=sequence_output,
-            pooler_output=None if self.pooler is None else self.pooler(sequence_output, real_tokens),
+            pooler_output=None if self.pooler is None else self.pooler(sequence_output, tokens),
             hidden_states=hidden_states,
+            attentions=attentions,
         )
+
+    def _check_pairs(self) -> None:
+        for number, layer in enumerate(self.encoder.layer, start=1):
+            program = getattr(layer.mixer, "reference", None)
+            if program is not None and not program.takes_pairs:
+                raise ValueError(
+                    f"attention_mask: expected (batch, tokens), got (batch, tokens, tokens): layer {number}, "
+                    f"{program.expression}, sums over tokens for no token in particular"
+                )
 
 
 def _masked_lm(model, head, sequence_output, labels):
@@ -533,17 +853,20 @@ class AutoBertZeroForMaskedLM(AutoBertZeroPreTrainedModel):
             **kwargs,
         )
         logits, loss = _masked_lm(self, self.predictions, outputs.last_hidden_state, labels)
-        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 @dataclass
 class AutoBertZeroForPreTrainingOutput(ModelOutput):
-    """Loss (sum of both), logits of both heads, hidden states; the fields of BERT's."""
+    """Loss (sum of both), logits of both heads, hidden states, attentions; the fields of BERT's."""
 
     loss: torch.FloatTensor | None = None
     prediction_logits: torch.FloatTensor | None = None
     seq_relationship_logits: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor | None, ...] | None = None
 
 
 class AutoBertZeroForPreTraining(AutoBertZeroPreTrainedModel):
@@ -598,6 +921,7 @@ class AutoBertZeroForPreTraining(AutoBertZeroPreTrainedModel):
             prediction_logits=logits,
             seq_relationship_logits=seq_relationship_logits,
             hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
@@ -655,7 +979,9 @@ class AutoBertZeroForSequenceClassification(AutoBertZeroPreTrainedModel):
                 loss = F.cross_entropy(logits, labels.view(-1))
             else:
                 loss = F.binary_cross_entropy_with_logits(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 class AutoBertZeroForNextSentencePrediction(AutoBertZeroPreTrainedModel):
@@ -690,7 +1016,9 @@ class AutoBertZeroForNextSentencePrediction(AutoBertZeroPreTrainedModel):
         )
         logits = self.seq_relationship(outputs.pooler_output)
         loss = None if labels is None else F.cross_entropy(logits, labels.view(-1))
-        return NextSentencePredictorOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return NextSentencePredictorOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 class AutoBertZeroForTokenClassification(AutoBertZeroPreTrainedModel):
@@ -727,7 +1055,9 @@ class AutoBertZeroForTokenClassification(AutoBertZeroPreTrainedModel):
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else F.cross_entropy(logits.view(-1, self.num_labels), labels.view(-1))
-        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
@@ -779,6 +1109,7 @@ class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
             start_logits=start_logits.contiguous(),
             end_logits=end_logits.contiguous(),
             hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
@@ -816,7 +1147,9 @@ class AutoBertZeroForMultipleChoice(AutoBertZeroPreTrainedModel):
         outputs = self.autobert_zero(**flat, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
         loss = None if labels is None else F.cross_entropy(logits, labels)
-        return MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 # Which Auto class builds which model; `AUTO_MAP` of the configuration says the same to the remote-code loader.
