@@ -22,7 +22,7 @@ import functools
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import nn
@@ -50,6 +50,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.processing_utils import Unpack
 from transformers.utils import can_return_tuple
 
 from .configuration_autobert_zero import Attention, AutoBertZeroConfig, Convolution, Expression, Genome
@@ -626,6 +627,14 @@ class AutoBertZeroLMPredictionHead(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class OutputArguments(TypedDict, total=False):
+    """What every head hands on to the encoder: which values to return, and whether as a tuple."""
+
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+    return_dict: bool | None
+
+
 class AutoBertZeroPreTrainedModel(PreTrainedModel):
     config_class = AutoBertZeroConfig
     base_model_prefix = "autobert_zero"
@@ -636,6 +645,12 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers reads the source for a function of its own that this model does not need. Layers ask the
+        # configuration at every call, so `set_attn_implementation` works.
+        return True
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):
         """As every model's, but weights of another genome are an error.
 
@@ -643,16 +658,16 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
         checkpoint lacks weights for. They would begin at random, without a word beyond a warning.
         """
         path = pretrained_model_name_or_path
-        if path is not None and isinstance(config, AutoBertZeroConfig):
-            _compare_genomes(config, cls.config_class.get_config_dict(path, **kwargs)[0])
+        if path is not None:
+            _check_checkpoint(cls.config_class.get_config_dict(path, **kwargs)[0], config)
         model, info = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
-        if path is not None and kwargs.get("state_dict") is None:
-            missing = sorted(name for name in info["missing_keys"] if ".layer." in name)
-            if missing:
-                raise ValueError(
-                    f"weights: expected those of the genome {Genome.from_list(model.config.genome)}, "
-                    f"got none for {', '.join(missing)}"
-                )
+        missing = [name for name in info["missing_keys"] if ".layer." in name]
+        # Where nothing at all was found transformers has warned; that is no other genome.
+        if missing and len(info["missing_keys"]) < len(model.state_dict()):
+            raise ValueError(
+                f"weights: expected those of the genome {Genome.from_list(model.config.genome)}, "
+                f"got none for {', '.join(sorted(missing))}"
+            )
         return (model, info) if output_loading_info else model
 
     def describe(self) -> str:
@@ -668,9 +683,12 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
         return "\n".join(lines)
 
 
-def _compare_genomes(config: AutoBertZeroConfig, stored: dict) -> None:
-    if "genome" not in stored:
-        return  # a checkpoint of something else
+def _check_checkpoint(stored: dict, config: AutoBertZeroConfig | None) -> None:
+    """Raises ValueError where a checkpoint with the configuration `stored` has no weights for `config`."""
+    if stored.get("model_type", AutoBertZeroConfig.model_type) != AutoBertZeroConfig.model_type:
+        raise ValueError(f"model_type: expected {AutoBertZeroConfig.model_type}, got {stored['model_type']}")
+    if config is None or "genome" not in stored:
+        return
     wanted, found = Genome.from_list(config.genome), Genome.from_list(stored["genome"])
     if len(wanted) != len(found):
         raise ValueError(f"genome: expected the {len(found)} layers of the checkpoint, got {len(wanted)}")
@@ -840,7 +858,7 @@ class AutoBertZeroForMaskedLM(AutoBertZeroPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | MaskedLMOutput:
         """`labels`: (batch, tokens), -100 where there is none. Other arguments as `AutoBertZeroModel`."""
         outputs = self.autobert_zero(
@@ -897,7 +915,7 @@ class AutoBertZeroForPreTraining(AutoBertZeroPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         next_sentence_label: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | AutoBertZeroForPreTrainingOutput:
         """`labels`: (batch, tokens), -100 where there is none. `next_sentence_label`: (batch,), 0 where the second
         segment continues the first (next sentence) or both are in order (sentence order). The loss needs both."""
@@ -950,7 +968,7 @@ class AutoBertZeroForSequenceClassification(AutoBertZeroPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | SequenceClassifierOutput:
         """`labels`: (batch,) class ids or, for `num_labels == 1`, values; (batch, num_labels) floats for several
         labels at once. `config.problem_type` is found from them where it is not set, as BERT does."""
@@ -1002,7 +1020,7 @@ class AutoBertZeroForNextSentencePrediction(AutoBertZeroPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | NextSentencePredictorOutput:
         """`labels`: (batch,), 0 where the second segment continues the first, 1 where it does not."""
         outputs = self.autobert_zero(
@@ -1041,7 +1059,7 @@ class AutoBertZeroForTokenClassification(AutoBertZeroPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | TokenClassifierOutput:
         """`labels`: (batch, tokens) class ids, -100 where there is none."""
         outputs = self.autobert_zero(
@@ -1079,7 +1097,7 @@ class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         start_positions: torch.Tensor | None = None,
         end_positions: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | QuestionAnsweringModelOutput:
         """`start_positions`, `end_positions`: (batch,) token positions; outside the sequence they are ignored."""
         outputs = self.autobert_zero(
@@ -1132,7 +1150,7 @@ class AutoBertZeroForMultipleChoice(AutoBertZeroPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | MultipleChoiceModelOutput:
         """All inputs have an axis of choices behind the batch: (batch, choices, tokens). `labels`: (batch,)."""
         inputs = {
