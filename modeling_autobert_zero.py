@@ -170,7 +170,7 @@ class FusedAttention:
         transposed_result = node.type == "dn"
         value, weights = node.operands if transposed_result else reversed(node.operands)
         if weights.type != "nn":
-            raise ValueError(f"{weights} are no weights of tokens by tokens")
+            raise ValueError(f"{weights} does not weight tokens by tokens")
         unary = []
         while weights.name == "transpose":
             unary.append(weights.name)
@@ -264,6 +264,8 @@ def _cosine_similarity(node, x, y, tokens, head_size, dropout):
 
 def _euclidean_distance(node, x, y, tokens, head_size, dropout):
     x, y = _rows(node, x, y, tokens)
+    if torch.onnx.is_in_onnx_export():  # ONNX has no `cdist`
+        return (x.unsqueeze(-2) - y.unsqueeze(-3)).norm(dim=-1)
     # The exact mode: the one by matrix product loses small distances to cancellation. No half-precision kernel exists.
     wide = torch.promote_types(x.dtype, torch.float32)
     return torch.cdist(x.to(wide), y.to(wide), compute_mode="donot_use_mm_for_euclid_dist").to(x.dtype)
@@ -362,7 +364,7 @@ class ExpressionProgram:
 
     def __call__(
         self,
-        inputs: dict[str, torch.Tensor],
+        values: list[torch.Tensor],
         tokens: Tokens,
         head_size: int,
         dropout: float = 0.0,
@@ -371,7 +373,8 @@ class ExpressionProgram:
         """Run it.
 
         Args:
-            inputs: `q k v p` (those used), each (batch, heads, tokens, head_size).
+            values: one for each of `inputs`, (batch, heads, tokens, head_size). The list is used up, so that a
+                projection is freed as early as anything else.
             tokens: which are real, and what each may take from.
             head_size: d of `scale`.
             dropout: probability with which an attention weight (an entry of a softmax over tokens) is dropped.
@@ -379,8 +382,6 @@ class ExpressionProgram:
 
         Returns: (batch, heads, tokens, head_size), and the weights (batch, heads, tokens, tokens) or None.
         """
-        values: list[torch.Tensor | None] = [inputs[name] for name in self.inputs]
-        del inputs  # or they would be held to the end
         weights = None
         for node, fused, operands, dead in self.steps:
             arguments = [values[slot] for slot in operands]
@@ -392,7 +393,7 @@ class ExpressionProgram:
                 weights = values[-1]
             for slot in dead:
                 values[slot] = None
-        return values[-1], weights
+        return values.pop(), weights
 
 
 def _takes_pairs(node: Expression) -> bool:
@@ -480,14 +481,12 @@ class AutoBertZeroAttention(nn.Module):
             and torch.get_autocast_dtype(hidden_states.device.type) == torch.float16
         )
         widen = half and not program.fits_half
-        inputs = {
-            name: self._heads(getattr(self, PROJECTIONS[name])(hidden_states), tokens) for name in program.inputs
-        }
+        values = [self._heads(getattr(self, PROJECTIONS[name])(hidden_states), tokens) for name in program.inputs]
         with torch.autocast(hidden_states.device.type, enabled=False) if widen else nullcontext():
             if widen:
-                inputs = {name: x.float() for name, x in inputs.items()}
+                values = [x.float() for x in values]
             mixed, weights = program(
-                inputs, tokens, self.head_size, self.dropout if self.training else 0.0, output_attentions
+                values, tokens, self.head_size, self.dropout if self.training else 0.0, output_attentions
             )
             mixed = tokens.pack(mixed.transpose(1, 2).flatten(2))
             return self.dense(mixed.to(self.dense.weight.dtype) if widen else mixed), weights

@@ -41,6 +41,14 @@ def random_genome(number: int) -> Genome:
     return SPACE.random(stream(number, "test genome"))
 
 
+def padding_mask() -> torch.Tensor:
+    mask = torch.ones(BATCH, TOKENS, dtype=torch.bool)
+    mask[0, 4:] = False
+    mask[1, :3] = False
+    mask[2, [0, 2, 6]] = False
+    return mask
+
+
 def write_corpus(path, documents: int = 30, seed: int = 0) -> str:
     """Text with something to learn: sentences whose words depend on each other."""
     rng = random.Random(seed)

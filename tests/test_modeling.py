@@ -1,6 +1,3 @@
-import math
-
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,7 +5,6 @@ from transformers import AutoModel, BertConfig, BertModel
 
 from autobert_zero.configuration_autobert_zero import (
     AUTO_MAP,
-    PUBLISHED_GENOME,
     SELF_ATTENTION,
     Attention,
     AutoBertZeroConfig,
@@ -21,211 +17,12 @@ from autobert_zero.modeling_autobert_zero import (
     AutoBertZeroConvolution,
     AutoBertZeroForMaskedLM,
     AutoBertZeroForPreTraining,
-    AutoBertZeroForQuestionAnswering,
     AutoBertZeroForSequenceClassification,
     AutoBertZeroModel,
-    ExpressionProgram,
-    FusedAttention,
     Tokens,
 )
-from autobert_zero.search.functional_key import evaluate
-from autobert_zero.search.grammar import draw_uniformly, random_expression
-from autobert_zero.search.settings import stream
 
 from .conftest import BATCH, HEADS, HIDDEN, TOKENS, VOCAB, random_genome, tiny_config
-
-
-HEAD_SIZE = 4
-
-
-def expressions(count: int) -> list[Expression]:
-    published = [gene.expression for gene in PUBLISHED_GENOME if isinstance(gene, Attention)]
-    made = [random_expression("nd", 14, stream(i, "test expression"), draw_uniformly) for i in range(count)]
-    return [SELF_ATTENTION.expression, *published, *made]
-
-
-def softmax_attentions(count: int) -> list[Expression]:
-    """Attentions of the form that is lowered, with random parts: in plain random ones it is rare."""
-    made = []
-    for i in range(count):
-        rng = stream(i, "test attention")
-        a, b, c = (random_expression("nd", 5, rng, draw_uniformly) for _ in range(3))
-        scores = Expression("matmul", (a, Expression("transpose", (b,))))
-        for name in rng.choice(["neg", "scale", "transpose"], size=int(rng.integers(4))).tolist():
-            scores = Expression(name, (scores,))
-        made.append(Expression("matmul", (Expression("softmax", (scores,)), c)))
-    return made
-
-
-def projections(dtype=torch.float64, requires_grad=False) -> dict[str, torch.Tensor]:
-    shape = (BATCH, HEADS, TOKENS, HEAD_SIZE)
-    return {name: torch.randn(shape, dtype=dtype).requires_grad_(requires_grad) for name in "qkvp"}
-
-
-def padding_mask() -> torch.Tensor:
-    mask = torch.ones(BATCH, TOKENS, dtype=torch.bool)
-    mask[0, 4:] = False
-    mask[1, :3] = False
-    mask[2, [0, 2, 6]] = False
-    return mask
-
-
-# Executor
-
-
-def test_reference_executor_means_what_numpy_says():
-    for expression in expressions(300):
-        inputs = projections()
-        value = ExpressionProgram(expression, lower=False)(inputs, Tokens(), HEAD_SIZE)[0]
-        for b in range(2):
-            expected = evaluate(expression, {name: x[b, 1].numpy() for name, x in inputs.items()})
-            np.testing.assert_allclose(value[b, 1].numpy(), expected, rtol=1e-9, atol=1e-9, err_msg=str(expression))
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_lowered_equals_reference(masked, dtype, tolerance):
-    tokens = Tokens(padding_mask() if masked else None)
-    real = padding_mask()[:, None, :, None] if masked else torch.ones(1)
-    for expression in [*expressions(0), *softmax_attentions(100)]:
-        programs = ExpressionProgram(expression), ExpressionProgram(expression, lower=False)
-        assert any(step.fused for step in programs[0].steps)
-        inputs = projections(dtype, requires_grad=True)
-        used = [inputs[name] for name in expression.inputs()]
-        weights = torch.randn(BATCH, HEADS, TOKENS, HEAD_SIZE, dtype=dtype) * real
-        results = []
-        for program in programs:
-            value, _ = program(inputs, tokens, HEAD_SIZE)
-            results.append([value * real, *torch.autograd.grad((value * weights).sum(), used)])
-        for a, b in zip(*results, strict=True):
-            scale = max(1.0, b.abs().max().item())
-            torch.testing.assert_close(a / scale, b / scale, rtol=0, atol=tolerance, msg=str(expression))
-
-
-def test_all_published_attentions_are_lowered():
-    for gene in PUBLISHED_GENOME:
-        if isinstance(gene, Attention):
-            FusedAttention.match(gene.expression)  # raises where there is none
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "matmul(softmax(scale(transpose(matmul(k, transpose(q))))), v)",
-        "matmul(softmax(neg(scale(neg(neg(scale(matmul(q, transpose(k)))))))), add(v, p))",
-        "add(q, matmul(softmax(matmul(softsign(q), logsigmoid(transpose(k)))), matmul(softmax(matmul(q, transpose(q))), k)))",
-    ],
-)
-def test_forms_of_softmax_attention_are_recognised(text):
-    expression = Expression.parse(text)
-    program = ExpressionProgram(expression)
-    assert sum(step.fused is not None for step in program.steps) == text.count("softmax(")
-    inputs = projections()
-    torch.testing.assert_close(
-        program(inputs, Tokens(padding_mask()), HEAD_SIZE)[0],
-        ExpressionProgram(expression, lower=False)(inputs, Tokens(padding_mask()), HEAD_SIZE)[0],
-    )
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "matmul(softmax(cosine_similarity(q, k)), v)",
-        "matmul(matmul(q, transpose(k)), v)",
-        "matmul(softmax(q), matmul(transpose(k), v))",
-        "matmul(softmax(matmul(matmul(q, transpose(k)), matmul(q, transpose(v)))), p)",
-    ],
-)
-def test_other_forms_run_in_the_reference(text):
-    assert not any(step.fused for step in ExpressionProgram(Expression.parse(text)).steps)
-
-
-def test_dropout_drops_attention_weights():
-    value = torch.eye(TOKENS, HEAD_SIZE).expand(BATCH, HEADS, -1, -1)
-    inputs = {"q": torch.zeros_like(value), "k": value, "v": torch.ones_like(value)}
-    for lower in (True, False):
-        program = ExpressionProgram(SELF_ATTENTION.expression, lower)
-        sums = program(inputs, Tokens(), HEAD_SIZE, dropout=0.5)[0][..., 0]  # of the weights that are left, doubled
-        counts = sums * TOKENS / 2
-        torch.testing.assert_close(counts, counts.round(), atol=1e-4, rtol=0)
-        assert 2.5 < counts.mean() < 4.5 and counts.std() > 0.5
-        torch.testing.assert_close(program(inputs, Tokens(), HEAD_SIZE)[0], torch.ones_like(value))
-
-
-def test_distances_of_equal_rows_have_finite_gradients():
-    for name in ("euclidean_distance", "cosine_similarity"):
-        expression = Expression.parse(f"matmul({name}(q, q), q)")
-        q = torch.zeros(1, 1, TOKENS, HEAD_SIZE, requires_grad=True)
-        ExpressionProgram(expression)({"q": q}, Tokens(), HEAD_SIZE)[0].sum().backward()
-        assert q.grad.isfinite().all()
-
-
-# Padding
-
-
-def test_padding_changes_nothing_for_any_genome():
-    """200 random genomes: pads on the left or right, more or fewer, whatever they hold."""
-    sensitive = 0
-    for number in range(200):
-        genome = random_genome(number)
-        model = AutoBertZeroModel(tiny_config(genome)).double().eval()
-        real = torch.randint(1, VOCAB, (2, TOKENS))
-        with torch.no_grad():
-            expected = model(real)
-            for left, right in ((0, 4), (4, 0), (2, 9)):
-                ids = torch.cat([torch.randint(VOCAB, (2, left)), real, torch.randint(VOCAB, (2, right))], 1)
-                mask = F.pad(torch.ones(2, TOKENS, dtype=torch.long), (left, right))
-                # Beside a row of another length, so that it is no all-real batch in disguise.
-                ids, mask = torch.cat([ids, ids[:1]]), torch.cat([mask, torch.ones_like(mask[:1])])
-                padded = model(ids, attention_mask=mask)
-                hidden = padded.last_hidden_state[:2, left : left + TOKENS]
-                torch.testing.assert_close(hidden, expected.last_hidden_state, atol=1e-8, rtol=0, msg=str(genome))
-                torch.testing.assert_close(padded.pooler_output[:2], expected.pooler_output, atol=1e-8, rtol=0)
-                unmasked = model(ids).last_hidden_state[:2, left : left + TOKENS]
-                sensitive += not torch.allclose(unmasked, expected.last_hidden_state, atol=1e-4)
-    assert sensitive > 300  # without the mask the pads do show: the test can fail
-
-
-def test_pads_that_are_not_finite_say_nothing():
-    for genome in (Genome([SELF_ATTENTION] * 2), *map(random_genome, range(20))):
-        model = AutoBertZeroModel(tiny_config(genome)).eval()
-        embeddings = torch.randn(BATCH, TOKENS, HIDDEN)
-        expected = model(inputs_embeds=embeddings, attention_mask=padding_mask()).last_hidden_state
-        for value in (math.nan, math.inf, 1e38):
-            embeddings[~padding_mask()] = value
-            got = model(inputs_embeds=embeddings, attention_mask=padding_mask()).last_hidden_state
-            torch.testing.assert_close(got[padding_mask()], expected[padding_mask()])
-
-
-def test_mixing_tokens_is_what_the_expression_says():
-    """A token's output changes with another token's input exactly if `mixes_tokens`."""
-    answers = set()
-    for expression in expressions(200):
-        inputs = projections()
-        changed = {name: x.clone() for name, x in inputs.items()}
-        for x in changed.values():
-            x[:, :, -1] += torch.randn(BATCH, HEADS, HEAD_SIZE)
-        program = ExpressionProgram(expression)
-        a, b = (program(x, Tokens(), HEAD_SIZE)[0][:, :, :-1] for x in (inputs, changed))
-        answers.add(expression.mixes_tokens())
-        assert torch.equal(a, b) != expression.mixes_tokens(), expression
-    assert answers == {True, False}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_without_a_real_token_are_finite(dtype):
-    for number in range(30):
-        model = AutoBertZeroModel(tiny_config(random_genome(number))).to(dtype)
-        mask = torch.ones(BATCH, TOKENS, dtype=torch.long)
-        mask[1] = 0
-        mask[2, 4:] = 0
-        output = model(torch.randint(VOCAB, (BATCH, TOKENS)), attention_mask=mask)
-        assert output.last_hidden_state.isfinite().all()
-        output.last_hidden_state.float().square().sum().backward()
-        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-
-
-# Layers and models
 
 
 def test_convolution_equals_conv1d():
@@ -389,32 +186,6 @@ def test_heads_are_bert_s(auto_class):
             a, b = a[real], b[real]
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5, msg=name)
     assert (got.get("loss") is not None) == bool(labels)
-
-
-def test_padding_does_not_change_the_loss_of_answers():
-    model = AutoBertZeroForQuestionAnswering(tiny_config(random_genome(6))).eval()
-    ids, positions = torch.randint(VOCAB, (BATCH, TOKENS)), torch.randint(TOKENS, (2, BATCH))
-    expected = model(ids, start_positions=positions[0], end_positions=positions[1])
-    padded, mask = F.pad(ids, (0, 5), value=3), F.pad(torch.ones_like(ids), (0, 5))
-    got = model(padded, mask, start_positions=positions[0], end_positions=positions[1])
-    torch.testing.assert_close(got.loss, expected.loss)
-    assert got.start_logits[:, TOKENS:].max() < -1e30
-
-
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")  # its heir is not in all of 5.x
-def test_gradient_checkpointing_gives_equal_gradients():
-    model = AutoBertZeroForMaskedLM(tiny_config(PUBLISHED_GENOME, hidden_dropout_prob=0.0)).train()
-    batch = masked_lm_batch()
-    gradients = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        torch.manual_seed(1)
-        model.zero_grad()
-        model(**batch).loss.backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(

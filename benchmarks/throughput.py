@@ -1,0 +1,339 @@
+"""Speed of the published base architecture beside BERT, ConvBERT and ModernBERT of transformers, at random weights.
+
+    python benchmarks/throughput.py --output results/throughput/cpu.json --num_threads 2
+    python benchmarks/throughput.py --output results/throughput/cpu.json --texts sst2.jsonl mrpc.jsonl --vocab_file vocab.txt
+
+Within a row the models take turns, round after round, so that what else the machine does hits all alike; times are
+medians. Rows that the output file has already are not measured again. Every row is one step: a forward pass without
+gradients, or forward, loss and backward with dropout. Attention masks are given. Padding rows take whole files of real
+texts, batch by batch, padded to the longest of a batch, and count real tokens only.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertModel, ConvBertConfig, ConvBertModel, ModernBertConfig, ModernBertModel
+
+from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
+from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, _convolve
+from autobert_zero.search import reporting
+
+
+POSITIONS = 2048
+OURS = "AutoBERT-Zero"
+MODELS: dict[str, Callable[[], torch.nn.Module]] = {
+    OURS: lambda: AutoBertZeroModel(
+        AutoBertZeroConfig.preset("autobert-zero-base", max_position_embeddings=POSITIONS)
+    ),
+    "BERT": lambda: BertModel(BertConfig(max_position_embeddings=POSITIONS, attn_implementation="sdpa")),
+    "ConvBERT": lambda: ConvBertModel(ConvBertConfig(max_position_embeddings=POSITIONS)),
+    "ModernBERT": lambda: ModernBertModel(ModernBertConfig(attn_implementation="sdpa", reference_compile=False)),
+    f"{OURS}, reference": lambda: AutoBertZeroModel(
+        AutoBertZeroConfig.preset("autobert-zero-base", max_position_embeddings=POSITIONS, attn_implementation="eager")
+    ),
+}
+BASES = [OURS, "BERT", "ConvBERT", "ModernBERT"]
+EXECUTORS = [OURS, f"{OURS}, reference"]
+
+# (models, mode, batch, tokens, dtype)
+ROWS = {
+    "cpu": [
+        (BASES, "inference", 8, 128, "float32"),
+        (BASES, "training", 8, 128, "float32"),
+        (BASES, "inference", 2, 512, "float32"),
+        (BASES, "training", 2, 512, "float32"),
+        (BASES, "inference", 1, 2048, "float32"),
+        (BASES, "inference", 8, 128, "bfloat16"),
+        (EXECUTORS, "inference", 8, 128, "float32"),
+        (EXECUTORS, "inference", 1, 2048, "float32"),
+        (EXECUTORS, "training", 2, 512, "float32"),
+    ],
+    "cuda": [
+        (BASES, mode, 32, tokens, dtype)
+        for tokens in (128, 512)
+        for mode in ("inference", "training", "compiled inference", "compiled training")
+        for dtype in ("bfloat16",)
+    ],
+}
+
+
+def step(model: torch.nn.Module, mode: str, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """One step, waited for. Training keeps weights in float32 and runs in `dtype` by autocast."""
+    device = inputs["input_ids"].device
+    if mode.endswith("inference"):
+        with torch.inference_mode():
+            model(**inputs)
+    else:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            model(**inputs).last_hidden_state.float().square().mean().backward()
+        model.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def prepare(name: str, mode: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name]().to(device)
+    if mode.endswith("inference"):
+        model = model.eval().to(dtype)
+    else:
+        model.train()
+    return torch.compile(model) if mode.startswith("compiled") else model
+
+
+def random_inputs(batch: int, tokens: int, device: torch.device) -> dict[str, torch.Tensor]:
+    ids = torch.randint(1000, 30000, (batch, tokens), generator=torch.Generator().manual_seed(0)).to(device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def take_turns(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round. The order turns from round to round."""
+    for run in steps.values():
+        run()
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            start = time.perf_counter()
+            steps[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(seconds: list[float], baseline: list[float]) -> dict[str, float]:
+    """Median, and the median of the ratios to the baseline of the same round with its quartiles."""
+    ratios = [b / s for s, b in zip(seconds, baseline, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4)
+    return {
+        "seconds": round(statistics.median(seconds), 5),
+        "relative": round(statistics.median(ratios), 3),
+        "relative_quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
+    }
+
+
+def matmul_rate(tokens: int, dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
+    """Measures the rate, in FLOP/s, of the largest product of the models: the machine's practical peak."""
+    a = torch.randn(tokens, 768, device=device, dtype=dtype)
+    b = torch.randn(768, 3072, device=device, dtype=dtype)
+
+    def measure() -> float:
+        repeats = 10
+        start = time.perf_counter()
+        for _ in range(repeats):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return 2 * a.numel() * b.shape[1] * repeats / (time.perf_counter() - start)
+
+    return measure
+
+
+def peak_memory(name: str, mode: str, batch: int, tokens: int, dtype: str, device: torch.device) -> float:
+    """Peak of the process or the GPU in MiB, in a process of its own."""
+    command = [sys.executable, __file__, "--peak_memory", name, mode, str(batch), str(tokens), dtype, device.type]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def measure_peak(name, mode, batch, tokens, dtype, device) -> float:
+    device = torch.device(device)
+    model = prepare(name, mode.removeprefix("compiled "), getattr(torch, dtype), device)
+    step(model, mode, random_inputs(int(batch), int(tokens), device), getattr(torch, dtype))
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def measure_row(row, rounds: int, device: torch.device) -> dict:
+    names, mode, batch, tokens, dtype_name = row
+    dtype = getattr(torch, dtype_name)
+    inputs = random_inputs(batch, tokens, device)
+    models = {name: prepare(name, mode, dtype, device) for name in names}
+    rate = matmul_rate(batch * tokens, dtype, device)
+    rates: list[float] = []
+
+    def stepper(name: str) -> Callable[[], None]:
+        return lambda: step(models[name], mode, inputs, dtype)
+
+    seconds = take_turns({**{name: stepper(name) for name in names}, "matmul": lambda: rates.append(rate())}, rounds)
+    peak = statistics.median(rates)
+    baseline = seconds["BERT" if "BERT" in names else f"{OURS}, reference"]
+    results = {}
+    for name in names:
+        model = getattr(models[name], "_orig_mod", models[name])
+        with FlopCounterMode(display=False) as counter:
+            step(model, mode.removeprefix("compiled "), inputs, dtype)
+        result = summary(seconds[name], baseline)
+        results[name] = {
+            **result,
+            "tokens_per_second": round(batch * tokens / result["seconds"]),
+            "gflop": round(counter.get_total_flops() / 1e9, 2),
+            "share_of_matmul_rate": round(counter.get_total_flops() / result["seconds"] / peak, 3),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "peak_mib": round(peak_memory(name, mode, batch, tokens, dtype_name, device)),
+        }
+    return {"rounds": rounds, "matmul_gflops": round(peak / 1e9, 1), "models": results}
+
+
+def measure_padding(texts: Path, vocab_file: str, batch: int, rounds: int, device: torch.device) -> dict:
+    """Useful tokens per second on the real lengths of a file of JSON lines with one or two texts each."""
+    from datasets import load_dataset
+    from transformers import BertTokenizerFast
+
+    tokenizer = BertTokenizerFast(vocab=vocab_file)
+    rows = load_dataset("json", data_files=str(texts), split="train")
+    columns = [name for name in ("sentence", "sentence1", "question1", "sentence2", "question2") if name in rows[0]]
+    batches = [
+        tokenizer(
+            *(list(part[name]) for name in columns), padding=True, truncation=True, max_length=512, return_tensors="pt"
+        ).to(device)
+        for part in rows.iter(batch)
+    ]
+    names = [OURS, f"{OURS}, padded", "BERT"]
+    models = {name: prepare(name.removesuffix(", padded"), "inference", torch.float32, device) for name in names}
+    models[f"{OURS}, padded"].config.unpad_inputs = False
+    real = sum(int(b["attention_mask"].sum()) for b in batches)
+    results: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        total = dict.fromkeys(names, 0.0)
+        for number, inputs in enumerate(batches):
+            for name in names[number % 3 :] + names[: number % 3]:
+                start = time.perf_counter()
+                step(models[name], "inference", dict(inputs), torch.float32)
+                total[name] += time.perf_counter() - start
+        for name in names:
+            results[name].append(total[name])
+    return {
+        "rounds": rounds,
+        "sequences": len(rows),
+        "real_tokens": real,
+        "share_of_real_tokens": round(real / sum(b["input_ids"].numel() for b in batches), 3),
+        "models": {
+            name: {
+                "seconds": round(statistics.median(seconds), 3),
+                "useful_tokens_per_second": round(real / statistics.median(seconds)),
+                "relative": round(statistics.median(b / s for s, b in zip(seconds, results["BERT"], strict=True)), 3),
+            }
+            for name, seconds in results.items()
+        },
+    }
+
+
+def measure_convolutions(batch: int, tokens: int, rounds: int, device: torch.device, dtype: torch.dtype) -> dict:
+    """Milliseconds of the depth-wise convolution alone, forward and with backward, beside a linear map of the size."""
+    x = torch.randn(batch, tokens, 768, device=device, dtype=dtype, requires_grad=True)
+    results = {}
+    modules: dict[str, torch.nn.Module] = {
+        f"convolution {k}": torch.nn.Conv1d(768, 768, k, padding=k // 2, groups=768) for k in (3, 9, 31, 65)
+    }
+    modules["linear 768x768"] = torch.nn.Linear(768, 768)
+    for name, module in modules.items():
+        module = module.to(device, dtype)
+
+        def forward(module=module):
+            return _convolve(x, module) if isinstance(module, torch.nn.Conv1d) else module(x)
+
+        def inference(forward=forward):
+            with torch.inference_mode():
+                forward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        def training(forward=forward, module=module):
+            y = forward()
+            torch.autograd.grad(y, [x, *module.parameters()], torch.ones_like(y))
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        seconds = take_turns({"inference": inference, "training": training}, rounds)
+        results[name] = {mode: round(statistics.median(s) * 1e3, 3) for mode, s in seconds.items()}
+    return {"rounds": rounds, "milliseconds": results}
+
+
+def table(results: dict) -> str:
+    lines = ["| row | model | tokens/s | relative | of matmul rate | GFLOP | parameters | peak MiB |"]
+    lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for row, measured in results["rows"].items():
+        for name, m in measured.get("models", {}).items():
+            speed = m.get("tokens_per_second", m.get("useful_tokens_per_second"))
+            rest = (
+                f"{m['share_of_matmul_rate']:.0%} | {m['gflop']:,.0f} | {m['parameters']:,} | {m['peak_mib']:,}"
+                if "gflop" in m
+                else "| | |"
+            )
+            lines.append(f"| {row} | {name} | {speed:,} | {m['relative']:.2f} | {rest} |")
+    for row, measured in results["rows"].items():
+        for name, m in measured.get("milliseconds", {}).items():
+            lines.append(
+                f"| {row} | {name} | {m['inference']:.2f} ms | with backward {m['training']:.2f} ms | | | | |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="JSON file that rows are added to")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--num_threads", type=int, default=None)
+    parser.add_argument("--texts", type=Path, nargs="*", default=[], help="JSON lines for the padding rows")
+    parser.add_argument("--vocab_file", help="WordPiece vocabulary for --texts")
+    parser.add_argument("--peak_memory", nargs=6, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak_memory:
+        print(measure_peak(*args.peak_memory))
+        return
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    results = {"rows": {}}
+    if args.output and args.output.exists():
+        results = json.loads(args.output.read_text(encoding="utf-8"))
+    jobs: dict[str, Callable[[], dict]] = {}
+    for row in ROWS[device.type]:
+        names, mode, batch, tokens, dtype = row
+        label = f"{mode} {batch}×{tokens} {dtype}" + (", executors" if names is EXECUTORS else "")
+        jobs[label] = lambda row=row: measure_row(row, args.rounds, device)
+    for dtype in ("float32",) if device.type == "cpu" else ("bfloat16",):
+        jobs[f"convolution 8×128 {dtype}"] = lambda dtype=dtype: measure_convolutions(
+            8, 128, 20 * args.rounds, device, getattr(torch, dtype)
+        )
+    for path in args.texts:
+        jobs[f"padding {'/'.join(path.parts[-2:])}, batch 32"] = lambda path=path: measure_padding(
+            path, args.vocab_file, 32, min(args.rounds, 3), device
+        )
+    for label, job in jobs.items():
+        if label in results["rows"]:
+            continue
+        start = time.perf_counter()
+        measured = job()
+        gc.collect()
+        results["rows"][label] = {
+            **measured,
+            "command": shlex.join(["python", *sys.argv]),
+            "commit": reporting.commit(),
+            "versions": reporting.versions(),
+            "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+            "num_threads": torch.get_num_threads(),
+            "measured_in_seconds": round(time.perf_counter() - start),
+        }
+        print(label, results["rows"][label]["measured_in_seconds"], "s", flush=True)
+        if args.output:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            reporting.write_json(args.output, results)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
