@@ -475,13 +475,9 @@ class AutoBertZeroAttention(nn.Module):
         self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         program = self.program(output_attentions)
-        # Products of products leave the range of half precision, and so may what is made of them.
-        half = hidden_states.dtype == torch.float16 or (
-            torch.is_autocast_enabled(hidden_states.device.type)
-            and torch.get_autocast_dtype(hidden_states.device.type) == torch.float16
-        )
-        widen = half and not program.fits_half
         values = [self._heads(getattr(self, PROJECTIONS[name])(hidden_states), tokens) for name in program.inputs]
+        # Products of products leave the range of half precision, and so may what is made of them.
+        widen = values[0].dtype == torch.float16 and not program.fits_half
         with torch.autocast(hidden_states.device.type, enabled=False) if widen else nullcontext():
             if widen:
                 values = [x.float() for x in values]
