@@ -760,17 +760,21 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
-        inputs = input_ids if inputs_embeds is None else inputs_embeds
-        if inputs.ndim != (2 if inputs_embeds is None else 3):
-            expected = (
-                "input_ids: expected (batch, tokens)" if inputs_embeds is None else "inputs_embeds: expected 3 axes"
+        hidden_size = self.config.hidden_size
+        if input_ids is not None and input_ids.ndim != 2:
+            raise ValueError(f"input_ids: expected (batch, tokens), got {tuple(input_ids.shape)}")
+        if inputs_embeds is not None and (inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != hidden_size):
+            raise ValueError(
+                f"inputs_embeds: expected (batch, tokens, {hidden_size}), got {tuple(inputs_embeds.shape)}"
             )
-            raise ValueError(f"{expected}, got {tuple(inputs.shape)}")
-        shape = inputs.shape[:2]
-        if position_ids is None and shape[1] > self.config.max_position_embeddings:
+        batch, tokens = shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+            if ids is not None and ids.shape != shape and ids.shape != (1, tokens):
+                raise ValueError(f"{name}: expected shape ({batch}, {tokens}), got {tuple(ids.shape)}")
+        if position_ids is None and tokens > self.config.max_position_embeddings:
             raise ValueError(
                 f"input_ids: expected at most max_position_embeddings={self.config.max_position_embeddings} tokens, "
-                f"got {shape[1]}"
+                f"got {tokens}"
             )
         _check_ids(
             input_ids=(input_ids, self.embeddings.word_embeddings, "vocab_size"),
@@ -782,17 +786,17 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         # Hidden states of all layers are handed out padded.
-        tokens = Tokens.from_mask(attention_mask, shape, self.config.unpad_inputs and not output_hidden_states)
-        if tokens.visible is not None:
+        layout = Tokens.from_mask(attention_mask, shape, self.config.unpad_inputs and not output_hidden_states)
+        if layout.visible is not None:
             self._check_pairs()
 
-        embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, tokens)
+        embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, layout)
         sequence_output, hidden_states, attentions = self.encoder(
-            embeddings, tokens, output_hidden_states, output_attentions
+            embeddings, layout, output_hidden_states, output_attentions
         )
         return BaseModelOutputWithPooling(
             last_hidden_state=sequence_output,
-            pooler_output=None if self.pooler is None else self.pooler(sequence_output, tokens),
+            pooler_output=None if self.pooler is None else self.pooler(sequence_output, layout),
             hidden_states=hidden_states,
             attentions=attentions,
         )

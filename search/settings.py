@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from autobert_zero.configuration_autobert_zero import MAX_DEPTH, Convolution
+from autobert_zero.configuration_autobert_zero import MAX_NODES, Convolution
 
 
 def stream(seed: int, *names: str | int) -> np.random.Generator:
@@ -138,7 +138,7 @@ class SearchSettings:
         for size in self.kernel_sizes:
             Convolution(size)
         # A DAG of that many nodes can be a chain: the depth that the language allows bounds it.
-        self._expect("max_nodes", 5 <= self.max_nodes <= MAX_DEPTH, f"from 5 to {MAX_DEPTH}")
+        self._expect("max_nodes", 5 <= self.max_nodes <= MAX_NODES, f"from 5 to {MAX_NODES}")
         self._expect(
             "min_attention_layers", 0 <= self.min_attention_layers <= self.num_hidden_layers, "0 to num_hidden_layers"
         )

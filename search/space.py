@@ -6,6 +6,7 @@ import numpy as np
 
 from autobert_zero.configuration_autobert_zero import (
     MAX_CHARACTERS,
+    MAX_DEPTH,
     RESULT_TYPE,
     Attention,
     Convolution,
@@ -18,7 +19,7 @@ from autobert_zero.search.functional_key import genome_key
 from autobert_zero.search.grammar import Draw, draw_uniformly, random_operation
 
 
-# Random expressions drawn until one mixes tokens.
+# Random expressions drawn until one is of the space.
 MAX_TRIES = 100
 
 
@@ -50,6 +51,7 @@ class BackboneSpace:
         return (
             expression.type == RESULT_TYPE
             and expression.mixes_tokens()
+            and expression.depth <= MAX_DEPTH
             and len(expression.nodes()) <= self.max_nodes
             and len(str(expression)) <= MAX_CHARACTERS
         )
@@ -70,9 +72,9 @@ class BackboneSpace:
             # About one in three mixes no tokens; drawn by a priority that likes no mixing operation, nearly all.
             way = draw if attempt < MAX_TRIES // 2 else draw_uniformly
             expression = random_operation(RESULT_TYPE, self.max_nodes, rng, way)
-            if expression.mixes_tokens():
+            if self.contains_expression(expression):
                 return Attention(expression)
-        raise AssertionError(f"no attention that mixes tokens in {MAX_TRIES} tries")
+        raise AssertionError(f"no attention of the space in {MAX_TRIES} tries")
 
     def mutate(self, genome: Genome, rng: np.random.Generator, draw: Draw = draw_uniformly) -> Genome:
         """A child: one change between the layers, then one inside a layer."""

@@ -1,6 +1,10 @@
 """Small things that several tests need. Sizes are all different, so that a swapped axis cannot pass."""
 
+import os
 import random
+import site
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -47,6 +51,18 @@ def padding_mask() -> torch.Tensor:
     mask[1, :3] = False
     mask[2, [0, 2, 6]] = False
     return mask
+
+
+def run_without_package(code: str, *arguments: str, cwd) -> str:
+    """What `code` prints in a process that has all of the environment but this package."""
+    path = f"import sys; sys.path[:0] = {site.getsitepackages()!r}\n"
+    missing = "import importlib.util; assert importlib.util.find_spec('autobert_zero') is None\n"
+    # -S: no site, so no trace of an editable install; -P: not the current folder.
+    command = [sys.executable, "-S", "-P", "-c", path + missing + code, *arguments]
+    environment = {**os.environ, "HF_HOME": str(cwd / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def write_corpus(path, documents: int = 30, seed: int = 0) -> str:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import site
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from autobert_zero.search.cli import main, parse_settings
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.settings import SearchSettings
 
-from .conftest import TINY_RUN, command_line, random_genome, tiny_config, write_corpus
+from .conftest import TINY_RUN, command_line, random_genome, run_without_package, tiny_config, write_corpus
 
 
 SEARCH = ["-m", "autobert_zero.search"]
@@ -285,9 +284,7 @@ def test_disk_without_room_for_the_checkpoints(capsys, tiny_settings, monkeypatc
 
 
 _WITHOUT_PACKAGE = """
-import importlib.util, json, sys
-sys.path[:0] = json.loads(sys.argv[2])
-assert importlib.util.find_spec("autobert_zero") is None
+import sys
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 folder = sys.argv[1]
 fill_mask = pipeline("fill-mask", model=folder, trust_remote_code=True)
@@ -310,12 +307,8 @@ assert all((again.state_dict()[name] == tensor).all() for name, tensor in model.
 def test_the_model_in_a_process_without_the_package(finished, tmp_path):
     settings, _ = finished
     folder = shutil.copytree(Path(settings.output_dir, "model"), tmp_path / "model")
-    # -S: no site, so no trace of an editable install; -P: not the current folder.
-    command = [sys.executable, "-S", "-P", "-c", _WITHOUT_PACKAGE, str(folder), json.dumps(site.getsitepackages())]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "TOKENS [" in done.stdout
+    out = run_without_package(_WITHOUT_PACKAGE, str(folder), cwd=tmp_path)
+    assert "TOKENS [" in out
 
 
 def test_heads_of_a_saved_model_keep_every_auto_class(tmp_path):

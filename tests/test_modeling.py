@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -5,6 +7,8 @@ from transformers import AutoModel, BertConfig, BertModel
 
 from autobert_zero.configuration_autobert_zero import (
     AUTO_MAP,
+    MAX_NODES,
+    PUBLISHED_GENOME,
     SELF_ATTENTION,
     Attention,
     AutoBertZeroConfig,
@@ -21,8 +25,10 @@ from autobert_zero.modeling_autobert_zero import (
     AutoBertZeroModel,
     Tokens,
 )
+from autobert_zero.search.settings import stream
+from autobert_zero.search.space import BackboneSpace
 
-from .conftest import BATCH, HEADS, HIDDEN, TOKENS, VOCAB, random_genome, tiny_config
+from .conftest import BATCH, HEADS, HIDDEN, TOKENS, VOCAB, padding_mask, random_genome, tiny_config
 
 
 def test_convolution_equals_conv1d():
@@ -188,20 +194,158 @@ def test_heads_are_bert_s(auto_class):
     assert (got.get("loss") is not None) == bool(labels)
 
 
+def ids(*shape: int) -> torch.Tensor:
+    return torch.ones(shape, dtype=torch.long)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "exactly one of input_ids and inputs_embeds"),
-        ({"input_ids": torch.ones(1, 33, dtype=torch.long)}, "at most max_position_embeddings=32 tokens, got 33"),
+        ({"input_ids": ids(7)}, r"input_ids: expected \(batch, tokens\), got \(7,\)"),
+        ({"inputs_embeds": torch.ones(7, HIDDEN)}, r"inputs_embeds: expected \(batch, tokens, 24\), got \(7, 24\)"),
+        ({"inputs_embeds": torch.ones(1, 7, 3)}, r"inputs_embeds: expected \(batch, tokens, 24\), got \(1, 7, 3\)"),
+        ({"input_ids": ids(1, 33)}, "at most max_position_embeddings=32 tokens, got 33"),
+        ({"input_ids": VOCAB * ids(2, 7)}, r"input_ids: expected ids from 0 to 98 \(vocab_size=99\), got 99"),
+        ({"input_ids": -ids(2, 7)}, r"input_ids: expected ids from 0 to 98 \(vocab_size=99\), got -1"),
         (
-            {"input_ids": torch.ones(2, 7, dtype=torch.long), "attention_mask": torch.ones(2, 6)},
+            {"input_ids": ids(2, 7), "token_type_ids": 2 * ids(2, 7)},
+            r"token_type_ids: .* \(type_vocab_size=2\), got 2",
+        ),
+        (
+            {"input_ids": ids(2, 7), "position_ids": 32 * ids(2, 7)},
+            "position_ids: expected ids from 0 to 31 .* got 32",
+        ),
+        (
+            {"input_ids": ids(2, 7), "token_type_ids": ids(2, 6)},
+            r"token_type_ids: expected shape \(2, 7\), got \(2, 6\)",
+        ),
+        ({"input_ids": ids(2, 7), "position_ids": ids(3, 7)}, r"position_ids: expected shape \(2, 7\), got \(3, 7\)"),
+        (
+            {"input_ids": ids(2, 7), "attention_mask": ids(2, 6)},
             r"attention_mask: expected shape \(2, 7\) or \(2, 7, 7\), got \(2, 6\)",
+        ),
+        (
+            {"input_ids": ids(2, 7), "attention_mask": ids(2, 1, 7, 7)},
+            r"attention_mask: expected shape \(2, 7\) or \(2, 7, 7\), got \(2, 1, 7, 7\)",
         ),
     ],
 )
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         AutoBertZeroModel(tiny_config(random_genome(0)))(**arguments)
+
+
+def test_a_mask_of_tokens_by_tokens_needs_layers_that_sum_for_tokens():
+    genome = Genome([Convolution(3), Attention(Expression.parse("matmul(q, matmul(transpose(k), v))"))])
+    with pytest.raises(ValueError, match=r"layer 2, matmul\(q, matmul\(transpose\(k\), v\)\), sums over tokens"):
+        AutoBertZeroModel(tiny_config(genome))(ids(2, 7), attention_mask=ids(2, 7, 7))
+
+
+def test_a_misspelt_argument_is_an_error():
+    with pytest.raises(TypeError, match="atention_mask"):
+        AutoBertZeroForMaskedLM(tiny_config(random_genome(0)))(ids(1, 3), atention_mask=ids(1, 3))
+
+
+def test_output_attentions():
+    genome = Genome.from_list(
+        [
+            {"kind": "convolution", "kernel_size": 3},
+            SELF_ATTENTION.to_dict(),
+            {"kind": "attention", "expression": "matmul(q, matmul(transpose(k), v))"},
+        ]
+    )
+    model = AutoBertZeroForMaskedLM(tiny_config(genome)).eval()
+    tokens = torch.randint(VOCAB, (BATCH, TOKENS))
+    output = model(tokens, padding_mask(), output_attentions=True)
+    nothing, weights, nothing_either = output.attentions
+    assert nothing is None and nothing_either is None
+    assert weights.shape == (BATCH, HEADS, TOKENS, TOKENS)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, HEADS, TOKENS))
+    assert (weights.masked_select(~padding_mask()[:, None, None, :]) == 0).all()
+    torch.testing.assert_close(output.logits, model(tokens, padding_mask()).logits)
+    assert model(tokens).attentions is None
+    as_tuple = model(tokens, padding_mask(), output_attentions=True, return_dict=False)
+    assert as_tuple[1][0] is None and torch.equal(as_tuple[1][1], weights)
+
+
+def test_embeddings_may_be_given():
+    model = AutoBertZeroModel(tiny_config(random_genome(1))).eval()
+    tokens = torch.randint(VOCAB, (BATCH, TOKENS))
+    given = model(inputs_embeds=model.get_input_embeddings()(tokens), attention_mask=padding_mask())
+    torch.testing.assert_close(given.last_hidden_state, model(tokens, padding_mask()).last_hidden_state)
+
+
+def test_eager_is_the_reference_and_sdpa_is_lowered():
+    model = AutoBertZeroModel(tiny_config(Genome([SELF_ATTENTION, *random_genome(3)]))).double().eval()
+    tokens = torch.randint(VOCAB, (BATCH, TOKENS))
+    lowered = model(tokens, padding_mask()).last_hidden_state
+    assert "scaled_dot_product_attention(q, " in model.describe()
+    model.set_attn_implementation("eager")
+    assert "scaled_dot_product_attention" not in model.describe() and "the reference was asked for" in str(model)
+    torch.testing.assert_close(model(tokens, padding_mask()).last_hidden_state, lowered)
+
+
+def test_description():
+    genome = Genome(
+        [Convolution(3), PUBLISHED_GENOME[3], Attention(Expression.parse("matmul(cosine_similarity(q, k), v)"))]
+    )
+    for model in (AutoBertZeroModel(tiny_config(genome)), AutoBertZeroForMaskedLM(tiny_config(genome))):
+        lines = model.describe().splitlines()
+        assert len(lines) == 7
+        for number, gene in enumerate(genome):
+            assert lines[1 + 2 * number].split(maxsplit=1) == [str(number + 1), str(gene)]
+        assert "depth-wise convolution" in lines[2]
+        assert "scaled_dot_product_attention" in lines[4] and "node by node" in lines[6]
+
+
+def test_weights_of_another_genome(tmp_path):
+    genome = Genome([Convolution(3), SELF_ATTENTION, PUBLISHED_GENOME[11]])
+    AutoBertZeroForMaskedLM(tiny_config(genome)).save_pretrained(tmp_path)
+    other = tiny_config(Genome([Convolution(5), SELF_ATTENTION, PUBLISHED_GENOME[9]]))
+    with pytest.raises(
+        ValueError, match=r"genome: layer 1: expected convolution 3 .* got convolution 5; layer 3: "
+    ) as e:
+        AutoModel.from_pretrained(tmp_path, config=other)
+    assert "layer 2" not in str(e.value)
+    with pytest.raises(ValueError, match="genome: expected the 3 layers of the checkpoint, got 1"):
+        AutoBertZeroModel.from_pretrained(tmp_path, config=tiny_config(Genome([Convolution(3)])))
+    # The configuration was changed, the weights were not.
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["genome"][0] = SELF_ATTENTION.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"weights: expected those of the genome matmul.*layer\.0\.mixer\.key\.bias"):
+        AutoBertZeroModel.from_pretrained(tmp_path)
+    BertModel(BertConfig(hidden_size=24, num_attention_heads=3, num_hidden_layers=1)).save_pretrained(
+        tmp_path / "bert"
+    )
+    with pytest.raises(ValueError, match="model_type: expected autobert_zero, got bert"):
+        AutoBertZeroModel.from_pretrained(tmp_path / "bert")
+
+
+@pytest.mark.parametrize(
+    "numbers", [range(100), pytest.param(range(100, 1000), marks=pytest.mark.slow)], ids=["100", "900 more"]
+)
+def test_random_genomes(numbers, tmp_path):
+    """Constructed, run, run back, saved and loaded: 1,000 legal genomes, as many as all limits allow."""
+    space = BackboneSpace(num_layers=3, kernel_sizes=(1, 3, 9, 65), max_nodes=MAX_NODES, min_attention_layers=2)
+    lowered = 0
+    for number in numbers:
+        genome = space.random(stream(number, "test legal genome"))
+        model = AutoBertZeroForSequenceClassification(tiny_config(genome, initializer_range=0.02))
+        inputs = {"input_ids": torch.randint(VOCAB, (BATCH, TOKENS)), "attention_mask": padding_mask()}
+        output = model(**inputs, labels=torch.randint(2, (BATCH,)))
+        output.loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), (name, str(genome))
+        model.save_pretrained(tmp_path)
+        loaded = AutoBertZeroForSequenceClassification.from_pretrained(tmp_path)
+        assert loaded.config.parsed_genome() == genome
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor), (name, str(genome))
+        assert torch.equal(loaded(**inputs).logits, model.eval()(**inputs).logits)
+        lowered += "scaled_dot_product" in model.describe()
+    print(f"{lowered} of {len(numbers)} have a part that is lowered")
 
 
 def test_auto_classes_and_saved_files(tmp_path):

@@ -20,7 +20,7 @@ def test_unknown_names_are_refused():
         ({"kernel_sizes": []}, "kernel_sizes: expected at least one size"),
         ({"kernel_sizes": [3, 3]}, "kernel_sizes: expected distinct sizes"),
         ({"num_attention_heads": 5}, "num_attention_heads: expected a divisor of hidden_size, got 5"),
-        ({"max_nodes": 17}, "max_nodes: expected from 5 to 16, got 17"),
+        ({"max_nodes": 33}, "max_nodes: expected from 5 to 32, got 33"),
         ({"min_attention_layers": 9}, "min_attention_layers: .*got 9"),
         ({"learning_rate": 0.0}, "learning_rate: expected a positive number"),
         ({"select_fraction": 0.7}, "select_fraction"),
