@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: search test lint
+.PHONY: search test test-slow test-matrix conformance lint
 
 # The environment, brought up to date when what it is made of changes.
 .venv/installed: setup.py constraints.txt
@@ -14,7 +15,27 @@ search: .venv/installed
 	$(BIN)/accelerate launch -m autobert_zero.search --output_dir runs/demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-slow: .venv/installed
+	$(PYTEST) -m slow
+
+# transformers' own common tests, on our classes and on BERT's (tests/conformance/README.md).
+conformance: .venv/installed
+	$(BIN)/python -m tests.conformance.fetch
+	$(PYTEST) -c tests/conformance/pytest.ini --rootdir . -q -W ignore -n 2 --junitxml .cache/conformance.xml tests/conformance
+	$(BIN)/python -m tests.conformance.report .cache/conformance.xml results/conformance.json
+
+# The tests of the model with the oldest transformers that is promised, one in the middle, and the newest.
+MATRIX ?= 5.4.0 5.17.0 5.23.0
+MODEL_TESTS := $(addprefix tests/test_,configuration.py executor.py padding.py modeling.py hub.py export.py fine_tuning.py)
+test-matrix: .venv/installed
+	for version in $(MATRIX); do \
+	    site=.cache/matrix/$$version; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --target $$site transformers==$$version && \
+	    PYTHONPATH=$$site $(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)' && \
+	    PYTHONPATH=$$site $(PYTEST) -q -n 2 $(MODEL_TESTS) || exit 1; \
+	done
 
 lint: .venv/installed
 	$(BIN)/ruff check .

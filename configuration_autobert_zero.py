@@ -11,12 +11,23 @@ This file has no torch: it travels with every saved model and is read by tools t
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
+import transformers
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
+
+
+# From 5.4 on configurations are dataclasses.
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 4):
+    raise ImportError(f"AutoBERT-Zero: expected transformers 5.4 or newer, got {transformers.__version__}")
+if int(transformers.__version__.split(".")[0]) > 5:
+    warnings.warn(
+        f"AutoBERT-Zero is tested with transformers 5.4 and newer 5.x, got {transformers.__version__}", stacklevel=2
+    )
 
 
 # Every operation with its type rule, read like einsum: the same letter is the same axis. An axis is `n` (tokens) or

@@ -25,8 +25,22 @@ setup(
         "tokenizers>=0.22",
         "torch>=2.8",
         "tqdm",
-        "transformers>=5.0,<6",
+        "transformers>=5.4,<6",
     ],
-    extras_require={"test": ["mypy", "pytest", "pytest-xdist", "ruff"]},
+    extras_require={
+        "test": [
+            "mypy",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "parameterized",
+            "peft",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "setuptools",
+            "wheel",
+        ]
+    },
     entry_points={"console_scripts": ["autobert-zero=autobert_zero.search.cli:main"]},
 )
