@@ -1,0 +1,211 @@
+"""Convert a checkpoint of another layout into one that this model loads.
+
+    python examples/convert_checkpoint.py bert-base-uncased converted/
+    python examples/convert_checkpoint.py path/to/AutoBERT-Zero-pytorch converted/
+
+Two layouts are known, told apart by their names:
+
+- BERT, as transformers saves it. The result has self-attention in every layer and BERT's outputs.
+- The community port JunnYu/AutoBERT-Zero-pytorch with light convolutions, the published architecture at any size. Three
+  things differ there: all channels of a head share a kernel (it is repeated), a softmax may be taken over a kernel
+  (`weight_softmax`; it is taken once and for all), and the feed-forward half of a convolution layer adds its input
+  twice, LayerNorm(2x + f(x)), which is LayerNorm(x + f(x)/2): the last map is halved. The port masks query rows instead of key
+  columns, so its outputs on padded batches differ, on purpose; they agree where nothing is padded.
+
+The head of the class that saved the checkpoint is kept. A tokenizer beside the checkpoint is copied.
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, PretrainedConfig
+from transformers.utils import cached_file
+
+from autobert_zero import modeling_autobert_zero
+from autobert_zero.configuration_autobert_zero import (
+    PUBLISHED_GENOME,
+    SELF_ATTENTION,
+    AutoBertZeroConfig,
+    Convolution,
+    Genome,
+)
+from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, AutoBertZeroPreTrainedModel
+
+
+Weights = dict[str, torch.Tensor]
+
+# Fields that mean the same in all three configurations.
+SHARED_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "initializer_range",
+    "layer_norm_eps",
+    "pad_token_id",
+    "classifier_dropout",
+    "problem_type",
+    "id2label",
+    "label2id",
+)
+
+# Parts of names, in the order in which they are replaced.
+BERT_NAMES = {
+    r"^bert\.": "autobert_zero.",
+    r"\.attention\.self\.": ".mixer.",
+    r"\.attention\.output\.dense\.": ".mixer.dense.",
+    r"\.attention\.output\.LayerNorm\.": ".mixer_norm.",
+    r"\.intermediate\.dense\.": ".intermediate.",
+    r"\.output\.dense\.": ".output.",
+    r"\.output\.LayerNorm\.": ".output_norm.",
+    r"^cls\.": "",
+    r"^predictions\.transform\.": "predictions.",
+    # Names of checkpoints that were once converted from TensorFlow.
+    r"\.gamma$": ".weight",
+    r"\.beta$": ".bias",
+}
+PORT_NAMES = {
+    r"^autobert\.layer\.": "autobert_zero.encoder.layer.",
+    r"^autobert\.": "autobert_zero.",
+    r"\.Linear1\.": ".mixer.gate.",
+    r"\.conv\.": ".mixer.convolution.",
+    r"\.Linear2\.": ".mixer.dense.",
+    r"\.layer_norms\.0\.": ".mixer_norm.",
+    r"\.layer_norms\.1\.": ".output_norm.",
+    r"\.fc1\.": ".intermediate.",
+    r"\.fc2\.": ".output.",
+    r"\.self_attention\.": ".mixer.",
+    r"\.self_output\.dense\.": ".mixer.dense.",
+    r"\.self_output\.LayerNorm\.": ".mixer_norm.",
+    r"\.intermediate_output\.dense\.": ".output.",
+    r"\.intermediate_output\.LayerNorm\.": ".output_norm.",
+    r"\.intermediate\.dense\.": ".intermediate.",
+    r"^pooler\.": "autobert_zero.pooler.",
+    r"^cls\.": "",
+    r"^predictions\.transform\.": "predictions.",
+}
+# The decoder's bias under a second name, and constants.
+IGNORED = re.compile(r"(^|\.)(predictions\.bias|position_ids|token_type_ids)$")
+
+
+def rename(weights: Weights, names: dict[str, str]) -> Weights:
+    renamed = {}
+    for name, weight in weights.items():
+        if name.endswith("predictions.bias"):
+            renamed["predictions.decoder.bias"] = weight  # the decoder's own may be missing
+        if IGNORED.search(name):
+            continue
+        for old, new in names.items():
+            name = re.sub(old, new, name)
+        renamed[name] = weight
+    return renamed
+
+
+def convert_bert(config: dict, weights: Weights) -> tuple[Genome, Weights]:
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise ValueError(f"position_embedding_type: expected absolute, got {config['position_embedding_type']}")
+    prefixed = any(name.startswith(("bert.", "cls.")) for name in weights)
+    if not prefixed:  # saved from BertModel: no head
+        weights = {f"bert.{name}": weight for name, weight in weights.items()}
+    return Genome([SELF_ATTENTION] * config["num_hidden_layers"]), rename(weights, BERT_NAMES)
+
+
+def convert_port(config: dict, weights: Weights) -> tuple[Genome, Weights]:
+    if not config.get("use_glu", True):
+        raise ValueError("use_glu: expected true, got false")
+    sizes = config.get("kernel_size_list", [65, 9, 3, 7, 7, 3])
+    genome = Genome(
+        Convolution(sizes[layer // 2]) if layer % 2 == 0 else PUBLISHED_GENOME[layer]
+        for layer in range(config.get("num_hidden_layers", 12))
+    )
+    if not any(name.startswith("autobert.") for name in weights):
+        weights = {f"autobert.{name}": weight for name, weight in weights.items()}
+    weights = rename(weights, PORT_NAMES)
+    for layer, gene in enumerate(genome):
+        if not isinstance(gene, Convolution):
+            continue
+        prefix = f"autobert_zero.encoder.layer.{layer}."
+        kernel = weights[prefix + "mixer.convolution.weight"]  # (heads, 1, kernel size)
+        if config.get("weight_softmax", False):
+            kernel = kernel.softmax(-1)
+        channels = config["hidden_size"] // len(kernel)
+        weights[prefix + "mixer.convolution.weight"] = kernel.repeat_interleave(channels, 0)
+        weights[prefix + "mixer.convolution.bias"] = torch.zeros(config["hidden_size"])
+        for name in ("output.weight", "output.bias"):
+            weights[prefix + name] = weights[prefix + name] / 2
+    return genome, weights
+
+
+LAYOUTS: dict[str, Callable[[dict, Weights], tuple[Genome, Weights]]] = {
+    "bert": convert_bert,
+    "autobert": convert_port,
+}
+
+
+def model_class(config: dict) -> type[AutoBertZeroPreTrainedModel]:
+    """The class with the head of the class that saved the checkpoint: BertForMaskedLM gives AutoBertZeroForMaskedLM."""
+    [saved] = config.get("architectures") or ["Model"]
+    head = re.search(r"For[A-Z]\w+$", saved)
+    name = f"AutoBertZero{head.group() if head else 'Model'}"
+    if not hasattr(modeling_autobert_zero, name):
+        raise ValueError(f"architectures: expected a head of BERT, got {saved}")
+    return getattr(modeling_autobert_zero, name)
+
+
+def read_weights(path: str) -> Weights:
+    safetensors = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if safetensors:
+        return load_file(safetensors)
+    return torch.load(cached_file(path, "pytorch_model.bin"), map_location="cpu", weights_only=True)
+
+
+def convert(path: str) -> AutoBertZeroPreTrainedModel:
+    """The model of the checkpoint at `path`, a folder or a name on the Hub.
+
+    Raises: ValueError for a layout that is not known or does not fit, naming what differs.
+    """
+    config, _ = PretrainedConfig.get_config_dict(path)
+    if config.get("model_type") not in LAYOUTS:
+        raise ValueError(f"model_type: expected one of {list(LAYOUTS)}, got {config.get('model_type')}")
+    genome, weights = LAYOUTS[config["model_type"]](config, read_weights(path))
+    fields = {name: config[name] for name in SHARED_FIELDS if name in config}
+    model = model_class(config)(AutoBertZeroConfig(genome=genome.to_list(), **fields))
+    if isinstance(model, AutoBertZeroModel):
+        weights = {name.removeprefix("autobert_zero."): weight for name, weight in weights.items()}
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    # A checkpoint may hold the tied decoder or leave it out, and bring the pooler and the sentence-pair head of
+    # BERT's pre-training, or lack the pooler, which the port's encoder does not have.
+    missing = [n for n in missing if "pooler." not in n and n != "predictions.decoder.weight"]
+    unknown = [n for n in unknown if "pooler." not in n and not n.startswith("seq_relationship.")]
+    if missing or unknown:
+        raise ValueError(f"weights: expected also {missing}, got also {unknown}")
+    return model.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="folder, or name on the Hub")
+    parser.add_argument("output_dir", help="folder to save the model in")
+    args = parser.parse_args()
+    model = convert(args.checkpoint)
+    model.save_pretrained(args.output_dir)
+    try:
+        AutoTokenizer.from_pretrained(args.checkpoint).save_pretrained(args.output_dir)
+    except (OSError, ValueError) as error:
+        print(f"no tokenizer was copied: {error}")
+    print(
+        f"{type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters in {args.output_dir}"
+    )
+    print(model.describe())
+
+
+if __name__ == "__main__":
+    main()
