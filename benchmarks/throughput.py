@@ -1,7 +1,7 @@
 """Speed of the published base architecture beside BERT, ConvBERT and ModernBERT of transformers, at random weights.
 
     python benchmarks/throughput.py --output results/throughput/cpu.json --num_threads 2
-    python benchmarks/throughput.py --output results/throughput/cpu.json --texts sst2.jsonl mrpc.jsonl --vocab_file vocab.txt
+    python benchmarks/throughput.py --output results/throughput/cpu.json --texts sst2.jsonl --vocab_file vocab.txt
 
 Within a row the models take turns, round after round, so that what else the machine does hits all alike; times are
 medians. Rows that the output file has already are not measured again. Every row is one step: a forward pass without
@@ -310,8 +310,8 @@ def main() -> None:
             8, 128, 20 * args.rounds, device, getattr(torch, dtype)
         )
     for path in args.texts:
-        jobs[f"padding {'/'.join(path.parts[-2:])}, batch 32"] = lambda path=path: measure_padding(
-            path, args.vocab_file, 32, min(args.rounds, 3), device
+        jobs[f"inference {path.stem} validation, batch 32, padded to the longest, float32"] = lambda path=path: (
+            measure_padding(path, args.vocab_file, 32, min(args.rounds, 3), device)
         )
     for label, job in jobs.items():
         if label in results["rows"]:
