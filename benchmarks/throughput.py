@@ -297,6 +297,7 @@ def main() -> None:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    commit = reporting.commit()  # now: the output file is a change, too
     results = {"rows": {}}
     if args.output and args.output.exists():
         results = json.loads(args.output.read_text(encoding="utf-8"))
@@ -322,7 +323,7 @@ def main() -> None:
         results["rows"][label] = {
             **measured,
             "command": shlex.join(["python", *sys.argv]),
-            "commit": reporting.commit(),
+            "commit": commit,
             "versions": reporting.versions(),
             "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
             "num_threads": torch.get_num_threads(),
