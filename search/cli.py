@@ -33,7 +33,18 @@ from transformers import HfArgumentParser
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
 from autobert_zero.search import reporting
 from autobert_zero.search.data import Corpus
-from autobert_zero.search.evolution import HistoryMismatch, OpNas, RandomSearch, Record, Strategy, best, evolve
+from autobert_zero.search.evolution import (
+    Evolution,
+    HistoryMismatch,
+    LargestFirst,
+    OpNas,
+    RandomSearch,
+    Record,
+    RegularizedEvolution,
+    Strategy,
+    best,
+    evolve,
+)
 from autobert_zero.search.history import History
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.settings import SearchSettings
@@ -68,16 +79,20 @@ def parse_settings(arguments: list[str] | None = None) -> SearchSettings:
 
 
 def make_strategy(settings: SearchSettings, space: BackboneSpace) -> Strategy:
-    if settings.strategy == "random":
-        return RandomSearch(space, settings.population_size)
-    return OpNas(
-        space,
-        settings.population_size,
-        settings.num_parents,
-        settings.num_children,
-        settings.priority_alpha,
-        settings.priority_temperature,
-    )
+    population, parents, children = settings.population_size, settings.num_parents, settings.num_children
+    match settings.strategy:
+        case "random":
+            return RandomSearch(space, population)
+        case "largest_first":
+            return LargestFirst(space, population)
+        case "regularized_evolution":
+            # As many children in a generation as the others have, so that processes have as much to share.
+            return RegularizedEvolution(space, population, settings.tournament_size, parents * children)
+        case "evolution":
+            return Evolution(space, population, parents, children)
+        case _:
+            alpha, temperature = settings.priority_alpha, settings.priority_temperature
+            return OpNas(space, population, parents, children, alpha, temperature)
 
 
 class Progress:

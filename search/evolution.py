@@ -1,7 +1,8 @@
 """The search loop and its strategies. Knows neither BERT nor torch.
 
-A space is anything with `random(rng, draw)`, `mutate(genome, rng, draw)`, `operations(genome)` and `key(genome)`;
-evaluation is handed in; a history is a list of records, in memory or on disk.
+A space is anything with `random(rng, draw)`, `mutate(genome, rng, draw)`, `operations(genome)` and `key(genome)`, and
+`size(genome)` for the size heuristic; both draws are optional, and uniform without one. Evaluation is handed in; a
+history is a list of records, in memory or on disk.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -79,14 +80,83 @@ class RandomSearch:
         return [lambda rng: (self.space.random(rng), ())] * self.population_size
 
 
-class OpNas(RandomSearch):
-    """Operation-priority evolution: a random population, then children of the best, their operations drawn by priority.
+class LargestFirst(RandomSearch):
+    """The size heuristic: of `pool_size` random genomes the largest, by `space.size(genome)`."""
+
+    def __init__(self, space: Any, population_size: int, pool_size: int = 10):
+        super().__init__(space, population_size)
+        self.pool_size = pool_size
+
+    def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
+        def birth(rng: np.random.Generator) -> tuple[Any, tuple[int, ...]]:
+            return max((self.space.random(rng) for _ in range(self.pool_size)), key=self.space.size), ()
+
+        return [birth] * self.population_size
+
+
+class RegularizedEvolution(RandomSearch):
+    """Regularised evolution (Real et al., AAAI 2019): the population are the youngest; the best of a random few of
+    them has a child.
+
+    Args:
+        space: see the module.
+        population_size: how many of the youngest records are the population.
+        tournament_size: how many of them are drawn for each child.
+        num_children: children in a generation; 1 in the original.
+    """
+
+    def __init__(self, space: Any, population_size: int, tournament_size: int, num_children: int = 1):
+        super().__init__(space, population_size)
+        self.tournament_size = tournament_size
+        self.num_children = num_children
+
+    def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
+        population = [record for record in records[-self.population_size :] if record.score is not None]
+        if not population:
+            return super().__call__(generation, records)
+
+        def birth(rng: np.random.Generator) -> tuple[Any, tuple[int, ...]]:
+            size = min(self.tournament_size, len(population))
+            [parent] = best((population[i] for i in rng.choice(len(population), size, replace=False)), 1)
+            return self.space.mutate(parent.genome, rng), (parent.index,)
+
+        return [birth] * self.num_children
+
+
+class Evolution(RandomSearch):
+    """Plain evolution: a random population, then children of the best, their operations drawn uniformly.
 
     Args:
         space: see the module.
         population_size: M, genomes of the first generation.
         num_parents: K, best records of all that have children.
         num_children: C, children of each parent.
+    """
+
+    def __init__(self, space: Any, population_size: int, num_parents: int, num_children: int):
+        super().__init__(space, population_size)
+        self.num_parents = num_parents
+        self.num_children = num_children
+
+    def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
+        parents = best(records, self.num_parents)
+        if not parents:
+            return super().__call__(generation, records)
+        mutate = self.mutation(records)
+
+        def child(parent: Record, rng: np.random.Generator) -> tuple[Any, tuple[int, ...]]:
+            return mutate(parent.genome, rng), (parent.index,)
+
+        return [partial(child, parent) for parent in parents for _ in range(self.num_children)]
+
+    def mutation(self, records: Sequence[Record]) -> Callable[[Any, np.random.Generator], Any]:
+        return self.space.mutate
+
+
+class OpNas(Evolution):
+    """Operation-priority evolution: plain evolution, but operations are drawn by priority.
+
+    Args: those of `Evolution`, and
         alpha, temperature: of the `OperationPriority`.
     """
 
@@ -99,23 +169,13 @@ class OpNas(RandomSearch):
         alpha: float,
         temperature: float,
     ):
-        super().__init__(space, population_size)
-        self.num_parents = num_parents
-        self.num_children = num_children
+        super().__init__(space, population_size, num_parents, num_children)
         self.alpha = alpha
         self.temperature = temperature
 
-    def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
-        parents = best(records, self.num_parents)
-        if not parents:
-            return super().__call__(generation, records)
+    def mutation(self, records: Sequence[Record]) -> Callable[[Any, np.random.Generator], Any]:
         evaluated = [(self.space.operations(record.genome), record.score) for record in records]
-        draw = OperationPriority(evaluated, self.alpha, self.temperature)
-
-        def child(parent: Record, rng: np.random.Generator) -> tuple[Any, tuple[int, ...]]:
-            return self.space.mutate(parent.genome, rng, draw), (parent.index,)
-
-        return [partial(child, parent) for parent in parents for _ in range(self.num_children)]
+        return partial(self.space.mutate, draw=OperationPriority(evaluated, self.alpha, self.temperature))
 
 
 def propose(
@@ -123,14 +183,15 @@ def propose(
 ) -> list[Record]:
     """The candidates of a generation: each a function of (seed, generation, child), none known already.
 
-    A child that is known, in `records` or in this generation, is drawn anew, at most `MAX_TRIES` times; then its place
-    stays empty.
+    A child that is known, in `records` or in this generation, is drawn anew, at most `MAX_TRIES` times; then random
+    genomes are tried as often, for it may be the parent alone that has no new child; then its place stays empty.
     """
     known = {record.key for record in records}
     proposals: list[Record] = []
     for child, birth in enumerate(births):
-        for duplicates in range(MAX_TRIES):
-            genome, parents = birth(stream(seed, "proposal", generation, child, duplicates))
+        for duplicates in range(2 * MAX_TRIES):
+            rng = stream(seed, "proposal", generation, child, duplicates)
+            genome, parents = birth(rng) if duplicates < MAX_TRIES else (space.random(rng), ())
             key = space.key(genome)
             if key not in known:
                 known.add(key)

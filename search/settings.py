@@ -4,7 +4,7 @@ import dataclasses
 import math
 import zlib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
@@ -68,11 +68,14 @@ class SearchSettings:
     )
 
     # Strategy
-    strategy: Literal["op_nas", "random"] = _setting("op_nas", "How candidates are proposed.")
+    strategy: Literal["op_nas", "evolution", "regularized_evolution", "largest_first", "random"] = _setting(
+        "op_nas", "How candidates are proposed."
+    )
     max_evaluations: int = _setting(40, "Candidates to evaluate.")
     population_size: int = _setting(16, "M: random genomes in the first generation.")
     num_parents: int = _setting(3, "K: best candidates that have children.")
     num_children: int = _setting(4, "C: children of each parent in a generation.")
+    tournament_size: int = _setting(5, "Records that the parent of a regularised evolution is the best of.")
     priority_alpha: float = _setting(0.2, "Weight of the upper confidence bound in the operation priority.")
     priority_temperature: float = _setting(0.3, "Temperature of the softmax that operations are drawn with.")
 
@@ -109,6 +112,7 @@ class SearchSettings:
             "population_size": 1,
             "num_parents": 1,
             "num_children": 1,
+            "tournament_size": 1,
             "batch_size": 1,
             "supernet_steps": 0,
             "paths_per_step": 1,
@@ -137,12 +141,12 @@ class SearchSettings:
         self._expect("kernel_sizes", len(set(self.kernel_sizes)) == len(self.kernel_sizes), "distinct sizes")
         for size in self.kernel_sizes:
             Convolution(size)
-        # A DAG of that many nodes can be a chain: the depth that the language allows bounds it.
         self._expect("max_nodes", 5 <= self.max_nodes <= MAX_NODES, f"from 5 to {MAX_NODES}")
         self._expect(
             "min_attention_layers", 0 <= self.min_attention_layers <= self.num_hidden_layers, "0 to num_hidden_layers"
         )
-        self._expect("strategy", self.strategy in ("op_nas", "random"), "'op_nas' or 'random'")
+        strategies = get_args(get_type_hints(type(self))["strategy"])
+        self._expect("strategy", self.strategy in strategies, f"one of {list(strategies)}")
         self._expect("train_file", not (self.train_file and self.dataset_name), "either train_file or dataset_name")
         self._expect("streaming", not self.streaming or self.max_documents is not None, "max_documents with it")
         self._expect("streaming", not self.streaming or self.dataset_name is not None, "dataset_name with it")

@@ -86,6 +86,12 @@ class BackboneSpace:
         nodes = (node for gene in genome if isinstance(gene, Attention) for node in gene.expression.nodes())
         return sorted({node.name for node in nodes if node.operands})
 
+    def size(self, genome: Genome) -> tuple[int, int]:
+        """What orders genomes by their number of parameters: square linear maps in the mixers, then kernel sizes."""
+        kernels = [gene.kernel_size for gene in genome if isinstance(gene, Convolution)]
+        inputs = sum(len(gene.expression.inputs()) + 1 for gene in genome if isinstance(gene, Attention))
+        return 3 * len(kernels) + inputs, sum(kernels)
+
     def key(self, genome: Genome) -> str:
         """The functional key: equal for genomes that compute the same function."""
         return genome_key(genome)

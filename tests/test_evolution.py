@@ -7,7 +7,17 @@ import sys
 import numpy as np
 import pytest
 
-from autobert_zero.search.evolution import MAX_TRIES, OpNas, RandomSearch, best, evolve, propose
+from autobert_zero.search.evolution import (
+    MAX_TRIES,
+    Evolution,
+    LargestFirst,
+    OpNas,
+    RandomSearch,
+    RegularizedEvolution,
+    best,
+    evolve,
+    propose,
+)
 from autobert_zero.search.priority import OperationPriority, ranks
 from autobert_zero.search.settings import stream
 
@@ -15,6 +25,13 @@ from .conftest import SPACE
 
 
 OP_NAS = OpNas(SPACE, population_size=8, num_parents=2, num_children=3, alpha=0.2, temperature=0.3)
+STRATEGIES = [
+    OP_NAS,
+    RandomSearch(SPACE, 8),
+    Evolution(SPACE, 8, 2, 3),
+    RegularizedEvolution(SPACE, 8, 3),
+    LargestFirst(SPACE, 8, 4),
+]
 
 
 def fitness(genome) -> float:
@@ -57,7 +74,7 @@ def test_the_same_trace_in_another_process():
 
 
 def test_another_seed_gives_another_trace():
-    for strategy in (OP_NAS, RandomSearch(SPACE, 8)):
+    for strategy in STRATEGIES:
         assert trace_digest(search(strategy, seed=0)[1]) != trace_digest(search(strategy, seed=1)[1])
 
 
@@ -74,16 +91,17 @@ def test_shape_of_a_search():
         assert bool(record.parents) == (record.generation > 0)
 
 
-def test_op_nas_finds_better_than_random_search():
+@pytest.mark.parametrize("strategy", [OP_NAS, STRATEGIES[2], STRATEGIES[3]], ids=lambda s: type(s).__name__)
+def test_evolution_finds_better_than_random_search(strategy):
     gains = []
     for seed in range(10):
-        _, evolved = search(seed=seed, count=80)
+        _, evolved = search(strategy, seed=seed, count=80)
         _, random = search(RandomSearch(SPACE, 8), seed=seed, count=80)
         gains.append(best(evolved, 1)[0].score - best(random, 1)[0].score)
     assert np.mean(gains) > 2 * np.std(gains, ddof=1) / math.sqrt(len(gains))
 
 
-@pytest.mark.parametrize("strategy", [OP_NAS, RandomSearch(SPACE, 8)])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("interruptions", [(1,), (8,), (9, 20, 21), range(1, 60)])
 def test_an_interrupted_search_gives_the_same_history(strategy, interruptions):
     history = []
@@ -99,6 +117,23 @@ def test_an_interrupted_search_gives_the_same_history(strategy, interruptions):
             search(strategy, history=history, evaluate=interrupted)
         assert len(history) == count
     assert search(strategy, history=history)[1] == search(strategy)[1]
+
+
+def test_regularized_evolution_forgets_the_old():
+    """Every parent is the best of a few of the youngest, also where an older one is better."""
+    _, history = search(RegularizedEvolution(SPACE, 8, 3), count=60)
+    for record in history[8:]:
+        if record.parents:
+            assert record.index - 8 <= record.parents[0] < record.index
+    champion = max(history[:30], key=lambda record: record.score)
+    assert all(champion.index not in record.parents for record in history[champion.index + 9 :])
+
+
+def test_largest_first():
+    _, history = search(LargestFirst(SPACE, 8, 20), count=40)
+    _, random = search(RandomSearch(SPACE, 8), count=40)
+    sizes = [[SPACE.size(record.genome) for record in h] for h in (history, random)]
+    assert np.mean(sizes[0], axis=0)[0] > np.mean(sizes[1], axis=0)[0] + 1
 
 
 def test_a_history_of_another_search_is_refused():
@@ -161,8 +196,23 @@ def test_retries_are_bounded():
     class Space:
         key = staticmethod(str)
 
+        def random(self, rng):
+            return birth(rng)[0]
+
     assert len(propose(Space(), [birth, birth], 0, [], seed=0)) == 1
-    assert len(calls) == 1 + MAX_TRIES and len(set(calls)) == len(calls)
+    assert len(calls) == 1 + 2 * MAX_TRIES and len(set(calls)) == len(calls)
+
+
+def test_a_parent_without_new_children_gives_way_to_random_genomes():
+    class Space:
+        key = staticmethod(str)
+
+        def random(self, rng):
+            return int(rng.integers(1000))
+
+    proposals = propose(Space(), [lambda rng: (7, (0,))] * 5, 0, [], seed=0)
+    assert proposals[0].genome == 7 and len({record.key for record in proposals}) == 5
+    assert [record.parents for record in proposals] == [(0,), (), (), (), ()]
 
 
 # Operation priority

@@ -241,7 +241,7 @@ def test_a_mask_of_tokens_by_tokens_separates_sequences(lower):
     [
         (
             str(SELF_ATTENTION),
-            "scaled_dot_product_attention(q, (transpose(k))ᵀ, v, scale=d^-1/2), 1 operations node by node",
+            "scaled_dot_product_attention(q, (transpose(k))ᵀ, v, scale=d^-1/2), node by node (1 operations)",
         ),
         ("matmul(softmax(cosine_similarity(q, k)), v)", "the scores cosine_similarity(q, k) are no product"),
         ("matmul(q, matmul(transpose(k), v))", "q does not weight tokens by tokens"),

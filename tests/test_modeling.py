@@ -229,6 +229,10 @@ def ids(*shape: int) -> torch.Tensor:
             {"input_ids": ids(2, 7), "attention_mask": ids(2, 1, 7, 7)},
             r"attention_mask: expected shape \(2, 7\) or \(2, 7, 7\), got \(2, 1, 7, 7\)",
         ),
+        (
+            {"input_ids": ids(2, 7), "attention_mask": -1e4 * torch.rand(2, 7)},
+            "attention_mask: expected 1 for real tokens and 0 for pads, got negative values",
+        ),
     ],
 )
 def test_bad_input(arguments, message):

@@ -208,3 +208,6 @@ def test_padding_does_not_change_the_loss_of_answers():
     got = model(padded, mask, start_positions=positions[0], end_positions=positions[1])
     torch.testing.assert_close(got.loss, expected.loss)
     assert got.start_logits[:, TOKENS:].max() < -1e30
+    model = AutoBertZeroForQuestionAnswering(tiny_config(Genome([SELF_ATTENTION, Convolution(3)]))).eval()
+    by_pairs = model(padded, mask[:, None].expand(-1, TOKENS + 5, -1))
+    torch.testing.assert_close(by_pairs.start_logits, model(padded, mask).start_logits)

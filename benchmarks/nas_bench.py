@@ -1,0 +1,214 @@
+"""Search strategies on spaces that others have evaluated: the project's own loop and strategies, on a small adapter.
+
+    python benchmarks/nas_bench.py --data nas_bench --output results/nas_bench.json
+
+NAS-Bench-Graph (Qin et al., NeurIPS 2022; Apache-2.0): 26,206 graph networks, a DAG of four nodes with one operation
+each, all evaluated on four data sets. Strategies search by validation accuracy; regret is in points of it, against the
+best of the table. Every strategy runs with the same seeds, so that differences are between pairs.
+"""
+
+import argparse
+import csv
+import gzip
+import itertools
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autobert_zero.search import reporting
+from autobert_zero.search.evolution import (
+    Evolution,
+    LargestFirst,
+    OpNas,
+    RandomSearch,
+    Record,
+    RegularizedEvolution,
+    evolve,
+)
+
+
+DATA_SETS = ("cora", "pubmed", "arxiv", "cs")
+CHECKPOINTS = (25, 50, 100, 150, 200, 300)
+NODES = range(4)
+OPERATIONS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
+
+# Inputs of the four nodes (0: the raw input, else the number of an earlier node), and their operations.
+Architecture = tuple[tuple[int, ...], tuple[str, ...]]
+
+
+def draw_uniformly(names: Sequence[str], rng: np.random.Generator) -> str:
+    return names[int(rng.integers(len(names)))]
+
+
+class GraphSpace:
+    """The table as a space: `random`, `mutate`, `operations`, `key`, `size`."""
+
+    def __init__(self, path: Path):
+        self.scores: dict[Architecture, float] = {}
+        self.parameters: dict[Architecture, float] = {}
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                links = tuple(int(row[f"n{i}_in"]) for i in range(1, 5))
+                architecture = (links, tuple(row[f"n{i}_op"] for i in range(1, 5)))
+                self.scores[architecture] = 100 * float(row["valid_score"])
+                self.parameters[architecture] = float(row["params_m"])
+        self.links = sorted({links for links, _ in self.scores})
+        self.best = max(self.scores.values())
+        self._known: dict[Architecture, Architecture | None] = {}
+
+    def canonical(self, architecture: Architecture) -> Architecture | None:
+        """The row of the table that is the same graph with its nodes renumbered; None without one."""
+        if architecture not in self._known:
+            self._known[architecture] = next((a for a in renumbered(architecture) if a in self.scores), None)
+        return self._known[architecture]
+
+    def random(self, rng: np.random.Generator, draw: Callable = draw_uniformly) -> Architecture:
+        links = self.links[int(rng.integers(len(self.links)))]
+        return self._legal(lambda: (links, tuple(draw(OPERATIONS, rng) for _ in NODES)))
+
+    def mutate(self, genome: Architecture, rng: np.random.Generator, draw: Callable = draw_uniformly) -> Architecture:
+        """One change: of the links, or of the operation of one node (which is drawn by the strategy)."""
+        links, operations = genome
+
+        def child() -> Architecture:
+            if rng.random() < 0.2:
+                return self.links[int(rng.integers(len(self.links)))], operations
+            node = int(rng.integers(len(NODES)))
+            others = [name for name in OPERATIONS if name != operations[node]]
+            return links, (*operations[:node], draw(others, rng), *operations[node + 1 :])
+
+        return self._legal(child)
+
+    def _legal(self, make: Callable[[], Architecture]) -> Architecture:
+        for _ in range(100):
+            if (found := self.canonical(make())) is not None:
+                return found
+        raise AssertionError("no architecture of the table in 100 tries")
+
+    def operations(self, genome: Architecture) -> list[str]:
+        return sorted(set(genome[1]))
+
+    def size(self, genome: Architecture) -> float:
+        return self.parameters[genome]
+
+    def key(self, genome: Architecture) -> str:
+        return repr(genome)
+
+
+def renumbered(architecture: Architecture) -> list[Architecture]:
+    """All ways to number the nodes in which every node comes after its input."""
+    links, operations = architecture
+    found = []
+    for order in itertools.permutations(NODES):  # order[i]: which old node becomes node i + 1
+        number = {0: 0} | {old + 1: new + 1 for new, old in enumerate(order)}
+        new_links = tuple(number[links[old]] for old in order)
+        if all(source <= node for node, source in enumerate(new_links)):
+            found.append((new_links, tuple(operations[old] for old in order)))
+    return found
+
+
+STRATEGIES: dict[str, Callable[[Any], Any]] = {
+    "random": lambda space: RandomSearch(space, 25),
+    "largest first": lambda space: LargestFirst(space, 25),
+    "evolution": lambda space: Evolution(space, 50, 5, 5),
+    "regularized evolution": lambda space: RegularizedEvolution(space, 50, 10),
+    "OP-NAS": lambda space: OpNas(space, 50, 5, 5, alpha=0.2, temperature=0.3),
+}
+
+
+def regrets(space: GraphSpace, strategy: Any, seed: int, evaluations: int) -> list[float]:
+    """Regret after each evaluation."""
+
+    def evaluate(records: list[Record]) -> list[Record]:
+        return [record.evaluated(space.scores[record.genome], None, 0.0) for record in records]
+
+    history: list[Record] = []
+    evolve(space, strategy, evaluate, history, seed, evaluations)
+    return (space.best - np.maximum.accumulate([record.score for record in history])).tolist()
+
+
+_SPACES: dict[str, GraphSpace] = {}
+
+
+def run(job: tuple[str, str, str, int]) -> list[float]:
+    data, name, data_set, seed = job
+    if data_set not in _SPACES:
+        _SPACES[data_set] = GraphSpace(Path(data) / f"graph_{data_set}.csv.gz")
+    space = _SPACES[data_set]
+    return regrets(space, STRATEGIES[name](space), seed, CHECKPOINTS[-1])
+
+
+def standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def summarise(curves: dict[str, np.ndarray], baseline: str) -> dict[str, Any]:
+    """Mean regrets with standard errors, and paired differences of the last one to the baseline."""
+    random_final = curves["random"][:, -1].mean()
+    summary = {}
+    for name, curve in curves.items():
+        difference = curve[:, -1] - curves[baseline][:, -1]
+        below = np.flatnonzero(curve.mean(0) <= random_final)
+        summary[name] = {
+            "regret": {
+                n: [round(float(curve[:, n - 1].mean()), 4), round(standard_error(curve[:, n - 1]), 4)]
+                for n in CHECKPOINTS
+            },
+            f"minus {baseline}": [round(float(difference.mean()), 4), round(standard_error(difference), 4)],
+            "evaluations_like_random": int(below[0]) + 1 if len(below) else None,
+        }
+    return summary
+
+
+def table(results: dict[str, Any], baseline: str) -> str:
+    lines = []
+    for data_set, summary in results.items():
+        lines += [f"{data_set}: regret in points after evaluations, and difference to {baseline} after the last"]
+        lines += [f"{'':24}" + "".join(f"{n:>8}" for n in CHECKPOINTS) + "   difference ± s.e.   like random"]
+        for name, s in summary.items():
+            difference, error = s[f"minus {baseline}"]
+            cells = "".join(f"{s['regret'][n][0]:8.3f}" for n in CHECKPOINTS)
+            lines.append(f"{name:24}{cells}   {difference:+.3f} ± {error:.3f}     {s['evaluations_like_random']}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with graph_<data set>.csv.gz")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--seeds", type=int, default=100, help="paired repetitions, seeds 0, 1, ...")
+    parser.add_argument("--data_sets", nargs="+", default=list(DATA_SETS))
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
+    parser.add_argument("--processes", type=int, default=None)
+    args = parser.parse_args()
+    commit, start, baseline = reporting.commit(), time.perf_counter(), "regularized evolution"
+    results: dict[str, Any] = {}
+    with Pool(args.processes) as pool:
+        for data_set in args.data_sets:
+            jobs = [(args.data, name, data_set, seed) for name in args.strategies for seed in range(args.seeds)]
+            curves = np.array(pool.map(run, jobs, chunksize=5)).reshape(len(args.strategies), args.seeds, -1)
+            results[data_set] = summarise(dict(zip(args.strategies, curves, strict=True)), baseline)
+            print(table({data_set: results[data_set]}, baseline), flush=True)
+    if args.output:
+        provenance = {
+            "command": shlex.join(["python", *sys.argv]),
+            "commit": commit,
+            "versions": reporting.versions(),
+            "seeds": args.seeds,
+            "seconds": round(time.perf_counter() - start),
+        }
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        reporting.write_json(args.output, {**provenance, "results": json.loads(json.dumps(results))})
+
+
+if __name__ == "__main__":
+    main()
