@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -153,7 +152,9 @@ def measure_peak(name, mode, batch, tokens, dtype, device) -> float:
     step(model, mode, random_inputs(int(batch), int(tokens), device), getattr(torch, dtype))
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # Not `ru_maxrss`: it begins with the peak of the process that started this one.
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 2**10
 
 
 def measure_row(row, rounds: int, device: torch.device) -> dict:
@@ -168,23 +169,32 @@ def measure_row(row, rounds: int, device: torch.device) -> dict:
         return lambda: step(models[name], mode, inputs, dtype)
 
     seconds = take_turns({**{name: stepper(name) for name in names}, "matmul": lambda: rates.append(rate())}, rounds)
-    peak = statistics.median(rates)
     baseline = seconds["BERT" if "BERT" in names else f"{OURS}, reference"]
     results = {}
     for name in names:
-        model = getattr(models[name], "_orig_mod", models[name])
-        with FlopCounterMode(display=False) as counter:
-            step(model, mode.removeprefix("compiled "), inputs, dtype)
         result = summary(seconds[name], baseline)
-        results[name] = {
-            **result,
-            "tokens_per_second": round(batch * tokens / result["seconds"]),
-            "gflop": round(counter.get_total_flops() / 1e9, 2),
-            "share_of_matmul_rate": round(counter.get_total_flops() / result["seconds"] / peak, 3),
+        results[name] = {**result, "tokens_per_second": round(batch * tokens / result["seconds"])}
+    return {"rounds": rounds, "matmul_gflops": round(statistics.median(rates) / 1e9, 1), "models": results}
+
+
+def measure_costs(row, device: torch.device) -> dict:
+    """Operations, parameters and peak memory of the models of a row.
+
+    A backward pass is counted as twice the forward pass: torch's counter takes a depth-wise backward for a dense one.
+    """
+    names, mode, batch, tokens, dtype_name = row
+    costs = {}
+    for name in names:
+        model = prepare(name, "inference", torch.float32, device)
+        with FlopCounterMode(display=False) as counter:
+            step(model, "inference", random_inputs(batch, tokens, device), torch.float32)
+        passes = 1 if mode.endswith("inference") else 3
+        costs[name] = {
+            "gflop": round(passes * counter.get_total_flops() / 1e9, 2),
             "parameters": sum(p.numel() for p in model.parameters()),
             "peak_mib": round(peak_memory(name, mode, batch, tokens, dtype_name, device)),
         }
-    return {"rounds": rounds, "matmul_gflops": round(peak / 1e9, 1), "models": results}
+    return {"costs": costs}
 
 
 def measure_padding(texts: Path, vocab_file: str, batch: int, rounds: int, device: torch.device) -> dict:
@@ -263,22 +273,23 @@ def measure_convolutions(batch: int, tokens: int, rounds: int, device: torch.dev
 
 
 def table(results: dict) -> str:
+    rows = results["rows"]
     lines = ["| row | model | tokens/s | relative | of matmul rate | GFLOP | parameters | peak MiB |"]
     lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
-    for row, measured in results["rows"].items():
-        for name, m in measured.get("models", {}).items():
+    for label, row in rows.items():
+        costs = rows.get(f"{label}, costs", {}).get("costs", {})
+        for name, m in row.get("models", {}).items():
             speed = m.get("tokens_per_second", m.get("useful_tokens_per_second"))
-            rest = (
-                f"{m['share_of_matmul_rate']:.0%} | {m['gflop']:,.0f} | {m['parameters']:,} | {m['peak_mib']:,}"
-                if "gflop" in m
-                else "| | |"
-            )
-            lines.append(f"| {row} | {name} | {speed:,} | {m['relative']:.2f} | {rest} |")
-    for row, measured in results["rows"].items():
-        for name, m in measured.get("milliseconds", {}).items():
-            lines.append(
-                f"| {row} | {name} | {m['inference']:.2f} ms | with backward {m['training']:.2f} ms | | | | |"
-            )
+            cells = ["", "", "", ""]
+            if name in costs:
+                cost = costs[name]
+                share = cost["gflop"] / m["seconds"] / row["matmul_gflops"]
+                cells = [f"{share:.0%}", f"{cost['gflop']:,.0f}", f"{cost['parameters']:,}", f"{cost['peak_mib']:,}"]
+            lines.append(f"| {label} | {name} | {speed:,} | {m['relative']:.2f} | {' | '.join(cells)} |")
+    lines += ["", "| row | module | inference ms | with backward ms |", "| --- | --- | ---: | ---: |"]
+    for label, row in rows.items():
+        for name, m in row.get("milliseconds", {}).items():
+            lines.append(f"| {label} | {name} | {m['inference']:.2f} | {m['training']:.2f} |")
     return "\n".join(lines)
 
 
@@ -306,6 +317,7 @@ def main() -> None:
         names, mode, batch, tokens, dtype = row
         label = f"{mode} {batch}×{tokens} {dtype}" + (", executors" if names is EXECUTORS else "")
         jobs[label] = lambda row=row: measure_row(row, args.rounds, device)
+        jobs[f"{label}, costs"] = lambda row=row: measure_costs(row, device)
     for dtype in ("float32",) if device.type == "cpu" else ("bfloat16",):
         jobs[f"convolution 8×128 {dtype}"] = lambda dtype=dtype: measure_convolutions(
             8, 128, 20 * args.rounds, device, getattr(torch, dtype)

@@ -92,6 +92,20 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *"abcdefghijklm
 VOCABULARY += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
 
 
+HEADS = {
+    FeatureExtraction: "Model",
+    FillMask: "ForMaskedLM",
+    TextClassification: "ForSequenceClassification",
+    TokenClassification: "ForTokenClassification",
+    ZeroShot: "ForSequenceClassification",
+}
+
+
+def tasks(model_classes) -> dict[str, type]:
+    """The class that does each task."""
+    return {test.task: next(c for c in model_classes if c.__name__.endswith(head)) for test, head in HEADS.items()}
+
+
 def save_tiny_models(models) -> None:
     """Save `models`, each with a tokenizer, where the mixin looks for them."""
     for model in models:
@@ -112,6 +126,6 @@ def pipeline_mixin(model_classes):
     os.environ["TRANSFORMERS_TINY_MODEL_PATH"] = str(FOLDER)
     from transformers_tests import test_pipeline_mixin
 
-    for test in (FeatureExtraction, FillMask, TextClassification, TokenClassification, ZeroShot):
+    for test in HEADS:
         test_pipeline_mixin.pipeline_test_mapping[test.task]["test"] = f"{__name__}.{test.__name__}"
     return test_pipeline_mixin.PipelineTesterMixin

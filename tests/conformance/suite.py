@@ -8,30 +8,11 @@ import sys
 import unittest
 
 import torch
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertModel,
-)
+import transformers
 from transformers.models.auto import modeling_auto
 
+from autobert_zero import modeling_autobert_zero
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Attention, AutoBertZeroConfig, Genome
-from autobert_zero.modeling_autobert_zero import (
-    AutoBertZeroForMaskedLM,
-    AutoBertZeroForMultipleChoice,
-    AutoBertZeroForNextSentencePrediction,
-    AutoBertZeroForPreTraining,
-    AutoBertZeroForQuestionAnswering,
-    AutoBertZeroForSequenceClassification,
-    AutoBertZeroForTokenClassification,
-    AutoBertZeroModel,
-)
 
 from . import pipelines
 from .fetch import SOURCE
@@ -48,39 +29,22 @@ from transformers_tests.test_modeling_common import (
 from transformers_tests.test_training_mixin import TrainingTesterMixin
 
 
-# The tests learn from these tables of transformers' own models which labels a class takes.
-for names, model_class in {
-    "": AutoBertZeroModel,
-    "FOR_MASKED_LM_": AutoBertZeroForMaskedLM,
-    "FOR_MULTIPLE_CHOICE_": AutoBertZeroForMultipleChoice,
-    "FOR_NEXT_SENTENCE_PREDICTION_": AutoBertZeroForNextSentencePrediction,
-    "FOR_PRETRAINING_": AutoBertZeroForPreTraining,
-    "FOR_QUESTION_ANSWERING_": AutoBertZeroForQuestionAnswering,
-    "FOR_SEQUENCE_CLASSIFICATION_": AutoBertZeroForSequenceClassification,
-    "FOR_TOKEN_CLASSIFICATION_": AutoBertZeroForTokenClassification,
-}.items():
-    getattr(modeling_auto, f"MODEL_{names}MAPPING_NAMES")["autobert_zero"] = model_class.__name__
+# Each class, and the table of transformers' own models from which the tests learn what labels it takes.
+HEADS = {
+    "Model": "",
+    "ForMaskedLM": "FOR_MASKED_LM_",
+    "ForMultipleChoice": "FOR_MULTIPLE_CHOICE_",
+    "ForNextSentencePrediction": "FOR_NEXT_SENTENCE_PREDICTION_",
+    "ForPreTraining": "FOR_PRETRAINING_",
+    "ForQuestionAnswering": "FOR_QUESTION_ANSWERING_",
+    "ForSequenceClassification": "FOR_SEQUENCE_CLASSIFICATION_",
+    "ForTokenClassification": "FOR_TOKEN_CLASSIFICATION_",
+}
+BERT_CLASSES = tuple(getattr(transformers, f"Bert{head}") for head in HEADS)
+OUR_CLASSES = tuple(getattr(modeling_autobert_zero, f"AutoBertZero{head}") for head in HEADS)
+for head, table in HEADS.items():
+    getattr(modeling_auto, f"MODEL_{table}MAPPING_NAMES")["autobert_zero"] = f"AutoBertZero{head}"
 
-BERT_CLASSES = (
-    BertModel,
-    BertForMaskedLM,
-    BertForMultipleChoice,
-    BertForNextSentencePrediction,
-    BertForPreTraining,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-)
-OUR_CLASSES = (
-    AutoBertZeroModel,
-    AutoBertZeroForMaskedLM,
-    AutoBertZeroForMultipleChoice,
-    AutoBertZeroForNextSentencePrediction,
-    AutoBertZeroForPreTraining,
-    AutoBertZeroForQuestionAnswering,
-    AutoBertZeroForSequenceClassification,
-    AutoBertZeroForTokenClassification,
-)
 PipelineTesterMixin = pipelines.pipeline_mixin([*BERT_CLASSES, *OUR_CLASSES])
 
 # Small, and all different.
@@ -126,13 +90,7 @@ class ModelTester:
 class CommonTests(ModelTesterMixin, PipelineTesterMixin, TrainingTesterMixin):
     config_class = AutoBertZeroConfig
     all_model_classes = OUR_CLASSES
-    pipeline_model_mapping = {
-        "feature-extraction": AutoBertZeroModel,
-        "fill-mask": AutoBertZeroForMaskedLM,
-        "text-classification": AutoBertZeroForSequenceClassification,
-        "token-classification": AutoBertZeroForTokenClassification,
-        "zero-shot": AutoBertZeroForSequenceClassification,
-    }
+    pipeline_model_mapping = pipelines.tasks(OUR_CLASSES)
     genome: Genome | None = None
     model_tester: ModelTester
 
@@ -160,15 +118,9 @@ class CommonTests(ModelTesterMixin, PipelineTesterMixin, TrainingTesterMixin):
 class BertTest(CommonTests, unittest.TestCase):
     """The measure: what transformers' own BERT passes and skips in the same suite."""
 
-    config_class = BertConfig
+    config_class = transformers.BertConfig
     all_model_classes = BERT_CLASSES
-    pipeline_model_mapping = {
-        "feature-extraction": BertModel,
-        "fill-mask": BertForMaskedLM,
-        "text-classification": BertForSequenceClassification,
-        "token-classification": BertForTokenClassification,
-        "zero-shot": BertForSequenceClassification,
-    }
+    pipeline_model_mapping = pipelines.tasks(BERT_CLASSES)
 
 
 class SelfAttentionTest(CommonTests, unittest.TestCase):
