@@ -31,6 +31,7 @@ from autobert_zero.search.evolution import (
     RandomSearch,
     Record,
     RegularizedEvolution,
+    ThompsonOpNas,
     evolve,
 )
 
@@ -96,6 +97,10 @@ class GraphSpace:
     def operations(self, genome: Architecture) -> list[str]:
         return sorted(set(genome[1]))
 
+    def features(self, genome: Architecture) -> list[str]:
+        links, operations = genome
+        return [f"links {links}", *(f"{node} {name}" for node, name in enumerate(operations))]
+
     def size(self, genome: Architecture) -> float:
         return self.parameters[genome]
 
@@ -121,6 +126,7 @@ STRATEGIES: dict[str, Callable[[Any], Any]] = {
     "evolution": lambda space: Evolution(space, 50, 5, 5),
     "regularized evolution": lambda space: RegularizedEvolution(space, 50, 10),
     "OP-NAS": lambda space: OpNas(space, 50, 5, 5, alpha=0.2, temperature=0.3),
+    "Thompson OP-NAS": lambda space: ThompsonOpNas(space, 50, 5, 5),
 }
 
 

@@ -42,6 +42,7 @@ from autobert_zero.search.evolution import (
     Record,
     RegularizedEvolution,
     Strategy,
+    ThompsonOpNas,
     best,
     evolve,
 )
@@ -88,6 +89,8 @@ def make_strategy(settings: SearchSettings, space: BackboneSpace) -> Strategy:
         case "regularized_evolution":
             # As many children in a generation as the others have, so that processes have as much to share.
             return RegularizedEvolution(space, population, settings.tournament_size, parents * children)
+        case "thompson_op_nas":
+            return ThompsonOpNas(space, population, parents, children)
         case "evolution":
             return Evolution(space, population, parents, children)
         case _:

@@ -1,8 +1,8 @@
 """The search loop and its strategies. Knows neither BERT nor torch.
 
 A space is anything with `random(rng, draw)`, `mutate(genome, rng, draw)`, `operations(genome)` and `key(genome)`, and
-`size(genome)` for the size heuristic; both draws are optional, and uniform without one. Evaluation is handed in; a
-history is a list of records, in memory or on disk.
+`size(genome)` for the size heuristic, `features(genome)` for Thompson sampling; draws are optional, and uniform without
+one. Evaluation is handed in; a history is a list of records, in memory or on disk.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from autobert_zero.search.priority import OperationPriority
+from autobert_zero.search.priority import AdditivePriority, OperationPriority
 from autobert_zero.search.settings import stream
 
 
@@ -176,6 +176,50 @@ class OpNas(Evolution):
     def mutation(self, records: Sequence[Record]) -> Callable[[Any, np.random.Generator], Any]:
         evaluated = [(self.space.operations(record.genome), record.score) for record in records]
         return partial(self.space.mutate, draw=OperationPriority(evaluated, self.alpha, self.temperature))
+
+
+class ThompsonOpNas(Evolution):
+    """Evolution whose children are the best of many, by an `AdditivePriority` of operations at their places.
+
+    For each child one sample of the effects is drawn, and of `pool_size` mutations of the parents the one with the
+    highest sum of them is taken.
+
+    Args: those of `Evolution`, and
+        pool_size: mutations that a child is chosen from.
+        noise, prior: of the `AdditivePriority`.
+    """
+
+    def __init__(
+        self,
+        space: Any,
+        population_size: int,
+        num_parents: int,
+        num_children: int,
+        pool_size: int = 30,
+        noise: float = 0.5,
+        prior: float = 1.0,
+    ):
+        super().__init__(space, population_size, num_parents, num_children)
+        self.pool_size = pool_size
+        self.noise = noise
+        self.prior = prior
+
+    def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
+        parents = best(records, self.num_parents)
+        if not parents:
+            return super().__call__(generation, records)
+        space, known = self.space, {record.key for record in records}
+        evaluated = [(space.features(record.genome), record.score) for record in records]
+        priority = AdditivePriority(evaluated, self.noise, self.prior)
+
+        def birth(rng: np.random.Generator) -> tuple[Any, tuple[int, ...]]:
+            score = priority.sample(rng)
+            drawn = [parents[int(rng.integers(len(parents)))] for _ in range(self.pool_size)]
+            pool = [(space.mutate(parent.genome, rng), (parent.index,)) for parent in drawn]
+            new = [child for child in pool if space.key(child[0]) not in known]
+            return max(new or pool, key=lambda child: score(space.features(child[0])))
+
+        return [birth] * (self.num_parents * self.num_children)
 
 
 def propose(

@@ -68,8 +68,8 @@ class SearchSettings:
     )
 
     # Strategy
-    strategy: Literal["op_nas", "evolution", "regularized_evolution", "largest_first", "random"] = _setting(
-        "op_nas", "How candidates are proposed."
+    strategy: Literal["op_nas", "thompson_op_nas", "evolution", "regularized_evolution", "largest_first", "random"] = (
+        _setting("op_nas", "How candidates are proposed.")
     )
     max_evaluations: int = _setting(40, "Candidates to evaluate.")
     population_size: int = _setting(16, "M: random genomes in the first generation.")

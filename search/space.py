@@ -86,6 +86,17 @@ class BackboneSpace:
         nodes = (node for gene in genome if isinstance(gene, Attention) for node in gene.expression.nodes())
         return sorted({node.name for node in nodes if node.operands})
 
+    def features(self, genome: Genome) -> list[str]:
+        """What stands where: kind, kernel size, operations and inputs of each layer."""
+        found = []
+        for layer, gene in enumerate(genome):
+            if isinstance(gene, Convolution):
+                found += [f"{layer} convolution", f"{layer} convolution {gene.kernel_size}"]
+            else:
+                names = sorted({node.name for node in gene.expression.nodes()})
+                found += [f"{layer} attention", *(f"{layer} {name}" for name in names)]
+        return found
+
     def size(self, genome: Genome) -> tuple[int, int]:
         """What orders genomes by their number of parameters: square linear maps in the mixers, then kernel sizes."""
         kernels = [gene.kernel_size for gene in genome if isinstance(gene, Convolution)]

@@ -14,11 +14,12 @@ from autobert_zero.search.evolution import (
     OpNas,
     RandomSearch,
     RegularizedEvolution,
+    ThompsonOpNas,
     best,
     evolve,
     propose,
 )
-from autobert_zero.search.priority import OperationPriority, ranks
+from autobert_zero.search.priority import AdditivePriority, OperationPriority, ranks
 from autobert_zero.search.settings import stream
 
 from .conftest import SPACE
@@ -31,6 +32,7 @@ STRATEGIES = [
     Evolution(SPACE, 8, 2, 3),
     RegularizedEvolution(SPACE, 8, 3),
     LargestFirst(SPACE, 8, 4),
+    ThompsonOpNas(SPACE, 8, 2, 3, pool_size=6),
 ]
 
 
@@ -91,7 +93,9 @@ def test_shape_of_a_search():
         assert bool(record.parents) == (record.generation > 0)
 
 
-@pytest.mark.parametrize("strategy", [OP_NAS, STRATEGIES[2], STRATEGIES[3]], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "strategy", [OP_NAS, STRATEGIES[2], STRATEGIES[3], STRATEGIES[5]], ids=lambda s: type(s).__name__
+)
 def test_evolution_finds_better_than_random_search(strategy):
     gains = []
     for seed in range(10):
@@ -261,3 +265,31 @@ def test_priority_does_not_depend_on_the_scale_of_scores():
 
 def test_priority_without_any_record_draws_uniformly():
     assert OperationPriority([]).probabilities("abcd") == pytest.approx([0.25] * 4)
+
+
+# Additive priority
+
+
+def test_additive_priority_is_the_regression():
+    """Mean and covariance of the posterior, by samples, against the closed form for one feature."""
+    evaluated = [(["a"], 1.0), (["a"], 2.0), ([], 0.0), ([], 0.5), (["a"], 3.0)]
+    priority = AdditivePriority(evaluated, noise=0.7, prior=2.0)
+    x = np.array([[1, 1], [1, 1], [0, 1], [0, 1], [1, 1]], dtype=float)
+    y = (np.array([0.5, 0.75, 0.0, 0.25, 1.0]) - 0.5) * math.sqrt(12)
+    covariance = np.linalg.inv(x.T @ x / 0.49 + np.eye(2) / 4)
+    mean = covariance @ x.T @ y / 0.49
+    rng = stream(0, "samples")
+    samples = np.array([[(score := priority.sample(rng))(["a"]) - score([]), score([])] for _ in range(20000)])
+    np.testing.assert_allclose(samples.mean(0), mean, atol=0.02)
+    np.testing.assert_allclose(np.cov(samples.T), covariance, atol=0.02)
+
+
+def test_what_was_never_seen_has_an_effect_of_its_own():
+    priority = AdditivePriority([(["a"], 1.0), (["b"], 0.0)], prior=1.5)
+    rng = stream(0, "unseen")
+    effects = []
+    for _ in range(5000):
+        score = priority.sample(rng)
+        effects.append(score(["new"]) - score([]))
+        assert score(["new"]) == score(["new"])
+    assert np.mean(effects) == pytest.approx(0, abs=0.1) and np.std(effects) == pytest.approx(1.5, abs=0.1)
