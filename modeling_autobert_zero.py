@@ -62,6 +62,9 @@ PROJECTIONS = {"q": "query", "k": "key", "v": "value", "p": "extra"}
 # Small enough to leave any real row alone, large enough that neither it nor its inverse leaves half precision.
 COSINE_EPSILON = 1e-4
 
+# The arguments of `from_pretrained` that say where a checkpoint is.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
 # Pads are left out of all work on single tokens where no more than this part of a batch is real. Gathering and
 # scattering tokens costs one or two percent of a layer of the base size.
 UNPAD_BELOW = 0.95
@@ -656,7 +659,8 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
         """
         path = pretrained_model_name_or_path
         if path is not None:
-            _check_checkpoint(cls.config_class.get_config_dict(path, **kwargs)[0], config)
+            hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            _check_checkpoint(cls.config_class.get_config_dict(path, **hub_arguments)[0], config)
         model, info = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
         missing = [name for name in info["missing_keys"] if ".layer." in name]
         # Where nothing at all was found transformers has warned; that is no other genome.

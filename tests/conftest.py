@@ -53,8 +53,8 @@ def padding_mask() -> torch.Tensor:
     return mask
 
 
-def run_without_package(code: str, *arguments: str, cwd) -> str:
-    """What `code` prints in a process that has all of the environment but this package."""
+def run_without_package(code: str, *arguments: str, cwd) -> tuple[str, str]:
+    """What `code` writes to standard output and error, in a process that has all of the environment but this package."""
     path = f"import sys; sys.path[:0] = {site.getsitepackages()!r}\n"
     missing = "import importlib.util; assert importlib.util.find_spec('autobert_zero') is None\n"
     # -S: no site, so no trace of an editable install; -P: not the current folder.
@@ -62,7 +62,7 @@ def run_without_package(code: str, *arguments: str, cwd) -> str:
     environment = {**os.environ, "HF_HOME": str(cwd / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout, done.stderr
 
 
 def write_corpus(path, documents: int = 30, seed: int = 0) -> str:

@@ -307,7 +307,7 @@ assert all((again.state_dict()[name] == tensor).all() for name, tensor in model.
 def test_the_model_in_a_process_without_the_package(finished, tmp_path):
     settings, _ = finished
     folder = shutil.copytree(Path(settings.output_dir, "model"), tmp_path / "model")
-    out = run_without_package(_WITHOUT_PACKAGE, str(folder), cwd=tmp_path)
+    out, _ = run_without_package(_WITHOUT_PACKAGE, str(folder), cwd=tmp_path)
     assert "TOKENS [" in out
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch, transformers
 from safetensors.torch import load_file
 
+transformers.logging.set_verbosity_info()
 for name, folder in json.loads(sys.argv[1]).items():
     auto_class = getattr(transformers, name)
     model, info = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
@@ -61,6 +62,7 @@ def test_every_head_in_a_process_without_the_package(tmp_path):
         mask[0, ..., 4:] = 0
         output = model(input_ids=ids, attention_mask=mask, return_dict=False)[0]
         sums[name] = output.double().abs().clamp(max=1e3).sum().item()
-    out = run_without_package(_LOAD, json.dumps(folders), cwd=tmp_path)
+    out, messages = run_without_package(_LOAD, json.dumps(folders), cwd=tmp_path)
+    assert "It has no effect here and is ignored" not in messages and "loading weights" in messages.lower()
     printed = {line.split()[1]: float(line.split()[2]) for line in out.splitlines() if line.startswith("SUM ")}
     assert printed == pytest.approx(sums, rel=1e-5) and len(printed) == 8
