@@ -104,7 +104,7 @@ def test_the_root_is_no_package():
 
 def test_readme_names_the_files_that_are_there():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in re.findall(r"`((?:search/|tests/|examples/)?\w+\.py)`", readme):
+    for name in re.findall(r"`((?:search/|tests/|examples/|benchmarks/)?\w+\.py)`", readme):
         assert (ROOT / name).exists(), name
     for target in re.findall(r"\]\(([^)]+)\)", readme):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+        assert target.startswith("https://") or (ROOT / target.split("#")[0]).exists(), target
