@@ -116,6 +116,10 @@ class Expression:
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self):
+        # Built anew elsewhere: hashes of strings differ between processes.
+        return Expression, (self.name, self.operands)
+
     def __str__(self) -> str:
         return f"{self.name}({', '.join(map(str, self.operands))})" if self.operands else self.name
 

@@ -18,9 +18,8 @@ Shapes in comments: `(batch, tokens, hidden)` for hidden states; inside an atten
 type of a node is n×d, d×n, n×n or d×d with n tokens and d = head size.
 """
 
-import functools
 import math
-from contextlib import nullcontext
+import os
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
@@ -105,8 +104,6 @@ class Tokens(NamedTuple):
         """
         if attention_mask is None:
             return cls()
-        if attention_mask.is_floating_point() and _readable(attention_mask) and (attention_mask < 0).any():
-            raise ValueError("attention_mask: expected 1 for real tokens and 0 for pads, got negative values")
         if attention_mask.shape == shape:
             real, visible = attention_mask.bool(), None
             real = real | ~real.any(1, keepdim=True)
@@ -121,8 +118,12 @@ class Tokens(NamedTuple):
                 f"attention_mask: expected shape ({batch}, {tokens}) or ({batch}, {tokens}, {tokens}), "
                 f"got {tuple(attention_mask.shape)}"
             )
-        if visible is None and _readable(attention_mask):
-            count = int(real.sum())
+        if _readable(attention_mask):
+            count, negative = torch.stack([real.sum(), (attention_mask < 0).sum()]).tolist()  # one transfer
+            if negative:
+                raise ValueError("attention_mask: expected 1 for real tokens and 0 for pads, got negative values")
+            if visible is not None:
+                return cls(real, visible)
             if count == real.numel():
                 return cls()  # nothing is padded: take the kernels without a mask
             if unpad and count <= UNPAD_BELOW * real.numel():
@@ -433,7 +434,8 @@ class AutoBertZeroEmbeddings(nn.Module):
         if position_ids is None and tokens.real is not None:
             position_ids = (tokens.real.cumsum(1) - 1).clamp(min=0)
         elif position_ids is None:
-            device = self.position_embeddings.weight.device
+            # Not of the weights: offloaded ones are somewhere else.
+            device = (input_ids if inputs_embeds is None else inputs_embeds).device
             position_ids = torch.arange(shape[1], device=device)[None]
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(position_ids)
@@ -482,19 +484,60 @@ class AutoBertZeroAttention(nn.Module):
         program = self.program(output_attentions)
         values = [self._heads(getattr(self, PROJECTIONS[name])(hidden_states), tokens) for name in program.inputs]
         # Products of products leave the range of half precision, and so may what is made of them.
-        widen = values[0].dtype == torch.float16 and not program.fits_half
-        with torch.autocast(hidden_states.device.type, enabled=False) if widen else nullcontext():
-            if widen:
-                values = [x.float() for x in values]
-            mixed, weights = program(
-                values, tokens, self.head_size, self.dropout if self.training else 0.0, output_attentions
-            )
-            mixed = tokens.pack(mixed.transpose(1, 2).flatten(2))
-            return self.dense(mixed.to(self.dense.weight.dtype) if widen else mixed), weights
+        dtype = values[0].dtype
+        widen = dtype == torch.float16 and not program.fits_half and not hidden_states.is_meta
+        if not widen:
+            mixed, weights = program(values, tokens, self.head_size, self._dropout(), output_attentions)
+            return self.dense(self._merge(mixed, tokens)), weights
+        device_type = hidden_states.device.type
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.float32  # that of the weights
+        with torch.autocast(device_type, enabled=False):
+            values = [x.float() for x in values]
+            mixed, weights = program(values, tokens, self.head_size, self._dropout(), output_attentions)
+            return self.dense(self._merge(mixed, tokens).to(dtype)), None if weights is None else weights.to(dtype)
+
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _merge(self, mixed: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        # from (batch, heads, tokens, head_size) to (batch, tokens, hidden) or packed
+        return tokens.pack(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, projected: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         # to (batch, heads, tokens, head_size)
         return tokens.pad(projected).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+
+class DepthwiseConvolution(nn.Conv1d):
+    """A convolution over tokens, one kernel for each channel; takes and gives (batch, tokens, channels)."""
+
+    def __init__(self, channels: int, kernel_size: int):
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+
+    def forward(self, x: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
+        """`visible`: (batch, tokens, tokens) bool, what a token (row) may take from; None where that is all."""
+        if visible is not None:
+            return self._tap_by_tap(x, visible)
+        # Over (batch, channels, 1, tokens), whose memory is still (batch, tokens, channels): on a CPU this channels-last
+        # form is many times as fast as conv1d on the transposed tensor, and nothing is copied.
+        x = F.conv2d(
+            x.transpose(1, 2).unsqueeze(2),
+            self.weight.unsqueeze(2),
+            self.bias,
+            padding=(0, self.padding[0]),
+            groups=self.groups,
+        )
+        return x.squeeze(2).transpose(1, 2)
+
+    def _tap_by_tap(self, x, visible):
+        tokens, margin = x.shape[1], self.padding[0]
+        x, visible = F.pad(x, (0, 0, margin, margin)), F.pad(visible, (margin, margin))
+        result = self.bias
+        for tap, weight in enumerate(self.weight.squeeze(1).unbind(1)):
+            # Of token i this tap reads token i + tap - margin, which stands at i + tap now.
+            result = result + weight * x[:, tap : tap + tokens] * visible.diagonal(tap, 1, 2)[..., None]
+        return result
 
 
 class AutoBertZeroConvolution(nn.Module):
@@ -502,45 +545,16 @@ class AutoBertZeroConvolution(nn.Module):
 
     def __init__(self, config, gene: Convolution):
         super().__init__()
-        size, kernel_size = config.hidden_size, gene.kernel_size
-        self.gate = nn.Linear(size, 2 * size)
-        self.convolution = nn.Conv1d(size, size, kernel_size, padding=kernel_size // 2, groups=size)
-        self.dense = nn.Linear(size, size)
+        self.gene = str(gene)
+        self.gate = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.convolution = DepthwiseConvolution(config.hidden_size, gene.kernel_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
     ) -> tuple[torch.Tensor, None]:
         hidden_states = tokens.pad(F.glu(self.gate(hidden_states)), zero_pads=True)
-        convolve = _convolve if tokens.visible is None else functools.partial(_convolve_visible, tokens.visible)
-        return self.dense(tokens.pack(convolve(hidden_states, self.convolution))), None
-
-
-def _convolve(x: torch.Tensor, convolution: nn.Conv1d) -> torch.Tensor:
-    """A depth-wise convolution over tokens of `x` (batch, tokens, hidden).
-
-    Over (batch, hidden, 1, tokens), whose memory is still (batch, tokens, hidden): on a CPU this channels-last form is
-    many times as fast as conv1d on the transposed tensor, and nothing is copied.
-    """
-    x = F.conv2d(
-        x.transpose(1, 2).unsqueeze(2),
-        convolution.weight.unsqueeze(2),
-        convolution.bias,
-        padding=(0, convolution.padding[0]),
-        groups=convolution.groups,
-    )
-    return x.squeeze(2).transpose(1, 2)
-
-
-def _convolve_visible(visible: torch.Tensor, x: torch.Tensor, convolution: nn.Conv1d) -> torch.Tensor:
-    """The same where a token takes only from those visible to it (batch, tokens, tokens): one tap after the other."""
-    tokens, margin = x.shape[1], convolution.padding[0]
-    x, visible = F.pad(x, (0, 0, margin, margin)), F.pad(visible, (margin, margin))
-    result = convolution.bias
-    for tap, weight in enumerate(convolution.weight.squeeze(1).unbind(1)):
-        # Of token i this tap reads token i + tap - margin, which stands at i + tap now.
-        seen = visible.diagonal(tap, 1, 2)[..., None]
-        result = result + weight * x[:, tap : tap + tokens] * seen
-    return result
+        return self.dense(tokens.pack(self.convolution(hidden_states, tokens.visible))), None
 
 
 class AutoBertZeroLayer(GradientCheckpointingLayer):
@@ -660,7 +674,12 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
         path = pretrained_model_name_or_path
         if path is not None:
             hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            _check_checkpoint(cls.config_class.get_config_dict(path, **hub_arguments)[0], config)
+            stored = cls.config_class.get_config_dict(path, **hub_arguments)[0]
+            if isinstance(config, str | os.PathLike):
+                wanted = cls.config_class.get_config_dict(config)[0].get("genome")
+            else:
+                wanted = kwargs.get("genome") if config is None else config.genome
+            _check_checkpoint(stored, wanted)
         model, info = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
         missing = [name for name in info["missing_keys"] if ".layer." in name]
         # Where nothing at all was found transformers has warned; that is no other genome.
@@ -677,20 +696,20 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
         for number, layer in enumerate(self.base_model.encoder.layer, start=1):
             mixer = layer.mixer
             if isinstance(mixer, AutoBertZeroConvolution):
-                gene, runs = f"convolution {mixer.convolution.kernel_size[0]}", "depth-wise convolution"
+                gene, runs = mixer.gene, "depth-wise convolution"
             else:
                 gene, runs = mixer.lowered.expression, mixer.program()
             lines += [f"{number:>5}  {gene}", f"{'':>5}    {runs}"]
         return "\n".join(lines)
 
 
-def _check_checkpoint(stored: dict, config: AutoBertZeroConfig | None) -> None:
-    """Raises ValueError where a checkpoint with the configuration `stored` has no weights for `config`."""
+def _check_checkpoint(stored: dict, genome: list[dict] | None) -> None:
+    """Raises ValueError where a checkpoint with the configuration `stored` has no weights for `genome`."""
     if stored.get("model_type", AutoBertZeroConfig.model_type) != AutoBertZeroConfig.model_type:
         raise ValueError(f"model_type: expected {AutoBertZeroConfig.model_type}, got {stored['model_type']}")
-    if config is None or "genome" not in stored:
+    if genome is None or stored.get("genome") is None:
         return
-    wanted, found = Genome.from_list(config.genome), Genome.from_list(stored["genome"])
+    wanted, found = Genome.from_list(genome), Genome.from_list(stored["genome"])
     if len(wanted) != len(found):
         raise ValueError(f"genome: expected the {len(found)} layers of the checkpoint, got {len(wanted)}")
     differing = [
@@ -777,6 +796,8 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
         for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
             if ids is not None and ids.shape != shape and ids.shape != (1, tokens):
                 raise ValueError(f"{name}: expected shape ({batch}, {tokens}), got {tuple(ids.shape)}")
+        if tokens == 0:
+            raise ValueError("input_ids: expected at least one token, got none")
         if position_ids is None and tokens > self.config.max_position_embeddings:
             raise ValueError(
                 f"input_ids: expected at most max_position_embeddings={self.config.max_position_embeddings} tokens, "
@@ -1104,7 +1125,8 @@ class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
         end_positions: torch.Tensor | None = None,
         **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | QuestionAnsweringModelOutput:
-        """`start_positions`, `end_positions`: (batch,) token positions; outside the sequence they are ignored."""
+        """`start_positions`, `end_positions`: (batch,) token positions; outside the sequence and at pads they are
+        ignored."""
         outputs = self.autobert_zero(
             input_ids,
             attention_mask=attention_mask,
@@ -1123,6 +1145,13 @@ class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             tokens = start_logits.shape[1]
+            if real is not None:  # an answer at a pad is none
+                start_positions, end_positions = (
+                    torch.where(
+                        F.pad(real, (0, 1)).gather(1, p.view(-1, 1).clamp(0, tokens)).squeeze(1), p.view(-1), tokens
+                    )
+                    for p in (start_positions, end_positions)
+                )
             loss = sum(
                 F.cross_entropy(logits, positions.view(-1).clamp(0, tokens), ignore_index=tokens)
                 for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
@@ -1166,8 +1195,13 @@ class AutoBertZeroForMultipleChoice(AutoBertZeroPreTrainedModel):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        flat = {name: None if value is None else value.flatten(0, 1) for name, value in inputs.items()}
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None or given.ndim < 3:
+            got = None if given is None else tuple(given.shape)
+            raise ValueError(f"input_ids: expected (batch, choices, tokens), got {got}")
+        choices = given.shape[1]
+        # Positions may be (1, tokens), for all.
+        flat = {name: v if v is None or v.ndim < 3 else v.flatten(0, 1) for name, v in inputs.items()}
         outputs = self.autobert_zero(**flat, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
         loss = None if labels is None else F.cross_entropy(logits, labels)

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, ConvBertConfig, ConvBertModel, ModernBertConfig, ModernBertModel
 
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
-from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, _convolve
+from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, DepthwiseConvolution
 from autobert_zero.search import reporting
 
 
@@ -245,15 +245,13 @@ def measure_convolutions(batch: int, tokens: int, rounds: int, device: torch.dev
     """Milliseconds of the depth-wise convolution alone, forward and with backward, beside a linear map of the size."""
     x = torch.randn(batch, tokens, 768, device=device, dtype=dtype, requires_grad=True)
     results = {}
-    modules: dict[str, torch.nn.Module] = {
-        f"convolution {k}": torch.nn.Conv1d(768, 768, k, padding=k // 2, groups=768) for k in (3, 9, 31, 65)
-    }
+    modules: dict[str, torch.nn.Module] = {f"convolution {k}": DepthwiseConvolution(768, k) for k in (3, 9, 31, 65)}
     modules["linear 768x768"] = torch.nn.Linear(768, 768)
     for name, module in modules.items():
         module = module.to(device, dtype)
 
         def forward(module=module):
-            return _convolve(x, module) if isinstance(module, torch.nn.Conv1d) else module(x)
+            return module(x)
 
         def inference(forward=forward):
             with torch.inference_mode():

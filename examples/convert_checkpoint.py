@@ -52,6 +52,7 @@ SHARED_FIELDS = (
     "layer_norm_eps",
     "pad_token_id",
     "classifier_dropout",
+    "tie_word_embeddings",
     "problem_type",
     "id2label",
     "label2id",
@@ -112,6 +113,8 @@ def rename(weights: Weights, names: dict[str, str]) -> Weights:
 def convert_bert(config: dict, weights: Weights) -> tuple[Genome, Weights]:
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise ValueError(f"position_embedding_type: expected absolute, got {config['position_embedding_type']}")
+    if config.get("is_decoder", False):
+        raise ValueError("is_decoder: expected false, got true")
     prefixed = any(name.startswith(("bert.", "cls.")) for name in weights)
     if not prefixed:  # saved from BertModel: no head
         weights = {f"bert.{name}": weight for name, weight in weights.items()}
@@ -181,9 +184,12 @@ def convert(path: str) -> AutoBertZeroPreTrainedModel:
     if isinstance(model, AutoBertZeroModel):
         weights = {name.removeprefix("autobert_zero."): weight for name, weight in weights.items()}
     missing, unknown = model.load_state_dict(weights, strict=False)
-    # A checkpoint may hold the tied decoder or leave it out, and bring the pooler and the sentence-pair head of
-    # BERT's pre-training, or lack the pooler, which the port's encoder does not have.
-    missing = [n for n in missing if "pooler." not in n and n != "predictions.decoder.weight"]
+    # A checkpoint may leave out the tied decoder, and bring the pooler and the sentence-pair head of BERT's pre-training.
+    # The port's bare encoder has no pooler; there it stays at random.
+    if model.config.tie_word_embeddings:
+        missing = [name for name in missing if name != "predictions.decoder.weight"]
+    if isinstance(model, AutoBertZeroModel):
+        missing = [name for name in missing if not name.startswith("pooler.")]
     unknown = [n for n in unknown if "pooler." not in n and not n.startswith("seq_relationship.")]
     if missing or unknown:
         raise ValueError(f"weights: expected also {missing}, got also {unknown}")

@@ -1,3 +1,8 @@
+import os
+import pickle
+import subprocess
+import sys
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
@@ -185,3 +190,17 @@ def test_configuration_edited_by_hand(tmp_path):
     file.write_text(file.read_text().replace("transpose(k)", "k"))
     with pytest.raises(ValueError, match=r"genome, layer 2: .*matmul takes operands"):
         AutoBertZeroConfig.from_pretrained(tmp_path)
+
+
+def test_genomes_cross_processes():
+    """Pickled here, used there, where strings hash to other numbers."""
+    code = "import pickle, sys; from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, Expression\n"
+    code += "genome = pickle.load(sys.stdin.buffer); assert genome in {PUBLISHED_GENOME}\n"
+    code += "assert Expression('q') in set(genome[1].expression.nodes())"
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            input=pickle.dumps(PUBLISHED_GENOME),
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+        )

@@ -209,3 +209,19 @@ def test_other_layouts_are_refused(tmp_path):
     bert.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"weights: expected also \['encoder.layer.2"):
         convert(tmp_path, tmp_path / "ours")
+
+
+def test_an_untied_decoder_stays_untied(tmp_path):
+    config = BertConfig(**SIZES, num_hidden_layers=1, tie_word_embeddings=False, initializer_range=0.2)
+    bert = BertForMaskedLM(config).eval()
+    bert.save_pretrained(tmp_path / "bert")
+    convert(tmp_path / "bert", tmp_path / "ours")
+    ids = torch.randint(1, VOCAB, (BATCH, TOKENS))
+    ours = AutoBertZeroForMaskedLM.from_pretrained(tmp_path / "ours").eval()
+    torch.testing.assert_close(ours(ids).logits, bert(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_decoder_is_refused(tmp_path):
+    BertModel(BertConfig(**SIZES, num_hidden_layers=1, is_decoder=True)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="is_decoder: expected false, got true"):
+        convert(tmp_path / "bert", tmp_path / "ours")

@@ -1,8 +1,10 @@
 """The machinery of training: checkpointing, half precision, LoRA, Trainer, devices, two processes."""
 
+import copy
 import subprocess
 import sys
 
+import accelerate
 import datasets
 import peft
 import pytest
@@ -135,6 +137,25 @@ def test_weights_are_loaded_onto_the_device_of_a_map(tmp_path):
         loaded = AutoBertZeroForMaskedLM.from_pretrained(tmp_path, device_map=device_map)
         assert {p.device.type for p in loaded.parameters()} == {"cpu"}
         torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+
+
+def test_offloaded_weights_are_there_when_they_are_needed(tmp_path):
+    """Hooks bring them to modules that are called, so every parameter must belong to one that is."""
+    genome = Genome([*PUBLISHED_GENOME[1:3], *random_genome(2)])
+    model = AutoBertZeroModel(tiny_config(genome)).eval()
+    model.save_pretrained(tmp_path / "model")
+    ids = torch.randint(VOCAB, (BATCH, TOKENS))
+    layers = {f"encoder.layer.{n}": "disk" if n % 2 else "cpu" for n in range(len(genome))}
+    some_on_disk = AutoBertZeroModel.from_pretrained(
+        tmp_path / "model",
+        device_map={"embeddings": "cpu", **layers, "pooler": "cpu"},
+        offload_folder=tmp_path / "disk",
+    )
+    offloaded = accelerate.cpu_offload(copy.deepcopy(model), execution_device="cpu")
+    for mask in (None, padding_mask()):
+        expected = model(ids, mask).last_hidden_state
+        for other in (some_on_disk, offloaded):
+            torch.testing.assert_close(other(ids, mask).last_hidden_state, expected)
 
 
 def test_a_model_without_memory_runs(tmp_path):

@@ -20,6 +20,7 @@ from autobert_zero.modeling_autobert_zero import (
     AUTO_CLASSES,
     AutoBertZeroConvolution,
     AutoBertZeroForMaskedLM,
+    AutoBertZeroForMultipleChoice,
     AutoBertZeroForPreTraining,
     AutoBertZeroForSequenceClassification,
     AutoBertZeroModel,
@@ -233,6 +234,8 @@ def ids(*shape: int) -> torch.Tensor:
             {"input_ids": ids(2, 7), "attention_mask": -1e4 * torch.rand(2, 7)},
             "attention_mask: expected 1 for real tokens and 0 for pads, got negative values",
         ),
+        ({"input_ids": ids(2, 7), "attention_mask": -10000 * ids(2, 7, 7)}, "attention_mask: .* got negative values"),
+        ({"input_ids": ids(2, 0)}, "input_ids: expected at least one token, got none"),
     ],
 )
 def test_bad_input(arguments, message):
@@ -244,6 +247,15 @@ def test_a_mask_of_tokens_by_tokens_needs_layers_that_sum_for_tokens():
     genome = Genome([Convolution(3), Attention(Expression.parse("matmul(q, matmul(transpose(k), v))"))])
     with pytest.raises(ValueError, match=r"layer 2, matmul\(q, matmul\(transpose\(k\), v\)\), sums over tokens"):
         AutoBertZeroModel(tiny_config(genome))(ids(2, 7), attention_mask=ids(2, 7, 7))
+
+
+def test_choices_have_an_axis_of_their_own():
+    model = AutoBertZeroForMultipleChoice(tiny_config(random_genome(0))).eval()
+    with pytest.raises(ValueError, match=r"expected \(batch, choices, tokens\), got \(2, 7\)"):
+        model(ids(2, 7))
+    tokens = torch.randint(VOCAB, (2, 3, 7))
+    positions = torch.arange(7)[None]
+    torch.testing.assert_close(model(tokens, position_ids=positions).logits, model(tokens).logits)
 
 
 def test_a_misspelt_argument_is_an_error():
@@ -314,6 +326,19 @@ def test_weights_of_another_genome(tmp_path):
     assert "layer 2" not in str(e.value)
     with pytest.raises(ValueError, match="genome: expected the 3 layers of the checkpoint, got 1"):
         AutoBertZeroModel.from_pretrained(tmp_path, config=tiny_config(Genome([Convolution(3)])))
+    # The same projections: nothing is missing, and all is wrong.
+    swapped = Genome(
+        [
+            Convolution(3),
+            Attention(Expression.parse(str(SELF_ATTENTION).replace("(q, transpose(k))", "(k, transpose(q))"))),
+            PUBLISHED_GENOME[11],
+        ]
+    )
+    with pytest.raises(ValueError, match="layer 2: expected "):
+        AutoBertZeroModel.from_pretrained(tmp_path, genome=swapped.to_list())
+    tiny_config(swapped).save_pretrained(tmp_path / "swapped")
+    with pytest.raises(ValueError, match="layer 2: expected "):
+        AutoBertZeroModel.from_pretrained(tmp_path, config=str(tmp_path / "swapped"))
     # The configuration was changed, the weights were not.
     config = json.loads((tmp_path / "config.json").read_text())
     config["genome"][0] = SELF_ATTENTION.to_dict()

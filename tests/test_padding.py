@@ -211,3 +211,15 @@ def test_padding_does_not_change_the_loss_of_answers():
     model = AutoBertZeroForQuestionAnswering(tiny_config(Genome([SELF_ATTENTION, Convolution(3)]))).eval()
     by_pairs = model(padded, mask[:, None].expand(-1, TOKENS + 5, -1))
     torch.testing.assert_close(by_pairs.start_logits, model(padded, mask).start_logits)
+
+
+def test_an_answer_at_a_pad_is_none():
+    model = AutoBertZeroForQuestionAnswering(tiny_config(random_genome(6))).eval()
+    ids, mask = torch.randint(VOCAB, (3, TOKENS)), torch.ones(3, TOKENS, dtype=torch.long)
+    mask[0, :3] = 0
+    positions = torch.tensor([[0, 4, 99], [1, 5, 6]])  # of the first row both stand at pads
+    got = model(ids, mask, start_positions=positions[0], end_positions=positions[1]).loss
+    output = model(ids, mask)
+    expected = F.cross_entropy(output.start_logits[1:2], positions[0, 1:2])
+    expected = (expected + F.cross_entropy(output.end_logits[1:], positions[1, 1:])) / 2
+    torch.testing.assert_close(got, expected)
