@@ -8,8 +8,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 
-import torch
-import transformers
+from autobert_zero.search import reporting
 
 
 def read(path: str) -> dict[str, dict[str, tuple[str, str]]]:
@@ -44,10 +43,16 @@ def main(junit: str, output: str | None = None) -> None:
             print(f"  skipped, though BERT runs it: {test}: {reason}")
     reasons = Counter(reason for outcome, reason in bert.values() if outcome == "skipped")
     if output:
-        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        summary = {"versions": versions, "counts": counts, "skipped_beyond_bert": more, "bert_skips": dict(reasons)}
+        summary = {
+            "command": "make conformance",
+            "commit": reporting.commit(),
+            "versions": reporting.versions(),
+            "counts": counts,
+            "skipped_beyond_bert": more,
+            "bert_skips": dict(reasons),
+        }
         with open(output, "w", encoding="utf-8") as file:
-            json.dump(summary, file, indent=2)
+            json.dump(summary, file, indent=2, sort_keys=True)
             file.write("\n")
 
 
