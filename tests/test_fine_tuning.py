@@ -167,7 +167,7 @@ def test_a_model_without_memory_runs(tmp_path):
 
 
 _TWO_PROCESSES = """
-import sys
+import gc, sys
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
@@ -199,6 +199,10 @@ for auto_class, model_class in AUTO_CLASSES.items():
     dist.all_gather(gradients, gradient)
     assert torch.equal(*gradients) and gradient.isfinite().all()
 print(f"PROCESS {dist.get_rank()} OF {dist.get_world_size()}\\n", end="")  # one write: lines of two processes mix
+# All of one process must be done, and its threads, before the other one goes: gloo aborts now and then otherwise.
+del model, gradients
+gc.collect()
+dist.barrier()
 dist.destroy_process_group()
 """
 
