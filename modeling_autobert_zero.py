@@ -94,13 +94,13 @@ class Tokens(NamedTuple):
     packed: torch.Tensor | None = None
 
     @classmethod
-    def from_mask(cls, attention_mask: torch.Tensor | None, shape: tuple[int, int], unpad: bool) -> "Tokens":
+    def from_mask(cls, attention_mask: torch.Tensor | None, shape: tuple[int, int]) -> "Tokens":
         """Read an attention mask (batch, tokens) or (batch, tokens, tokens), nonzero where a token may be taken from.
 
         In a row without a real token all count as real, and a token that may take from none takes from all real ones:
-        numbers stay finite. `unpad` asks for packed hidden states where that pays.
+        numbers stay finite.
 
-        Raises: ValueError for another shape, or for negative values.
+        Raises: ValueError for another shape.
         """
         if attention_mask is None:
             return cls()
@@ -118,17 +118,36 @@ class Tokens(NamedTuple):
                 f"attention_mask: expected shape ({batch}, {tokens}) or ({batch}, {tokens}, {tokens}), "
                 f"got {tuple(attention_mask.shape)}"
             )
-        if _readable(attention_mask):
-            count, negative = torch.stack([real.sum(), (attention_mask < 0).sum()]).tolist()  # one transfer
-            if negative:
-                raise ValueError("attention_mask: expected 1 for real tokens and 0 for pads, got negative values")
-            if visible is not None:
-                return cls(real, visible)
-            if count == real.numel():
-                return cls()  # nothing is padded: take the kernels without a mask
-            if unpad and count <= UNPAD_BELOW * real.numel():
-                return cls(real, packed=torch.nonzero_static(real.flatten(), size=count).squeeze(1))
         return cls(real, visible)
+
+    def laid_out(self, attention_mask: torch.Tensor | None, unpad: bool) -> "Tokens":
+        """The layout that the values of its mask allow: none where nothing is padded, packed where that pays.
+
+        Waits for an accelerator, so it is for once in a forward pass. Raises: ValueError for negative values.
+        """
+        if attention_mask is None or not _readable(attention_mask):
+            return self
+        count, negative = torch.stack([self.real.sum(), (attention_mask < 0).sum()]).tolist()  # one transfer
+        if negative:
+            raise ValueError("attention_mask: expected 1 for real tokens and 0 for pads, got negative values")
+        if self.visible is not None:
+            return self
+        if count == self.real.numel():
+            return Tokens()  # take the kernels without a mask
+        if unpad and count <= UNPAD_BELOW * self.real.numel():
+            return Tokens(self.real, packed=torch.nonzero_static(self.real.flatten(), size=count).squeeze(1))
+        return self
+
+    def seen(self, type_: str, axis: int) -> torch.Tensor | None:
+        """What a sum over `axis` (-1 or -2) of a value (batch, heads, *type_) sees of its tokens; None where it sees all.
+
+        Each row of tokens sees what its token may take from; where there are no such rows, all real tokens are seen.
+        """
+        if self.visible is not None and type_ == "nn" and axis == -1:
+            return self.visible[:, None]
+        if self.real is None:
+            return None
+        return self.real[:, None, None, :] if axis == -1 else self.real[:, None, :, None]
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, ...) as hidden states are held."""
@@ -208,45 +227,29 @@ class FusedAttention:
 
     def __call__(self, a, b, c, tokens, head_size, dropout):
         a, b, c = (x.mT if transposed else x for x, transposed in zip((a, b, c), self.transposed, strict=True))
-        if tokens.visible is not None:
-            mask = tokens.visible[:, None]
-        else:
-            mask = None if tokens.real is None else tokens.real[:, None, None, :]
         # The minus goes into A: kernels take the maximum of the raw scores and need a positive scale to stay finite.
         result = F.scaled_dot_product_attention(
             -a if self.negative else a,
             b,
             c,
-            attn_mask=mask,
+            attn_mask=tokens.seen("nn", -1),
             dropout_p=dropout,
             scale=head_size ** (-self.scalings / 2),
         )
         return result.mT if self.transposed_result else result
 
 
-def _left_out(x: torch.Tensor, type_: str, axis: int, tokens: Tokens) -> torch.Tensor | None:
-    """What a contraction over `axis` (-1 or -2) of `x` (batch, heads, *type_) must not see; None where it sees all.
-
-    Each row of tokens sees what its token may take from; where there are no such rows, all real tokens are seen.
-    """
-    if tokens.visible is not None and type_ == "nn" and axis == -1:
-        return ~tokens.visible[:, None]
-    if tokens.real is None:
-        return None
-    return ~(tokens.real[:, None, None, :] if axis == -1 else tokens.real[:, None, :, None])
-
-
 def _zero(x, type_, axis, tokens):
-    left_out = _left_out(x, type_, axis, tokens)
-    return x if left_out is None else x.masked_fill(left_out, 0)
+    seen = tokens.seen(type_, axis)
+    return x if seen is None else x.masked_fill(~seen, 0)
 
 
 def _softmax(node, x, tokens, head_size, dropout):
     if node.type[1] == "d":
         return x.softmax(-1)
-    left_out = _left_out(x, node.type, -1, tokens)
-    if left_out is not None:
-        x = x.masked_fill(left_out, -math.inf)
+    seen = tokens.seen(node.type, -1)
+    if seen is not None:
+        x = x.masked_fill(~seen, -math.inf)
     return F.dropout(x.softmax(-1), dropout)
 
 
@@ -813,7 +816,8 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         # Hidden states of all layers are handed out padded.
-        layout = Tokens.from_mask(attention_mask, shape, self.config.unpad_inputs and not output_hidden_states)
+        unpad = self.config.unpad_inputs and not output_hidden_states
+        layout = Tokens.from_mask(attention_mask, shape).laid_out(attention_mask, unpad)
         if layout.visible is not None:
             self._check_pairs()
 
@@ -1137,7 +1141,7 @@ class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
             **kwargs,
         )
         logits = self.qa_outputs(outputs.last_hidden_state)
-        real = Tokens.from_mask(attention_mask, logits.shape[:2], unpad=False).real
+        real = Tokens.from_mask(attention_mask, logits.shape[:2]).real
         if real is not None:
             # The loss sums over tokens, and so does whoever takes a softmax: pads must not count there, either.
             logits = logits.masked_fill(~real[..., None], torch.finfo(logits.dtype).min)

@@ -69,23 +69,22 @@ def best(records: Iterable[Record], count: int) -> list[Record]:
     return sorted(succeeded, key=lambda record: (-record.score, record.index))[:count]  # type: ignore[operator]
 
 
+@dataclass(frozen=True)
 class RandomSearch:
     """Random genomes, `population_size` in a generation."""
 
-    def __init__(self, space: Any, population_size: int):
-        self.space = space
-        self.population_size = population_size
+    space: Any
+    population_size: int
 
     def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
         return [lambda rng: (self.space.random(rng), ())] * self.population_size
 
 
+@dataclass(frozen=True)
 class LargestFirst(RandomSearch):
     """The size heuristic: of `pool_size` random genomes the largest, by `space.size(genome)`."""
 
-    def __init__(self, space: Any, population_size: int, pool_size: int = 10):
-        super().__init__(space, population_size)
-        self.pool_size = pool_size
+    pool_size: int = 10
 
     def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
         def birth(rng: np.random.Generator) -> tuple[Any, tuple[int, ...]]:
@@ -94,6 +93,7 @@ class LargestFirst(RandomSearch):
         return [birth] * self.population_size
 
 
+@dataclass(frozen=True)
 class RegularizedEvolution(RandomSearch):
     """Regularised evolution (Real et al., AAAI 2019): the population are the youngest; the best of a random few of
     them has a child.
@@ -105,10 +105,8 @@ class RegularizedEvolution(RandomSearch):
         num_children: children in a generation; 1 in the original.
     """
 
-    def __init__(self, space: Any, population_size: int, tournament_size: int, num_children: int = 1):
-        super().__init__(space, population_size)
-        self.tournament_size = tournament_size
-        self.num_children = num_children
+    tournament_size: int
+    num_children: int = 1
 
     def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
         population = [record for record in records[-self.population_size :] if record.score is not None]
@@ -123,6 +121,7 @@ class RegularizedEvolution(RandomSearch):
         return [birth] * self.num_children
 
 
+@dataclass(frozen=True)
 class Evolution(RandomSearch):
     """Plain evolution: a random population, then children of the best, their operations drawn uniformly.
 
@@ -133,10 +132,8 @@ class Evolution(RandomSearch):
         num_children: C, children of each parent.
     """
 
-    def __init__(self, space: Any, population_size: int, num_parents: int, num_children: int):
-        super().__init__(space, population_size)
-        self.num_parents = num_parents
-        self.num_children = num_children
+    num_parents: int
+    num_children: int
 
     def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
         parents = best(records, self.num_parents)
@@ -153,6 +150,7 @@ class Evolution(RandomSearch):
         return self.space.mutate
 
 
+@dataclass(frozen=True)
 class OpNas(Evolution):
     """Operation-priority evolution: plain evolution, but operations are drawn by priority.
 
@@ -160,24 +158,15 @@ class OpNas(Evolution):
         alpha, temperature: of the `OperationPriority`.
     """
 
-    def __init__(
-        self,
-        space: Any,
-        population_size: int,
-        num_parents: int,
-        num_children: int,
-        alpha: float,
-        temperature: float,
-    ):
-        super().__init__(space, population_size, num_parents, num_children)
-        self.alpha = alpha
-        self.temperature = temperature
+    alpha: float
+    temperature: float
 
     def mutation(self, records: Sequence[Record]) -> Callable[[Any, np.random.Generator], Any]:
         evaluated = [(self.space.operations(record.genome), record.score) for record in records]
         return partial(self.space.mutate, draw=OperationPriority(evaluated, self.alpha, self.temperature))
 
 
+@dataclass(frozen=True)
 class ThompsonOpNas(Evolution):
     """Evolution whose children are the best of many, by an `AdditivePriority` of operations at their places.
 
@@ -189,20 +178,9 @@ class ThompsonOpNas(Evolution):
         noise, prior: of the `AdditivePriority`.
     """
 
-    def __init__(
-        self,
-        space: Any,
-        population_size: int,
-        num_parents: int,
-        num_children: int,
-        pool_size: int = 30,
-        noise: float = 0.5,
-        prior: float = 1.0,
-    ):
-        super().__init__(space, population_size, num_parents, num_children)
-        self.pool_size = pool_size
-        self.noise = noise
-        self.prior = prior
+    pool_size: int = 30
+    noise: float = 0.5
+    prior: float = 1.0
 
     def __call__(self, generation: int, records: Sequence[Record]) -> list[Birth]:
         parents = best(records, self.num_parents)
