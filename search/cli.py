@@ -45,12 +45,13 @@ from autobert_zero.search.evolution import (
     ThompsonOpNas,
     best,
     evolve,
+    first_generation,
 )
 from autobert_zero.search.history import History
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.space import BackboneSpace
-from autobert_zero.search.supernet import SuperNetwork, train_supernet
+from autobert_zero.search.supernet import PathSampler, SuperNetwork, train_supernet
 from autobert_zero.search.training import Checkpoint, seed_torch
 from autobert_zero.search.workers import Workers
 
@@ -157,6 +158,7 @@ class Run:
             settings.max_nodes,
             settings.min_attention_layers,
         )
+        self.strategy = make_strategy(settings, self.space)
         self.seconds: dict[str, float] = {}
 
     def execute(self) -> None:
@@ -182,7 +184,7 @@ class Run:
                     status = self._search(history, workers)
                 with self._phase("final training"):
                     results = self._train_final(history, workers)
-                workers.close()
+                workers.release()
                 summary = self._summarize(history, status, results)
                 self._save(summary)
             if summary:
@@ -283,7 +285,9 @@ class Run:
         checkpoint.writes = self.main
         self._agree(checkpoint.step(), "output_dir: expected one folder that all processes share, got several")
         progress = Progress("super-network", settings.supernet_steps, enabled=self.main)
-        train_supernet(supernet, self.space, self.corpus, settings, self.accelerator, checkpoint, progress)
+        population = [record.genome for record in first_generation(self.space, self.strategy, settings.seed)]
+        paths = PathSampler(self.space, settings, population)
+        train_supernet(supernet, paths, self.corpus, settings, self.accelerator, checkpoint, progress)
         progress.close()
         return supernet
 
@@ -317,7 +321,7 @@ class Run:
         try:
             status = evolve(
                 self.space,
-                make_strategy(settings, self.space),
+                self.strategy,
                 evaluate,
                 history,
                 settings.seed,

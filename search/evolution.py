@@ -223,6 +223,11 @@ def propose(
     return proposals
 
 
+def first_generation(space: Any, strategy: Strategy, seed: int) -> list[Record]:
+    """What a search begins with, not evaluated."""
+    return propose(space, strategy(0, []), 0, [], seed)
+
+
 def evolve(
     space: Any,
     strategy: Strategy,

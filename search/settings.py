@@ -88,6 +88,11 @@ class SearchSettings:
     convolution_paths: float = _setting(
         0.75, "Share of its paths that have no attention: they learn first, and the rest learns on what they found."
     )
+    other_paths: Literal["space", "attentions", "population"] = _setting(
+        "space",
+        "What the other paths are: any of the space; attentions in all layers, so that the branches train apart; the "
+        "random genomes of the first generation.",
+    )
     paths_per_step: int = _setting(2, "Paths whose gradients make one update of the super-network.")
     candidate_steps: int = _setting(40, "Updates of a candidate, from the weights of its path.")
     candidate_learning_rate: float = _setting(1e-3, "Peak learning rate of a candidate.")
@@ -145,8 +150,9 @@ class SearchSettings:
         self._expect(
             "min_attention_layers", 0 <= self.min_attention_layers <= self.num_hidden_layers, "0 to num_hidden_layers"
         )
-        strategies = get_args(get_type_hints(type(self))["strategy"])
-        self._expect("strategy", self.strategy in strategies, f"one of {list(strategies)}")
+        for name in ("strategy", "other_paths"):
+            choices = get_args(get_type_hints(type(self))[name])
+            self._expect(name, getattr(self, name) in choices, f"one of {list(choices)}")
         self._expect("train_file", not (self.train_file and self.dataset_name), "either train_file or dataset_name")
         self._expect("streaming", not self.streaming or self.max_documents is not None, "max_documents with it")
         self._expect("streaming", not self.streaming or self.dataset_name is not None, "dataset_name with it")

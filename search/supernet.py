@@ -4,7 +4,7 @@ One store of weights: embeddings, head, and for each layer position an attention
 and p, which all expressions share, and a convolution branch with one depth-wise kernel of the largest size, of which
 smaller kernels are the centre. Each branch has layer norms and a feed-forward part of its own.
 
-Departure from the paper, as it is generally described: a share of the paths has no attention (see `draw_path`).
+Departure from the paper, as it is generally described: a share of the paths has no attention (see `PathSampler`).
 
 A path is a genome. It runs in the very model that a candidate will be, on views of the store's weights: there is no
 second implementation that could differ.
@@ -12,7 +12,8 @@ second implementation that could differ.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -120,21 +121,37 @@ class SuperNetwork(nn.Module):
         return model
 
 
-def draw_path(space: BackboneSpace, settings: SearchSettings, step: int, number: int) -> Genome:
-    """The genome that path `number` of a step trains: of convolutions alone, or any of the space.
+@dataclass(frozen=True)
+class PathSampler:
+    """The genome that path `number` of a step trains: of convolutions alone, or as `other_paths` of the settings says.
 
     Random attentions are mostly useless. Where they stand in every path, embeddings and convolutions hardly leave the
     plateau of the unigram loss within the budget of a small search; paths without them learn first.
+
+    Args:
+        population: genomes of the first generation of the search, for `other_paths="population"`.
     """
-    rng = stream(settings.seed, "path", step, number)
-    if rng.random() < settings.convolution_paths:
-        return Genome(space.random_convolution(rng) for _ in range(space.num_layers))
-    return space.random(rng)
+
+    space: BackboneSpace
+    settings: SearchSettings
+    population: Sequence[Genome] = ()
+
+    def __call__(self, step: int, number: int) -> Genome:
+        rng, space = stream(self.settings.seed, "path", step, number), self.space
+        if rng.random() < self.settings.convolution_paths:
+            return Genome(space.random_convolution(rng) for _ in range(space.num_layers))
+        match self.settings.other_paths:
+            case "attentions":
+                return Genome(space.random_attention(rng) for _ in range(space.num_layers))
+            case "population":
+                return self.population[int(rng.integers(len(self.population)))]
+            case _:
+                return space.random(rng)
 
 
 def train_supernet(
     supernet: SuperNetwork,
-    space: BackboneSpace,
+    draw_path: Callable[[int, int], Genome],
     corpus: Corpus,
     settings: SearchSettings,
     accelerator: Accelerator,
@@ -154,7 +171,7 @@ def train_supernet(
         for number in range(accelerator.process_index, settings.paths_per_step, accelerator.num_processes):
             seed_torch(settings.seed, "path dropout", step, number)
             batch = corpus.batch("supernet", step * settings.paths_per_step + number, settings.batch_size)
-            path = draw_path(space, settings, step, number)
+            path = draw_path(step, number)
             loss = supernet(path, *(tensor.to(accelerator.device) for tensor in batch))
             if math.isfinite(loss.item()):
                 loss.backward()

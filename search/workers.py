@@ -1,6 +1,6 @@
 """Spreads jobs over the processes of a run: each job to the process that is free, results in the order of the jobs.
 
-The main process keeps the state of the search and alone writes; the others take jobs until it closes. Jobs and results
+The main process keeps the state of the search and alone writes; the others take jobs until it lets them go. Jobs and results
 are JSON and travel through a key-value store of torch.distributed; nobody waits for a slow neighbour, and a process
 that dies is noticed by the launcher, which ends the run.
 """
@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 # A worker may wait this long for the main process; the launcher ends it earlier if that one dies.
 _PATIENCE = datetime.timedelta(days=30)
-_CLOSED = "closed"
+_RELEASED = "released"
 
 
 class Workers:
@@ -61,19 +61,23 @@ class Workers:
             yield self._result(name, index)
 
     def serve(self) -> None:
-        """Take jobs until the main process closes the pool. All other processes."""
+        """Take jobs until the main process lets go. All other processes."""
         while True:
             name, self.rounds = f"round/{self.rounds}", self.rounds + 1
             jobs = json.loads(self.store.get(name))
-            if jobs == _CLOSED:
+            if jobs == _RELEASED:
+                self.accelerator.wait_for_everyone()
                 return
             for index in self._take(name, len(jobs)):
                 self._finish(name, index, jobs[index])
 
-    def close(self) -> None:
-        """Let the others go. Main process only."""
+    def release(self) -> None:
+        """Let the others go on to what all processes do together. Main process only."""
         if self.accelerator.num_processes > 1:
-            self.store.set(f"round/{self.rounds}", json.dumps(_CLOSED))
+            self.store.set(f"round/{self.rounds}", json.dumps(_RELEASED))
+            self.rounds += 1
+            # The store is this process's: it must outlive the others' last look at it.
+            self.accelerator.wait_for_everyone()
 
     def _take(self, name: str, count: int) -> Iterator[int]:
         """Numbers of jobs that nobody else has taken, until there are none."""

@@ -182,7 +182,7 @@ def test_two_processes_share_the_work(tmp_path):
         "else:\n"
         "    for jobs in (8, 0, 3):\n"
         "        print('RESULTS', list(workers.map(range(jobs))))\n"
-        "    workers.close()\n"
+        "    workers.release()\n"
         "accelerator.end_training()\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]

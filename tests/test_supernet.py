@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import subprocess
@@ -13,7 +14,7 @@ from autobert_zero.search.data import Corpus
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.settings import SearchSettings, stream
 from autobert_zero.search.space import BackboneSpace
-from autobert_zero.search.supernet import SuperNetwork, draw_path, train_supernet
+from autobert_zero.search.supernet import PathSampler, SuperNetwork, train_supernet
 from autobert_zero.search.training import Checkpoint
 
 
@@ -95,27 +96,38 @@ def test_nothing_is_stored_twice_or_unused(parts):
     assert used == {parameter.data_ptr() for parameter in supernet.parameters()}
 
 
-def test_paths_are_of_convolutions_alone_or_any(parts):
+def test_paths_are_of_convolutions_alone_or_as_the_settings_say(parts):
     settings, _, space, _ = parts
-    paths = [draw_path(space, settings, step, 0) for step in range(1000)]
-    alone = sum(all(isinstance(gene, Convolution) for gene in path) for path in paths) / len(paths)
-    assert alone == pytest.approx(settings.convolution_paths, abs=0.05)
-    assert paths[:5] == [draw_path(space, settings, step, 0) for step in range(5)]
-    assert paths[:5] != [draw_path(space, settings, step, 1) for step in range(5)]
+    population = genomes(space)[:3]
+
+    def draw(number: int = 0, **changes) -> list[Genome]:
+        paths = PathSampler(space, dataclasses.replace(settings, **changes), population)
+        return [paths(step, number) for step in range(1000)]
+
+    def share(paths: list[Genome], kind: type) -> float:
+        return sum(all(isinstance(gene, kind) for gene in path) for path in paths) / len(paths)
+
+    assert share(draw(), Convolution) == pytest.approx(settings.convolution_paths, abs=0.05)
+    assert draw()[:5] == draw()[:5] != draw(number=1)[:5]
+    apart = draw(convolution_paths=0.5, other_paths="attentions")
+    assert share(apart, Convolution) + share(apart, Attention) == 1
+    assert share(apart, Convolution) == pytest.approx(0.5, abs=0.05)
+    assert set(draw(convolution_paths=0.0, other_paths="population")) == set(population)
 
 
 def test_training_the_super_network(parts, tmp_path):
     settings, corpus, space, supernet = parts
     settings = SearchSettings.from_dict({**settings.to_dict(), "supernet_steps": 60, "learning_rate": 5e-3})
     losses = []
+    paths = PathSampler(space, settings)
     checkpoint = Checkpoint(tmp_path / "supernet.safetensors", "test", 1e9)
     train_supernet(
-        supernet, space, corpus, settings, Accelerator(cpu=True), checkpoint, lambda done, loss: losses.append(loss)
+        supernet, paths, corpus, settings, Accelerator(cpu=True), checkpoint, lambda done, loss: losses.append(loss)
     )
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
     # A reloaded store gives the same outputs.
     reloaded = SuperNetwork(settings, len(corpus.tokenizer), corpus.tokenizer.pad_token_id)
-    train_supernet(reloaded, space, corpus, settings, Accelerator(cpu=True), checkpoint)
+    train_supernet(reloaded, paths, corpus, settings, Accelerator(cpu=True), checkpoint)
     batch = corpus.batch("test", 0, 4)
     for genome in genomes(space)[:5]:
         assert torch.equal(supernet.eval()(genome, *batch), reloaded.eval()(genome, *batch))
@@ -128,7 +140,7 @@ def test_a_step_is_the_mean_over_its_paths(parts, monkeypatch):
     supernet = SuperNetwork(settings, len(corpus.tokenizer), corpus.tokenizer.pad_token_id)
     expected = torch.zeros_like(supernet.attention.get_input_embeddings().weight)
     for number in range(3):
-        model = supernet.candidate(draw_path(space, settings, 0, number)).train()
+        model = supernet.candidate(PathSampler(space, settings)(0, number)).train()
         batch = corpus.batch("supernet", number, settings.batch_size)
         model(batch[0], labels=batch[1]).loss.backward()
         expected += model.get_input_embeddings().weight.grad / 3
@@ -138,7 +150,7 @@ def test_a_step_is_the_mean_over_its_paths(parts, monkeypatch):
         seen_by_optimizer.append(supernet.attention.get_input_embeddings().weight.grad.clone())
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
-    train_supernet(supernet, space, corpus, settings, Accelerator(cpu=True))
+    train_supernet(supernet, PathSampler(space, settings), corpus, settings, Accelerator(cpu=True))
     torch.testing.assert_close(seen_by_optimizer[0], expected)
 
 
@@ -234,7 +246,7 @@ from accelerate import Accelerator
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.space import BackboneSpace
-from autobert_zero.search.supernet import SuperNetwork, train_supernet
+from autobert_zero.search.supernet import PathSampler, SuperNetwork, train_supernet
 import json
 torch.set_num_threads(1)
 settings = SearchSettings.from_dict(json.loads(sys.argv[1]))
@@ -244,7 +256,7 @@ corpus = Corpus.build(settings)
 space = BackboneSpace(settings.num_hidden_layers, tuple(settings.kernel_sizes), settings.max_nodes, 1)
 torch.manual_seed(0)
 supernet = SuperNetwork(settings, len(corpus.tokenizer), 0)
-train_supernet(supernet, space, corpus, settings, accelerator)
+train_supernet(supernet, PathSampler(space, settings), corpus, settings, accelerator)
 torch.save(dict(supernet.named_parameters()), f"{sys.argv[3]}{accelerator.process_index}.pt")
 accelerator.end_training()
 """
