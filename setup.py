@@ -38,7 +38,9 @@ setup(
             "pytest",
             "pytest-xdist",
             "ruff",
+            "scipy",
             "setuptools",
+            "tensorboard",
             "wheel",
         ]
     },

@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 
 from autobert_zero.search import reporting
-from autobert_zero.search.evolution import (
+from autobert_zero.search.evolution import evolve
+from autobert_zero.search.records import Archive, Record
+from autobert_zero.search.strategies import (
     Evolution,
     LargestFirst,
     OpNas,
     RandomSearch,
-    Record,
     RegularizedEvolution,
     ThompsonOpNas,
-    evolve,
 )
 
 
@@ -133,11 +133,11 @@ STRATEGIES: dict[str, Callable[[Any], Any]] = {
 def regrets(space: GraphSpace, strategy: Any, seed: int, evaluations: int) -> list[float]:
     """Regret after each evaluation."""
 
-    def evaluate(records: list[Record]) -> list[Record]:
-        return [record.evaluated(space.scores[record.genome], None, 0.0) for record in records]
+    def submit(record: Record, archive: Archive) -> Callable[[], Record]:
+        return lambda: record.evaluated(score=space.scores[record.genome])
 
     history: list[Record] = []
-    evolve(space, strategy, evaluate, history, seed, evaluations)
+    evolve(space, strategy, submit, history, seed, evaluations)
     return (space.best - np.maximum.accumulate([record.score for record in history])).tolist()
 
 

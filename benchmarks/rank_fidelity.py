@@ -32,10 +32,11 @@ from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolutio
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search import reporting
 from autobert_zero.search.data import Corpus
-from autobert_zero.search.evolution import RandomSearch, first_generation
+from autobert_zero.search.evolution import first_generation
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.space import BackboneSpace
+from autobert_zero.search.strategies import RandomSearch
 from autobert_zero.search.supernet import PathSampler, SuperNetwork, model_config, train_supernet
 from autobert_zero.search.training import Checkpoint, Schedule, seed_torch
 from autobert_zero.search.workers import Workers
@@ -235,18 +236,19 @@ def main() -> None:
         rows = Rows(folder / "rows.jsonl", {"settings": identity, "data": corpus.digest()})
 
     trainer = Trainer(settings, corpus, accelerator.device)
-    workers = Workers(accelerator, trainer)
+    workers = Workers(accelerator, trainer, folder / "results")
     batch_tokens = settings.batch_size * settings.sequence_length
 
     def measure(method: str, kind: str, prepare: Callable[[], Any] = lambda: None, **arguments: Any) -> None:
         """Add what is missing of the rows of a method."""
-        jobs = []
+        jobs = {}
         if main_process:
-            jobs = [
-                {"method": method, "candidate": name, "kind": kind, "arguments": arguments, "genome": genome.to_list()}
+            common = {"method": method, "kind": kind, "arguments": arguments}
+            jobs = {
+                f"{method} {name}": {**common, "candidate": name, "genome": genome.to_list()}
                 for name, genome in genomes.items()
                 if name not in rows.values[method]
-            ]
+            }
         [count] = broadcast_object_list([len(jobs)])
         if not count:
             return
@@ -256,6 +258,7 @@ def main() -> None:
             return
         for number, row in enumerate(workers.map(jobs), start=1):
             rows.add(row)
+            workers.forget(f"{method} {row['candidate']}")
             print(f"{method}: {number} of {count}, {row}", flush=True)
         workers.release()
 

@@ -291,11 +291,12 @@ class Corpus:
         return self._mask(self.arrays["search"][rows], stream(self.seed, "mask", name, step))
 
     def evaluation_batches(
-        self, role: str, sequences: int, batch_size: int
+        self, role: str, sequences: int, batch_size: int, repetition: int = 0
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """At most so many sequences of a part, the same ones with the same masks every time."""
-        rows = self._order(role, 0)[:sequences]
-        inputs, labels = self._mask(self.arrays[role][rows], stream(self.seed, "mask", role))
+        """At most so many sequences of a part, the same ones with the same masks every time; others for a repetition."""
+        rows = self._order(role, repetition)[:sequences]
+        names = ("mask", role, repetition) if repetition else ("mask", role)
+        inputs, labels = self._mask(self.arrays[role][rows], stream(self.seed, *names))
         yield from zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
 
     def unigram_loss(self, role: str, sequences: int) -> float:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from autobert_zero.configuration_autobert_zero import Genome
-from autobert_zero.search.evolution import Record
+from autobert_zero.search.records import Record
 
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_LINE_BYTES = 1 << 20
 
 _FIELDS = {field.name for field in dataclasses.fields(Record)}
@@ -37,12 +37,19 @@ def _decode(value: Any) -> Record:
         "duplicates": (int,),
         "score": (int, float, type(None)),
         "reason": (str, type(None)),
+        "hurdle": (int, float, type(None)),
+        "costs": (dict,),
         "seconds": (int, float),
     }.items():
-        if not isinstance(value[name], types):
+        if not isinstance(value[name], types) or isinstance(value[name], bool):
             raise ValueError(f"{name}: expected {' or '.join(t.__name__ for t in types)}, got {value[name]!r:.200}")
-    if value["status"] not in ("ok", "failed") or (value["status"] == "ok") != (value["score"] is not None):
-        raise ValueError(f"status: expected 'ok' with a score or 'failed', got {value['status']!r:.200}")
+    if not all(isinstance(cost, (int, float)) for cost in value["costs"].values()):
+        raise ValueError(f"costs: expected numbers, got {value['costs']!r:.200}")
+    if not all(isinstance(parent, int) and 0 <= parent < value["index"] for parent in value["parents"]):
+        raise ValueError(f"parents: expected indices below {value['index']!r:.20}, got {value['parents']!r:.200}")
+    statuses = ("ok", "failed", "dropped")
+    if value["status"] not in statuses or (value["status"] == "ok") != (value["score"] is not None):
+        raise ValueError(f"status: expected 'ok' with a score, 'failed' or 'dropped', got {value['status']!r:.200}")
     return Record(**{**value, "genome": Genome.from_list(value["genome"]), "parents": tuple(value["parents"])})
 
 
@@ -124,6 +131,11 @@ class History(list[Record]):
             record = self._parse(number, line, _decode)
             if record.index != len(self):
                 raise ValueError(f"{self.path}, line {number}: index: expected {len(self)}, got {record.index}")
+            least = self[-1].generation if self else 0
+            if record.generation < least:
+                raise ValueError(
+                    f"{self.path}, line {number}: generation: expected at least {least}, got {record.generation}"
+                )
             super().append(record)
 
     def _write(self, value: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
-"""Mutation on two levels: between the layers (kind, kernel size) and inside one attention (operations).
+"""Mutation on two levels: between the layers (kind, kernel size, order) and inside one attention (operations).
 
 Children are legal by construction: only moves that lead to a legal genome are drawn from.
 
-Departure from the paper's OP-NAS, as it is generally described: an input can be rewired, too, where no operation can be
-replaced, inserted or removed.
+Departures from the paper's OP-NAS, as it is generally described: two layers can be swapped; an input can be rewired,
+where no operation can be replaced, inserted or removed, or as often as the proportions of the changes say.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,30 +31,65 @@ def _with_gene(genome: Genome, layer: int, gene: Gene) -> Genome:
     return Genome((*genome[:layer], gene, *genome[layer + 1 :]))
 
 
+def _in_random_order(names: Iterable[str], weights: Iterable[float], rng: np.random.Generator) -> Iterator[str]:
+    """Names one after the other, each drawn from those that are left, in proportion to their weights; never one of 0."""
+    left = {name: weight for name, weight in zip(names, weights, strict=True) if weight > 0}
+    while left:
+        total = sum(left.values())
+        name = list(left)[int(rng.choice(len(left), p=[weight / total for weight in left.values()]))]
+        yield name
+        del left[name]
+
+
 def mutate_between_layers(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome:
-    """Change the kind of one layer or, of a convolution, the kernel size.
+    """Change the kind of one layer, or the kernel size of a convolution, or swap two layers that differ.
 
     Returns the genome itself where the space has no such change (one kernel size, attention everywhere required).
     """
-    attentions = sum(isinstance(gene, Attention) for gene in genome)
-    moves: list[tuple[int, str]] = []
-    for layer, gene in enumerate(genome):
-        if isinstance(gene, Attention):
-            if attentions > space.min_attention_layers:
-                moves.append((layer, "convolution"))
-        else:
-            moves.append((layer, "attention"))
-            if set(space.kernel_sizes) - {gene.kernel_size}:
-                moves.append((layer, "kernel size"))
-    if not moves:
-        return genome
-    layer, move = moves[int(rng.integers(len(moves)))]
-    if move == "attention":
-        return _with_gene(genome, layer, space.random_attention(rng, draw))
-    sizes = space.kernel_sizes
-    if move == "kernel size":
-        sizes = tuple(size for size in sizes if Convolution(size) != genome[layer])
+    for change in _in_random_order(LAYER_CHANGES, space.layer_mutations, rng):
+        child = LAYER_CHANGES[change](genome, space, rng, draw)
+        if child is not None:
+            return child
+    return genome
+
+
+def change_kind(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome | None:
+    """A random attention in the place of a convolution, or the other way round."""
+    attentions = [isinstance(gene, Attention) for gene in genome]
+    layers = [i for i, attends in enumerate(attentions) if not attends or sum(attentions) > space.min_attention_layers]
+    if not layers:
+        return None
+    layer = layers[int(rng.integers(len(layers)))]
+    gene = space.random_convolution(rng) if attentions[layer] else space.random_attention(rng, draw)
+    return _with_gene(genome, layer, gene)
+
+
+def change_kernel_size(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome | None:
+    layers = [
+        i for i, g in enumerate(genome) if isinstance(g, Convolution) and set(space.kernel_sizes) - {g.kernel_size}
+    ]
+    if not layers:
+        return None
+    layer = layers[int(rng.integers(len(layers)))]
+    sizes = [size for size in space.kernel_sizes if Convolution(size) != genome[layer]]
     return _with_gene(genome, layer, Convolution(sizes[int(rng.integers(len(sizes)))]))
+
+
+def swap_layers(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome | None:
+    pairs = [(i, j) for j in range(len(genome)) for i in range(j) if genome[i] != genome[j]]
+    if not pairs:
+        return None
+    i, j = pairs[int(rng.integers(len(pairs)))]
+    return _with_gene(_with_gene(genome, i, genome[j]), j, genome[i])
+
+
+LAYER_CHANGES = {"kind": change_kind, "kernel_size": change_kernel_size, "swap": swap_layers}
+
+
+def crossover(genome: Genome, other: Genome, space: "BackboneSpace", rng: np.random.Generator) -> Genome:
+    """Each layer of one of two genomes, by a fair coin; `genome` itself where the mixture is not of the space."""
+    child = Genome(mine if rng.random() < 0.5 else theirs for mine, theirs in zip(genome, other, strict=True))
+    return child if space.contains(child) else genome
 
 
 def mutate_inside_layer(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome:
@@ -68,7 +103,7 @@ def mutate_inside_layer(genome: Genome, space: "BackboneSpace", rng: np.random.G
     layer = layers[int(rng.integers(len(layers)))]
     expression = genome[layer].expression  # type: ignore[union-attr]
     # Rewiring always succeeds, so the loop returns.
-    for change in [*rng.permutation(["replace", "insert", "remove"]).tolist(), "rewire"]:
+    for change in [*_in_random_order(CHANGES, space.operation_mutations, rng), "rewire"]:
         child = CHANGES[change](expression, space, rng, draw)
         if child is not None and child != expression and space.contains_expression(child):
             return _with_gene(genome, layer, Attention(child))

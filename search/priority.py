@@ -1,12 +1,8 @@
 """Operation priority: what did well is drawn more often, balanced against what was seen seldom.
 
-Two of them: `OperationPriority` is the paper's, for operations wherever they stand. `AdditivePriority` also knows where:
+Two of them. `OperationPriority` is the paper's, for operations wherever they stand. `AdditivePriority` also knows where:
 it holds the score of a genome for a sum of the effects of its features (an operation at a place), and one sample of
 these effects from what the history leaves possible (Thompson sampling) ranks whole children.
-
-`OperationPriority`: every operation i has `u_i = mean_i + alpha * sqrt(2 ln N / N_i)`: `mean_i` is the mean score of the candidates that
-contain it, `N_i` the number of these candidates, `N` the sum of all `N_i`. Among some operations, one is drawn with
-probability softmax(u / temperature).
 
 Departures from the paper's OP-NAS, as it is generally described:
 
@@ -17,49 +13,49 @@ Departures from the paper's OP-NAS, as it is generally described:
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from autobert_zero.search.records import Incidence
 
-def ranks(scores: Sequence[float | None]) -> list[float]:
-    """Scores (None: failed) as ranks in [0, 1], the best 1; equal scores share the mean of their ranks."""
-    values = np.array([-math.inf if score is None else score for score in scores])
-    if len(values) < 2:
-        return [0.5] * len(values)
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """Scores (-inf: failed) as ranks in [0, 1], the best 1; equal scores share the mean of their ranks."""
+    if len(scores) < 2:
+        return np.full(len(scores), 0.5)
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     first = np.cumsum(counts) - counts
-    return ((first + (counts - 1) / 2)[inverse] / (len(values) - 1)).tolist()
+    return (first + (counts - 1) / 2)[inverse] / (len(scores) - 1)
 
 
 class OperationPriority:
     """A way to draw operations: call it with some names and a random generator.
 
+    Every operation i has `u_i = mean_i + alpha * sqrt(2 ln N / N_i)`: `mean_i` is the mean rank of the candidates that
+    contain it, `N_i` the number of these candidates, `N` the sum of all `N_i`. Among some operations, one is drawn with
+    probability softmax(u / temperature).
+
     Args:
-        evaluated: for each evaluated candidate the operations it contains and its score, None if it failed.
+        operations: of the evaluated candidates.
+        scores: of the same, -inf for one that failed.
         alpha: weight of the confidence bound, in units of ranks (0 to 1).
         temperature: of the softmax; towards 0 always the best is drawn, large draws uniformly.
     """
 
-    def __init__(
-        self, evaluated: Iterable[tuple[Sequence[str], float | None]], alpha: float = 0.2, temperature: float = 0.3
-    ):
+    def __init__(self, operations: Incidence, scores: np.ndarray, alpha: float = 0.2, temperature: float = 0.3):
         self.alpha = alpha
         self.temperature = temperature
-        self.counts: dict[str, int] = {}
-        self.sums: dict[str, float] = {}
-        evaluated = list(evaluated)
-        for (operations, _), rank in zip(evaluated, ranks([score for _, score in evaluated]), strict=True):
-            for name in operations:
-                self.counts[name] = self.counts.get(name, 0) + 1
-                self.sums[name] = self.sums.get(name, 0.0) + rank
-        self.total = sum(self.counts.values())
+        counts = operations.sums(np.ones(len(scores)))
+        means = operations.sums(ranks(scores)) / counts
+        self.counts = dict(zip(operations.columns, counts.tolist(), strict=True))
+        self.means = dict(zip(operations.columns, means.tolist(), strict=True))
+        self.total = counts.sum()
 
     def upper_bound(self, name: str) -> float:
         """u of an operation. One that was never seen has the best possible mean and the bound of a single sight."""
-        count = self.counts.get(name, 0)
-        mean = self.sums[name] / count if count else 1.0
-        return mean + self.alpha * math.sqrt(2 * math.log(max(self.total, 1)) / max(count, 1))
+        bound = math.sqrt(2 * math.log(max(self.total, 1)) / self.counts.get(name, 1))
+        return self.means.get(name, 1.0) + self.alpha * bound
 
     def probabilities(self, names: Sequence[str]) -> np.ndarray:
         bounds = np.array([self.upper_bound(name) for name in names]) / self.temperature
@@ -74,25 +70,22 @@ class AdditivePriority:
     """Effects of features on the score, as far as the history tells: Bayesian linear regression on ranks.
 
     Args:
-        evaluated: for each evaluated candidate its features and its score, None if it failed.
+        features: of the evaluated candidates.
+        scores: of the same, -inf for one that failed.
         noise: standard deviation of what the sum of effects does not explain, in units of that of the scores.
         prior: standard deviation of an effect that nothing is known of, in the same units.
     """
 
-    def __init__(
-        self, evaluated: Iterable[tuple[Sequence[str], float | None]], noise: float = 0.5, prior: float = 1.0
-    ):
-        evaluated = list(evaluated)
+    def __init__(self, features: Incidence, scores: np.ndarray, noise: float = 0.5, prior: float = 1.0):
         self.prior = prior
-        self.places = {name: i for i, name in enumerate(sorted({n for names, _ in evaluated for n in names}))}
-        present = np.zeros((len(evaluated), len(self.places) + 1))
-        present[:, -1] = 1  # the mean
-        for row, (names, _) in enumerate(evaluated):
-            present[row, [self.places[name] for name in names]] = 1
+        self.columns = features.columns
         # Ranks are uniform on [0, 1]: of mean 1/2 and variance 1/12.
-        scores = (np.array(ranks([score for _, score in evaluated])) - 0.5) * math.sqrt(12)
-        covariance = np.linalg.inv(present.T @ present / noise**2 + np.eye(present.shape[1]) / prior**2)
-        self.mean = covariance @ present.T @ scores / noise**2
+        targets = (ranks(scores) - 0.5) * math.sqrt(12)
+        # The last effect is the mean, a feature that every candidate has.
+        counts = features.sums(np.ones(len(scores)))
+        gram = np.block([[features.gram(), counts[:, None]], [counts[None], np.array([[len(scores)]])]])
+        covariance = np.linalg.inv(gram / noise**2 + np.eye(len(gram)) / prior**2)
+        self.mean = covariance @ np.append(features.sums(targets), targets.sum()) / noise**2
         self.root = np.linalg.cholesky(covariance)
 
     def sample(self, rng: np.random.Generator) -> Callable[[Sequence[str]], float]:
@@ -103,8 +96,9 @@ class AdditivePriority:
         def score(names: Sequence[str]) -> float:
             total = effects[-1]
             for name in names:
-                if name in self.places:
-                    total += effects[self.places[name]]
+                column = self.columns.get(name, len(effects))
+                if column < len(effects) - 1:
+                    total += effects[column]
                 else:
                     total += unseen.setdefault(name, self.prior * rng.standard_normal())
             return float(total)

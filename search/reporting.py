@@ -48,8 +48,11 @@ def results_table(summary: dict[str, Any]) -> str:
     """The closing table: losses on the report part, of the found model, of BERT, and of knowing no context."""
     rows = [("model", "parameters", "report loss", "perplexity")]
     for name, result in summary["results"].items():
-        parameters = "" if result["parameters"] is None else f"{result['parameters']:,}"
-        rows.append((name, parameters, f"{result['loss']:.4f}", f"{result['perplexity']:,.1f}"))
+        parameters = "" if result.get("parameters") is None else f"{result['parameters']:,}"
+        losses = (
+            ("diverged", "") if result["loss"] is None else (f"{result['loss']:.4f}", f"{result['perplexity']:,.1f}")
+        )
+        rows.append((name, parameters, *losses))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows

@@ -11,6 +11,22 @@ import numpy as np
 from autobert_zero.configuration_autobert_zero import MAX_NODES, Convolution
 
 
+OBJECTIVES = ("score", "parameters", "flops", "latency")
+
+# Settings that may differ between sessions of one run.
+_NO_PART_OF_A_HISTORY = {
+    "output_dir",
+    "num_threads",
+    "checkpoint_seconds",
+    "max_seconds",
+    "log_with",
+    "max_evaluations",
+    "finalists",
+    "finalist_repetitions",
+    "final_steps",
+}
+
+
 def stream(seed: int, *names: str | int) -> np.random.Generator:
     """An independent random stream for each sequence of names: `stream(seed, "proposal", generation, child)`."""
     key = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
@@ -67,6 +83,13 @@ class SearchSettings:
         1, "Least number of attention layers: without one, no token sees beyond the kernels."
     )
 
+    max_parameters: int | None = _setting(None, "Most parameters that a candidate may have.")
+    max_flops: float | None = _setting(None, "Most floating-point operations of a forward pass of one sequence.")
+    max_latency: float | None = _setting(
+        None, "Most milliseconds of a forward pass, measured before a candidate is trained; a slower one has failed."
+    )
+    latency_batch_size: int = _setting(1, "Sequences in the batch that latency is measured on.")
+
     # Strategy
     strategy: Literal["op_nas", "thompson_op_nas", "evolution", "regularized_evolution", "largest_first", "random"] = (
         _setting("op_nas", "How candidates are proposed.")
@@ -76,6 +99,24 @@ class SearchSettings:
     num_parents: int = _setting(3, "K: best candidates that have children.")
     num_children: int = _setting(4, "C: children of each parent in a generation.")
     tournament_size: int = _setting(5, "Records that the parent of a regularised evolution is the best of.")
+    seed_genomes: list[str] = _setting(
+        [],
+        "Genomes that the search begins with: `published`, `bert`, or JSON files: a list of layers, or the config.json or "
+        "summary.json of a model that was found.",
+    )
+    crossover_probability: float = _setting(0.0, "Probability that a child has a second parent.")
+    layer_mutations: list[float] = _setting(
+        [1.0, 1.0, 1.0], "Proportions of changing the kind of a layer, a kernel size, and of swapping two layers."
+    )
+    operation_mutations: list[float] = _setting(
+        [1.0, 1.0, 1.0, 0.0], "Proportions of replacing, inserting, removing an operation, and of rewiring an input."
+    )
+    objectives: list[str] = _setting(
+        ["score"], "score, and any of parameters, flops, latency: with several, parents are chosen by NSGA-II."
+    )
+    lookahead: int = _setting(
+        0, "Generations proposed before the last one is done, so that many processes need not wait for the slowest."
+    )
     priority_alpha: float = _setting(0.2, "Weight of the upper confidence bound in the operation priority.")
     priority_temperature: float = _setting(0.3, "Temperature of the softmax that operations are drawn with.")
 
@@ -96,6 +137,13 @@ class SearchSettings:
     paths_per_step: int = _setting(2, "Paths whose gradients make one update of the super-network.")
     candidate_steps: int = _setting(40, "Updates of a candidate, from the weights of its path.")
     candidate_learning_rate: float = _setting(1e-3, "Peak learning rate of a candidate.")
+    candidate_seconds: float | None = _setting(None, "A candidate that takes longer has failed.")
+    hurdle: float | None = _setting(
+        None, "Share of a candidate's updates after which it is dropped if it is among the worst; None: no hurdle."
+    )
+    hurdle_share: float = _setting(0.3, "Share of all candidates that counts as the worst.")
+    finalists: int = _setting(3, "Best candidates that are scored again, by other seeds, before one is the winner.")
+    finalist_repetitions: int = _setting(2, "How often; 0 takes the best score as it is.")
     final_steps: int = _setting(1400, "Updates of the best candidate, and of BERT, from scratch.")
 
     # Machine
@@ -103,6 +151,8 @@ class SearchSettings:
         0, "Threads of each process; 0 shares the cores of the machine evenly. Sums differ with it in the last digits."
     )
     checkpoint_seconds: float = _setting(30.0, "Seconds between checkpoints of long trainings.")
+    max_seconds: float | None = _setting(None, "Stop in order after this time; the same command continues.")
+    log_with: list[str] = _setting([], "Trackers of Accelerate that are installed: tensorboard, wandb, ...")
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -128,8 +178,26 @@ class SearchSettings:
             "priority_alpha": 0,
             "weight_decay": 0,
             "checkpoint_seconds": 0,
+            "latency_batch_size": 1,
+            "lookahead": 0,
+            "finalists": 1,
+            "finalist_repetitions": 0,
         }.items():
             self._expect(name, getattr(self, name) >= least, f"at least {least}")
+        for name in ("max_parameters", "max_flops", "max_latency", "candidate_seconds", "max_seconds"):
+            self._expect(name, getattr(self, name) is None or getattr(self, name) > 0, "a positive number")
+        for name in ("crossover_probability", "hurdle_share"):
+            self._expect(name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
+        self._expect("hurdle", self.hurdle is None or 0 <= self.hurdle < 1, "a number from 0 to below 1")
+        for name, count in {"layer_mutations": 3, "operation_mutations": 4}.items():
+            weights = getattr(self, name)
+            right = len(weights) == count and all(w >= 0 and math.isfinite(w) for w in weights) and sum(weights) > 0
+            self._expect(name, right, f"{count} numbers of at least 0, not all of them 0")
+        self._expect(
+            "objectives",
+            "score" in self.objectives and set(self.objectives) <= set(OBJECTIVES) and self._distinct("objectives"),
+            f"score and any others of {list(OBJECTIVES)}",
+        )
         for name in ("initializer_range", "learning_rate", "candidate_learning_rate", "priority_temperature"):
             self._expect(name, getattr(self, name) > 0, "a positive number")
         for name, value in self.to_dict().items():
@@ -143,7 +211,7 @@ class SearchSettings:
             "num_attention_heads", self.hidden_size % self.num_attention_heads == 0, "a divisor of hidden_size"
         )
         self._expect("kernel_sizes", len(self.kernel_sizes) > 0, "at least one size")
-        self._expect("kernel_sizes", len(set(self.kernel_sizes)) == len(self.kernel_sizes), "distinct sizes")
+        self._expect("kernel_sizes", self._distinct("kernel_sizes"), "distinct sizes")
         for size in self.kernel_sizes:
             Convolution(size)
         self._expect("max_nodes", 5 <= self.max_nodes <= MAX_NODES, f"from 5 to {MAX_NODES}")
@@ -163,6 +231,9 @@ class SearchSettings:
         )
         self._expect("max_documents", self.max_documents is None or self.max_documents >= 3, "at least 3")
 
+    def _distinct(self, name: str) -> bool:
+        return len(set(getattr(self, name))) == len(getattr(self, name))
+
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
@@ -179,6 +250,5 @@ class SearchSettings:
         return cls(**values)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that a history depends on: all but the place and the machine."""
-        elsewhere = ("output_dir", "num_threads", "checkpoint_seconds")
-        return {name: value for name, value in self.to_dict().items() if name not in elsewhere}
+        """The settings that a history depends on: all but the place, the machine, and how long it goes on."""
+        return {name: value for name, value in self.to_dict().items() if name not in _NO_PART_OF_A_HISTORY}

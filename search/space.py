@@ -27,13 +27,17 @@ MAX_TRIES = 100
 class BackboneSpace:
     """Genomes of `num_layers` layers, each a convolution or an attention of bounded size that mixes tokens.
 
-    What `evolution` asks of a space is `random`, `mutate`, `operations` and `key`.
+    Args:
+        layer_mutations: proportions of the changes between layers, in the order of `mutation.LAYER_CHANGES`.
+        operation_mutations: proportions of the changes inside an attention, in the order of `mutation.CHANGES`.
     """
 
     num_layers: int
     kernel_sizes: tuple[int, ...]
     max_nodes: int
     min_attention_layers: int
+    layer_mutations: tuple[float, ...] = (1.0, 1.0, 1.0)
+    operation_mutations: tuple[float, ...] = (1.0, 1.0, 1.0, 0.0)
 
     def contains(self, genome: Genome) -> bool:
         return (
@@ -80,6 +84,10 @@ class BackboneSpace:
         """A child: one change between the layers, then one inside a layer."""
         genome = mutation.mutate_between_layers(genome, self, rng, draw)
         return mutation.mutate_inside_layer(genome, self, rng, draw)
+
+    def crossover(self, genome: Genome, other: Genome, rng: np.random.Generator) -> Genome:
+        """A genome of layers of both."""
+        return mutation.crossover(genome, other, self, rng)
 
     def operations(self, genome: Genome) -> list[str]:
         """Names of the operations in the attention layers, each once, sorted."""

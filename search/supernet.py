@@ -33,6 +33,7 @@ from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBe
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.settings import SearchSettings, stream
 from autobert_zero.search.space import BackboneSpace
+from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.training import Checkpoint, Schedule, seed_torch, train
 
 
@@ -157,17 +158,24 @@ def train_supernet(
     accelerator: Accelerator,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, float], None] | None = None,
+    stop: Stop | None = None,
 ) -> None:
     """Train the store, data parallel over the processes of `accelerator`.
 
     In every step `paths_per_step` genomes, each on a batch of its own, give one update. Genomes and batches are
     functions of (seed, step, path); the processes share them out and add up their gradients, so the number of
     processes changes nothing beyond the order of float summation. A path whose loss is not finite takes no part.
+
+    Raises: Stopped, in all processes after the same step, once `stop` of any of them says so.
     """
     parameters = list(supernet.parameters())
+    stop = stop or Stop()
+    stops = 0.0
 
     def backward(step: int) -> float:
-        total = torch.zeros(2, device=accelerator.device)  # sum of the losses, number of them
+        nonlocal stops
+        # Sum of the losses, number of them, processes that want to stop.
+        total = torch.tensor([0.0, 0.0, stop()], device=accelerator.device)
         for number in range(accelerator.process_index, settings.paths_per_step, accelerator.num_processes):
             seed_torch(settings.seed, "path dropout", step, number)
             batch = corpus.batch("supernet", step * settings.paths_per_step + number, settings.batch_size)
@@ -175,17 +183,22 @@ def train_supernet(
             loss = supernet(path, *(tensor.to(accelerator.device) for tensor in batch))
             if math.isfinite(loss.item()):
                 loss.backward()
-                total += torch.stack([loss.detach(), torch.ones_like(loss)])
+                total += torch.stack([loss.detach(), torch.ones_like(loss), torch.zeros_like(loss)])
         if accelerator.num_processes > 1:
             total = _add_up(parameters, total, accelerator)
-        loss_sum, count = total.tolist()
+        loss_sum, count, stops = total.tolist()
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad /= count
         return loss_sum / count if count else math.nan
 
+    def check() -> None:
+        if stops:
+            stop.check()
+            raise Stopped("another process was stopped", 0)
+
     schedule = Schedule(settings.supernet_steps, settings.learning_rate, settings.warmup_ratio, settings.weight_decay)
-    train(supernet, backward, schedule, checkpoint, progress)
+    train(supernet, backward, schedule, checkpoint, progress, check)
     # Not a bit may differ between processes, or the same candidate would score differently in two of them.
     if accelerator.num_processes > 1:
         for parameter in parameters:

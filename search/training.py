@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autobert_zero.search.settings import stream
+from autobert_zero.search.stopping import Stopped
 
 
 MAX_GRADIENT_NORM = 1.0
@@ -111,6 +112,7 @@ def train(
     schedule: Schedule,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, float], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Train the parameters of `module` in place.
 
@@ -119,8 +121,9 @@ def train(
             draw whatever is random from that number alone.
         checkpoint: continued from, and written to now and then and at the end.
         progress: called with the number of steps done and the loss of the last.
+        check: called after each step; where it raises `Stopped`, a checkpoint is written first.
 
-    Raises: FloatingPointError for a loss that is not finite.
+    Raises: FloatingPointError for a loss that is not finite, and what `check` and `progress` raise.
     """
     parameters = list(module.parameters())
     optimizer = torch.optim.AdamW(
@@ -143,5 +146,11 @@ def train(
         optimizer.zero_grad()  # to None: a parameter that took no part in a step is left alone
         if progress:
             progress(step + 1, loss)
+        try:
+            check()
+        except Stopped:
+            if checkpoint and checkpoint.writes:
+                checkpoint.save(module, optimizer, step + 1)
+            raise
         if checkpoint and (checkpoint.due() or (checkpoint.writes and step + 1 == schedule.steps)):
             checkpoint.save(module, optimizer, step + 1)

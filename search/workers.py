@@ -1,24 +1,30 @@
 """Spreads jobs over the processes of a run: each job to the process that is free, results in the order of the jobs.
 
-The main process keeps the state of the search and alone writes; the others take jobs until it lets them go. Jobs and results
-are JSON and travel through a key-value store of torch.distributed; nobody waits for a slow neighbour, and a process
-that dies is noticed by the launcher, which ends the run.
+The main process keeps the state of the search and alone writes its history; the others take jobs until it lets them
+go. Jobs and results are JSON and travel through a key-value store of torch.distributed; nobody waits for a slow
+neighbour, and a process that dies is noticed by the launcher, which ends the run. A result lies in a file until it is
+forgotten, so that one that waits for those before it is not lost with the run.
 """
 
+import contextlib
 import datetime
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from autobert_zero.search.reporting import write_json
 
-# A worker may wait this long for the main process; the launcher ends it earlier if that one dies.
+
+# How often somebody who waits looks up.
+_GLANCE = datetime.timedelta(seconds=0.5)
 _PATIENCE = datetime.timedelta(days=30)
-_RELEASED = "released"
+_SKIPPED, _RELEASED = "skipped", "released"
 
 
 class Workers:
@@ -26,68 +32,126 @@ class Workers:
 
     Args:
         run: does one job: takes and returns JSON. Called in whichever process is free; it must not communicate.
+        folder: where results lie until they are forgotten; all processes see it. Made if missing.
+        check: called while waiting; what it raises ends the wait.
     """
 
-    def __init__(self, accelerator: Accelerator, run: Callable[[Any], Any]):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run: Callable[[Any], Any],
+        folder: str | os.PathLike,
+        check: Callable[[], None] = lambda: None,
+    ):
         self.accelerator = accelerator
         self.run = run
-        self.rounds = 0
-        if accelerator.num_processes > 1:
-            if accelerator.is_main_process:
-                self.store = self._store(0, is_master=True)  # a port that is free
-                broadcast_object_list([self.store.port])
-            else:
-                self.store = self._store(broadcast_object_list([None])[0], is_master=False)
+        self.folder = Path(folder)
+        self.check = check
+        self.alone = accelerator.num_processes == 1
+        self.submitted = 0
+        self.ticket: int | None = None  # a job that is the main process's own, submitted or not yet
+        if accelerator.is_main_process:
+            self.folder.mkdir(exist_ok=True)
+        if self.alone:
+            return
+        if accelerator.is_main_process:
+            self.store = self._store(0, is_master=True)  # a port that is free
+            broadcast_object_list([self.store.port])
+        else:
+            self.store = self._store(broadcast_object_list([None])[0], is_master=False)
 
     @staticmethod
     def _store(port: int, is_master: bool) -> torch.distributed.TCPStore:
         host = os.environ["MASTER_ADDR"]
         return torch.distributed.TCPStore(host, port, is_master=is_master, timeout=_PATIENCE, wait_for_workers=False)
 
-    def map(self, jobs: Sequence[Any]) -> Iterator[Any]:
-        """Results of all jobs, in their order, each as soon as it and all before it are done. Main process only."""
-        if self.accelerator.num_processes == 1:
-            yield from map(self.run, jobs)
+    # The main process
+
+    def submit(self, name: str, job: Any) -> Callable[[], Any]:
+        """Hand out a job; what is returned waits for its result. Names are those of files; main process only.
+
+        A result of this job that an earlier run left behind is taken for it.
+        """
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            left = json.loads(self._file(name).read_text(encoding="utf-8"))
+            if left["job"] == json.loads(json.dumps(job)):
+                return lambda: left["result"]
+        if self.alone:
+            return lambda: self._run(name, job)
+        number = self._put([name, job])
+        return lambda: self._wait_for(number)
+
+    def map(self, jobs: dict[str, Any]) -> Iterator[Any]:
+        """Results of all jobs, by their names, in their order, each as soon as it and all before it are done."""
+        for wait in [self.submit(name, job) for name, job in jobs.items()]:
+            yield wait()
+
+    def forget(self, name: str) -> None:
+        """Remove the file of a result that is safe elsewhere."""
+        self._file(name).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Drop the jobs that nobody has taken, and let the others go on to what all processes do together."""
+        if self.alone:
             return
-        name, self.rounds = f"round/{self.rounds}", self.rounds + 1
-        self.store.set(name, json.dumps(list(jobs)))
-        delivered = 0
-        for index in self._take(name, len(jobs)):
-            self._finish(name, index, jobs[index])
-            while delivered < len(jobs) and self.store.check([f"{name}/{delivered}"]):
-                yield self._result(name, delivered)
-                delivered += 1
-        for index in range(delivered, len(jobs)):
-            yield self._result(name, index)
+        for number in range(self.store.add("taken", 0), self.submitted):
+            self.store.set(f"job/{number}", json.dumps(_SKIPPED))
+        own = self.ticket is not None and self.ticket >= self.submitted
+        for _ in range(self.accelerator.num_processes - 1 + own):
+            self._put(_RELEASED)
+        self.ticket = None
+        # The store is this process's: it must outlive the others' last look at it.
+        self.accelerator.wait_for_everyone()
+
+    def _put(self, job: Any) -> int:
+        number, self.submitted = self.submitted, self.submitted + 1
+        self.store.set(f"job/{number}", json.dumps(job))
+        return number
+
+    def _wait_for(self, number: int) -> Any:
+        """The result of a job; until it is there, do others."""
+        while not self.store.check([f"result/{number}"]):
+            if self.ticket is None and self.store.add("taken", 0) < self.submitted:
+                self.ticket = self.store.add("taken", 1) - 1  # another may have been faster: then a job yet to come
+            if self.ticket is not None and self.ticket < self.submitted:
+                own, self.ticket = self.ticket, None
+                self._do(own)
+            else:
+                self._await(f"result/{number}")
+        result = json.loads(self.store.get(f"result/{number}"))
+        self.store.delete_key(f"result/{number}")
+        return result
+
+    # The others
 
     def serve(self) -> None:
         """Take jobs until the main process lets go. All other processes."""
-        while True:
-            name, self.rounds = f"round/{self.rounds}", self.rounds + 1
-            jobs = json.loads(self.store.get(name))
-            if jobs == _RELEASED:
-                self.accelerator.wait_for_everyone()
-                return
-            for index in self._take(name, len(jobs)):
-                self._finish(name, index, jobs[index])
+        while self._do(self.store.add("taken", 1) - 1):
+            pass
+        self.accelerator.wait_for_everyone()
 
-    def release(self) -> None:
-        """Let the others go on to what all processes do together. Main process only."""
-        if self.accelerator.num_processes > 1:
-            self.store.set(f"round/{self.rounds}", json.dumps(_RELEASED))
-            self.rounds += 1
-            # The store is this process's: it must outlive the others' last look at it.
-            self.accelerator.wait_for_everyone()
+    def _do(self, number: int) -> bool:
+        """Do a job as soon as it is there. Returns False for the message that there are no more."""
+        job = json.loads(self._await(f"job/{number}"))
+        self.store.delete_key(f"job/{number}")
+        if job in (_SKIPPED, _RELEASED):
+            return job == _SKIPPED
+        name, job = job
+        self.store.set(f"result/{number}", json.dumps(self._run(name, job)))
+        return True
 
-    def _take(self, name: str, count: int) -> Iterator[int]:
-        """Numbers of jobs that nobody else has taken, until there are none."""
-        while (index := self.store.add(f"{name}/taken", 1) - 1) < count:
-            yield index
-
-    def _finish(self, name: str, index: int, job: Any) -> None:
-        self.store.set(f"{name}/{index}", json.dumps(self.run(job)))
-
-    def _result(self, name: str, index: int) -> Any:
-        result = json.loads(self.store.get(f"{name}/{index}"))  # waits for it
-        self.store.delete_key(f"{name}/{index}")
+    def _run(self, name: str, job: Any) -> Any:
+        result = self.run(job)
+        write_json(self._file(name), {"job": job, "result": result})
         return result
+
+    def _await(self, key: str) -> bytes:
+        while True:
+            try:
+                self.store.wait([key], _GLANCE)
+                return self.store.get(key)
+            except torch.distributed.DistStoreError:
+                self.check()
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.cli import main, parse_settings
 from autobert_zero.search.proxy import MaskedLMProxy
@@ -77,7 +77,14 @@ def test_a_run_leaves_what_it_promises(finished):
     assert len({record["key"] for record in records}) == len(records)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["counts"]["evaluated"] == settings.max_evaluations
-    assert summary["best"]["score"] == max(record["score"] for record in records if record["status"] == "ok")
+    scores = {record["index"]: record["score"] for record in records if record["status"] == "ok"}
+    finalists = {finalist["index"]: finalist for finalist in summary["finalists"]}
+    assert set(finalists) == set(sorted(scores, key=scores.get)[-3:])
+    assert all(len(set(f["repeated"] + [f["score"]])) == 3 for f in finalists.values())
+    assert summary["best"] == max(finalists.values(), key=lambda f: sum(f["repeated"]))
+    assert all(record["costs"].keys() == {"parameters", "flops"} for record in records)
+    [best] = [record for record in records if record["index"] == summary["best"]["index"]]
+    assert best["costs"]["parameters"] == summary["results"]["AutoBERT-Zero (found)"]["parameters"]
     assert summary["tokens"]["final_each"] == 6 * 4 * 16
     for name in ("AutoBERT-Zero (found)", "BERT", "unigram"):
         assert f"{summary['results'][name]['loss']:.4f}" in out
@@ -134,6 +141,7 @@ def test_killed_at_any_moment_it_continues(finished, tmp_path):
         lambda: (folder / "supernet.safetensors").exists(),
         lambda: lines() >= 2,
         lambda: lines() >= 6,
+        lambda: any(folder.glob("results/finalist-*")),
         lambda: (folder / "final-bert.safetensors").exists(),
     ]
     killed_with = []
@@ -165,34 +173,110 @@ def test_two_processes_give_the_same_history(finished, tmp_path, launch):
     assert results(settings) == results(expected)
 
 
-def test_two_processes_share_the_work(tmp_path):
-    """Every job is done by one of two real processes, and both do some."""
-    script = tmp_path / "jobs.py"
-    script.write_text(
-        "import os, sys, time\n"
-        "from accelerate import Accelerator\n"
-        "from autobert_zero.search.workers import Workers\n"
-        "accelerator = Accelerator(cpu=True)\n"
-        "def run(job):\n"
-        "    time.sleep(1.0 if job == 0 else 0.1)\n"
-        "    return [job, os.getpid()]\n"
-        "workers = Workers(accelerator, run)\n"
-        "if not accelerator.is_main_process:\n"
-        "    workers.serve()\n"
-        "else:\n"
-        "    for jobs in (8, 0, 3):\n"
-        "        print('RESULTS', list(workers.map(range(jobs))))\n"
-        "    workers.release()\n"
-        "accelerator.end_training()\n"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("launch", [SEARCH, TWO_PROCESSES[0]], ids=["one process", "two processes"])
+def test_a_signal_ends_a_run_in_order(finished, tmp_path, number, launch):
+    """In the super-network, whose checkpoint is not due yet, and among the candidates; the same command continues."""
+    expected, _ = finished
+    settings = dataclasses.replace(
+        expected, output_dir=str(tmp_path / "run"), supernet_steps=200, checkpoint_seconds=1e9
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    out = subprocess.run(launch, capture_output=True, text=True, check=True, timeout=120).stdout
-    rounds = [json.loads(line.split(" ", 1)[1]) for line in out.splitlines() if line.startswith("RESULTS")]
-    assert [[job for job, _ in results] for results in rounds] == [list(range(8)), [], [0, 1, 2]]
-    by = {pid: [job for job, p in rounds[0] if p == pid] for _, pid in rounds[0]}
-    assert len(by) == 2
-    # While one had the slow job, the other took all that was left.
-    assert sorted(map(len, by.values())) == [1, 7]
+    whole = dataclasses.replace(settings, output_dir=str(tmp_path / "whole"))
+    finish(start(whole))
+    folder = Path(settings.output_dir)
+    if launch != SEARCH:  # float sums of the super-network may differ with the number of processes
+        os.mkdir(folder)
+        shutil.copy(Path(whole.output_dir, "supernet.safetensors"), folder)
+
+    def history_has(lines: int) -> bool:
+        file = folder / "history.jsonl"
+        return file.exists() and file.read_bytes().count(b"\n") >= lines
+
+    for lines in (1, 4) if launch == SEARCH else (4,):
+        process = start(settings, launch)
+        while not history_has(lines):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        time.sleep(0.3 if lines == 1 else 0.0)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert f"Stopped: received {number.name}. What is done is kept" in err, err
+        assert launch != SEARCH or process.returncode == 128 + number
+        assert launch != SEARCH or "Traceback" not in err
+        assert not (folder / "summary.json").exists()
+    finish(start(settings, launch))
+    assert history_without_times(settings) == history_without_times(whole)
+    assert results(settings) == results(whole)
+
+
+@pytest.mark.parametrize("launch", [SEARCH, TWO_PROCESSES[0]], ids=["one process", "two processes"])
+def test_max_seconds(finished, tmp_path, launch):
+    expected, _ = finished
+    settings = dataclasses.replace(expected, output_dir=str(tmp_path / "run"), max_seconds=0.001)
+    process = start(settings, launch)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0 and "Stopped: max_seconds are over. What is done is kept" in err, err
+    assert (Path(settings.output_dir) / "supernet.safetensors").exists() and "Best of" not in out
+    finish(start(dataclasses.replace(settings, max_seconds=None)))
+    if launch == SEARCH:
+        assert history_without_times(settings) == history_without_times(expected)
+
+
+def test_a_run_goes_on_with_more_evaluations(finished, tmp_path):
+    expected, _ = finished
+    settings = dataclasses.replace(expected, output_dir=str(shutil.copytree(expected.output_dir, tmp_path / "run")))
+    before = Path(settings.output_dir, "supernet.safetensors").stat().st_mtime_ns
+    out = finish(start(dataclasses.replace(settings, max_evaluations=12, final_steps=7)))
+    assert "Best of 12 candidates" in out
+    assert history_without_times(settings)[:10] == history_without_times(expected)
+    assert Path(settings.output_dir, "supernet.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_winner_that_diverges_gives_way_to_the_next(finished, tmp_path, monkeypatch, capsys):
+    expected, _ = finished
+    settings = dataclasses.replace(expected, output_dir=str(tmp_path / "run"))
+    first, second = json.loads(Path(expected.output_dir, "summary.json").read_text())["finalists"][:2]
+    original = MaskedLMProxy.train_from_scratch
+
+    def train_from_scratch(self, genome, *arguments):
+        if genome.to_list() == first["genome"]:
+            raise FloatingPointError("loss: expected a finite number, got nan at step 3")
+        return original(self, genome, *arguments)
+
+    monkeypatch.setattr(MaskedLMProxy, "train_from_scratch", train_from_scratch)
+    main(command_line(settings))
+    assert f"Candidate {first['index']} cannot be trained: loss: expected a finite" in capsys.readouterr().out
+    assert json.loads(Path(settings.output_dir, "summary.json").read_text())["best"] == second
+
+
+def test_all_that_a_search_can_do_at_once(tiny_settings, tmp_path):
+    """Limits, several objectives, hurdle, crossover, seeds, lookahead and a tracker, in two processes and in one."""
+    settings = dataclasses.replace(
+        tiny_settings,
+        max_evaluations=24,
+        max_parameters=7200,
+        objectives=["score", "parameters"],
+        hurdle=0.5,
+        crossover_probability=0.5,
+        seed_genomes=["bert"],
+        lookahead=1,
+        strategy="thompson_op_nas",
+        candidate_seconds=100.0,
+        log_with=["tensorboard"],
+    )
+    finish(start(settings))
+    summary = json.loads(Path(settings.output_dir, "summary.json").read_text())
+    _, *records = history_without_times(settings)
+    assert records[0]["genome"] == [SELF_ATTENTION.to_dict()] * 2
+    assert all(record["costs"]["parameters"] <= 7200 for record in records)
+    assert summary["counts"]["dropped"] > 0 and all(record["hurdle"] is not None for record in records)
+    assert len(summary["front"]) > 1
+    assert any(Path(settings.output_dir, "autobert_zero_search").glob("events.out.tfevents*"))
+    other = dataclasses.replace(settings, output_dir=str(tmp_path / "other"))
+    os.mkdir(other.output_dir)
+    shutil.copy(Path(settings.output_dir, "supernet.safetensors"), other.output_dir)
+    finish(start(other, TWO_PROCESSES[0]))
+    assert history_without_times(settings) == history_without_times(other)
 
 
 def fails(capsys, arguments: list[str]) -> str:
@@ -255,13 +339,26 @@ def test_processes_that_did_not_find_each_other(capsys, tiny_settings, monkeypat
         PartialState._reset_state()
 
 
-def test_a_defect_in_a_training_is_no_bad_input(tiny_settings, monkeypatch):
-    def defect(*arguments):
-        raise ValueError("a defect")
+def test_a_search_in_which_all_fails_ends(tiny_settings, monkeypatch, capsys):
+    monkeypatch.setattr(MaskedLMProxy, "_score", lambda *arguments: 1 / 0)
+    with pytest.raises(SystemExit) as exit_:
+        main(command_line(dataclasses.replace(tiny_settings, max_evaluations=50)))
+    assert exit_.value.code == 1
+    assert "20 candidates failed one after the other, the last by: ZeroDivisionError" in capsys.readouterr().err
+    assert len(history_without_times(tiny_settings)) == 1 + 19
 
-    monkeypatch.setattr(MaskedLMProxy, "score", defect)
-    with pytest.raises(ValueError, match="a defect"):
-        main(command_line(tiny_settings))
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed_genomes": ["no.json"]}, "seed_genomes: expected `published`, `bert` or a JSON file"),
+        ({"max_parameters": 5}, "max_parameters=5: expected limits that some genomes keep"),
+        ({"log_with": ["paper"]}, "log_with: "),
+    ],
+)
+def test_bad_input_before_anything_is_trained(tiny_settings, capsys, settings, message):
+    assert message in fails(capsys, command_line(dataclasses.replace(tiny_settings, **settings)))
+    assert not list(Path(tiny_settings.output_dir).glob("*.safetensors"))
 
 
 def test_folder_in_use(capsys, tiny_settings):

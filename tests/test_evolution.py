@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import math
@@ -7,20 +8,18 @@ import sys
 import numpy as np
 import pytest
 
-from autobert_zero.search.evolution import (
-    MAX_TRIES,
+from autobert_zero.search.evolution import MAX_TRIES, evolve, first_generation, propose
+from autobert_zero.search.priority import AdditivePriority, OperationPriority, ranks
+from autobert_zero.search.records import Archive, Incidence, pareto_front
+from autobert_zero.search.settings import stream
+from autobert_zero.search.strategies import (
     Evolution,
     LargestFirst,
     OpNas,
     RandomSearch,
     RegularizedEvolution,
     ThompsonOpNas,
-    best,
-    evolve,
-    propose,
 )
-from autobert_zero.search.priority import AdditivePriority, OperationPriority, ranks
-from autobert_zero.search.settings import stream
 
 from .conftest import SPACE
 
@@ -41,13 +40,21 @@ def fitness(genome) -> float:
     return str(genome).count("softmax") - 0.01 * len(str(genome))
 
 
-def evaluate(records):
-    return [record.evaluated(fitness(record.genome), None, 0.0) for record in records]
+def evaluate(record):
+    return record.evaluated(score=fitness(record.genome))
 
 
-def search(strategy=OP_NAS, seed=0, count=60, history=None, evaluate=evaluate, space=SPACE):
+def best(records, count):
+    return Archive(records).best(count)
+
+
+def search(strategy=OP_NAS, seed=0, count=60, history=None, evaluate=evaluate, space=SPACE, lookahead=0):
     history = [] if history is None else history
-    status = evolve(space, strategy, evaluate, history, seed, count)
+
+    def submit(record, archive):
+        return lambda: evaluate(record)
+
+    status = evolve(space, strategy, submit, history, seed, count, lookahead)
     return status, history
 
 
@@ -59,7 +66,7 @@ def trace_digest(history) -> str:
 def test_golden_trace():
     """Changes only when proposals are meant to change: then old histories can no longer be continued."""
     _, history = search(count=30)
-    assert trace_digest(history) == "82f3fb9dea1b3470"
+    assert trace_digest(history) == "fa19117317beb2a5"
 
 
 def test_the_same_trace_in_another_process():
@@ -107,20 +114,86 @@ def test_evolution_finds_better_than_random_search(strategy):
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("interruptions", [(1,), (8,), (9, 20, 21), range(1, 60)])
-def test_an_interrupted_search_gives_the_same_history(strategy, interruptions):
+@pytest.mark.parametrize("lookahead", [0, 2])
+def test_an_interrupted_search_gives_the_same_history(strategy, interruptions, lookahead):
     history = []
     for count in interruptions:
 
-        def interrupted(records, count=count, history=history):
-            for record in evaluate(records):
-                if len(history) == count:
-                    raise KeyboardInterrupt
-                yield record
+        def interrupted(record, count=count, history=history):
+            if len(history) == count:
+                raise KeyboardInterrupt
+            return evaluate(record)
 
         with pytest.raises(KeyboardInterrupt):
-            search(strategy, history=history, evaluate=interrupted)
+            search(strategy, history=history, evaluate=interrupted, lookahead=lookahead)
         assert len(history) == count
-    assert search(strategy, history=history)[1] == search(strategy)[1]
+    assert search(strategy, history=history, lookahead=lookahead)[1] == search(strategy, lookahead=lookahead)[1]
+
+
+def test_a_longer_search_begins_like_a_shorter_one():
+    _, short = search(count=25)
+    _, long = search(count=60)
+    assert long[:25] == short
+    assert search(count=60, history=short)[1] == long
+
+
+def test_lookahead():
+    """Generation g is proposed when all before g - lookahead are done, at once, and from those alone."""
+    for lookahead in (1, 3):
+        submitted, history = [], []
+
+        def submit(record, archive, submitted=submitted, history=history, lookahead=lookahead):
+            expected = [r for r in history if r.generation < max(1, record.generation - lookahead)]
+            assert archive.records == (expected if record.generation else []) == history[: len(expected)]
+            assert len(history) == len(archive)
+            submitted.append(record)
+            return lambda: evaluate(record)
+
+        assert evolve(SPACE, OP_NAS, submit, history, 0, 60, lookahead) == "budget spent"
+        assert [r.index for r in submitted] == list(range(60)) and len({r.key for r in history}) == 60
+        earliest = {r.generation: r.index for r in reversed(history)}
+        for record in history:
+            if record.generation > 1:
+                seen = earliest[max(1, record.generation - lookahead)]
+                assert all(parent < seen for parent in record.parents)
+
+
+def test_seeds_are_the_first():
+    seeds = tuple(SPACE.random(stream(i, "seeds")) for i in range(3))
+    for strategy in STRATEGIES:
+        seeded = dataclasses.replace(strategy, seeds=seeds)
+        history = search(seeded, count=20)[1]
+        assert tuple(record.genome for record in history[:3]) == seeds
+        assert [record.generation for record in history[:8]] == [0] * 8
+        assert all(record.genome not in seeds for record in history[3:])
+    many = dataclasses.replace(OP_NAS, population_size=2, seeds=seeds)
+    assert [record.genome for record in first_generation(SPACE, many, 0)] == list(seeds)
+
+
+def test_crossover_has_two_parents():
+    _, history = search(dataclasses.replace(OP_NAS, num_parents=3, crossover_probability=0.5), count=200)
+    pairs = [record.parents for record in history if len(record.parents) == 2]
+    assert all(a != b for a, b in pairs)
+    assert len(pairs) / sum(bool(record.parents) for record in history) == pytest.approx(0.5, abs=0.15)
+
+
+def test_several_objectives_keep_a_front():
+    """Parents are of NSGA-II's population: short ones and fit ones, where one objective has the fit ones alone."""
+
+    def evaluate(record):
+        return record.evaluated(score=fitness(record.genome), costs={"length": len(str(record.genome))})
+
+    strategy = dataclasses.replace(OP_NAS, num_parents=4, objectives=("score", "length"))
+    _, history = search(strategy, count=150, evaluate=evaluate)
+    front = pareto_front(history, strategy.objectives)
+    last = history[-1].generation
+    survivors = Archive(r for r in history if r.generation < last).survivors(strategy.objectives, 8)
+    assert {r.parents[0] for r in history if r.generation == last} <= {r.index for r in survivors[:4]}
+    scores = [record.score for record in front]
+    lengths = [record.costs["length"] for record in front]
+    assert len(front) > 4 and scores == sorted(scores, reverse=True) and lengths == sorted(lengths, reverse=True)
+    _, single = search(count=150, evaluate=evaluate)
+    assert min(r.costs["length"] for r in history) < min(r.costs["length"] for r in single)
 
 
 def test_regularized_evolution_forgets_the_old():
@@ -147,17 +220,16 @@ def test_a_history_of_another_search_is_refused():
 
 
 def test_failures_are_outcomes():
-    def failing(records):
-        return [record.evaluated(None, "diverged", 0.1) for record in records]
+    def failing(record):
+        return record.evaluated(score=None, reason="diverged")
 
     status, history = search(evaluate=failing, count=20)
     assert status == "budget spent" and len(history) == 20
     assert {(r.status, r.score, r.reason) for r in history} == {("failed", None, "diverged")}
     assert best(history, 5) == []
 
-    def sometimes(records):
-        for record in evaluate(records):
-            yield record.evaluated(None, "diverged", 0.1) if record.index % 2 else record
+    def sometimes(record):
+        return failing(record) if record.index % 2 else evaluate(record)
 
     _, history = search(evaluate=sometimes, count=40)
     assert all(history[parent].status == "ok" for record in history for parent in record.parents)
@@ -179,8 +251,8 @@ def test_a_space_without_new_candidates_ends_the_search():
         def key(self, genome):
             return str(genome // 2)
 
-    def evaluate(records):
-        return [record.evaluated(float(record.genome), None, 0.0) for record in records]
+    def evaluate(record):
+        return record.evaluated(score=float(record.genome))
 
     for strategy in (RandomSearch(Numbers(), 3), OpNas(Numbers(), 3, 2, 2, 0.2, 0.3)):
         status, history = search(strategy, count=100, evaluate=evaluate, space=Numbers())
@@ -203,7 +275,7 @@ def test_retries_are_bounded():
         def random(self, rng):
             return birth(rng)[0]
 
-    assert len(propose(Space(), [birth, birth], 0, [], seed=0)) == 1
+    assert len(propose(Space(), [birth, birth], 0, 0, set(), seed=0)) == 1
     assert len(calls) == 1 + 2 * MAX_TRIES and len(set(calls)) == len(calls)
 
 
@@ -214,7 +286,7 @@ def test_a_parent_without_new_children_gives_way_to_random_genomes():
         def random(self, rng):
             return int(rng.integers(1000))
 
-    proposals = propose(Space(), [lambda rng: (7, (0,))] * 5, 0, [], seed=0)
+    proposals = propose(Space(), [lambda rng: (7, (0,))] * 5, 0, 0, set(), seed=0)
     assert proposals[0].genome == 7 and len({record.key for record in proposals}) == 5
     assert [record.parents for record in proposals] == [(0,), (), (), (), ()]
 
@@ -223,15 +295,40 @@ def test_a_parent_without_new_children_gives_way_to_random_genomes():
 
 
 def test_ranks():
-    assert ranks([]) == []
-    assert ranks([3.0]) == [0.5]
-    assert ranks([-1e9, 2.0, 1.0]) == [0.0, 1.0, 0.5]
-    assert ranks([1.0, 1.0, 2.0]) == [0.25, 0.25, 1.0]
-    assert ranks([None, 1.0, None]) == [0.25, 1.0, 0.25]
+    def of(*scores):
+        return ranks(np.array(scores)).tolist()
+
+    assert of() == []
+    assert of(3.0) == [0.5]
+    assert of(-1e9, 2.0, 1.0) == [0.0, 1.0, 0.5]
+    assert of(1.0, 1.0, 2.0) == [0.25, 0.25, 1.0]
+    assert of(-math.inf, 1.0, -math.inf) == [0.25, 1.0, 0.25]
+
+
+def table(evaluated) -> tuple[Incidence, np.ndarray]:
+    """Names and scores of candidates, as the priorities take them."""
+    incidence = Incidence()
+    for names, _ in evaluated:
+        incidence.append(names)
+    return incidence, np.array([score for _, score in evaluated])
+
+
+def test_incidence():
+    rng = np.random.default_rng(0)
+    present = rng.random((30, 6)) < 0.4
+    incidence = Incidence()
+    for count, row in enumerate(present, start=1):
+        incidence.append([f"{i}" for i in np.flatnonzero(row)])
+        if count in (7, 30):  # grows between two questions
+            seen = present[:count][:, [int(name) for name in incidence.columns]].astype(float)
+            values = rng.random(count)
+            np.testing.assert_allclose(incidence.sums(values), seen.T @ values)
+            np.testing.assert_array_equal(incidence.gram(), seen.T @ seen)
+    assert len(incidence) == 30 and len(incidence.columns) == 6
 
 
 def test_priority_is_the_formula():
-    priority = OperationPriority([(["a", "b"], 1.0), (["a"], 3.0), (["c"], 2.0)], alpha=0.7, temperature=0.5)
+    priority = OperationPriority(*table([(["a", "b"], 1.0), (["a"], 3.0), (["c"], 2.0)]), alpha=0.7, temperature=0.5)
     total = 4  # a twice, b and c once
     expected = {
         "a": 0.5 + 0.7 * math.sqrt(2 * math.log(total) / 2),
@@ -246,7 +343,7 @@ def test_priority_is_the_formula():
 
 
 def test_priority_draws_by_its_probabilities():
-    priority = OperationPriority([(["good"], 1.0), (["bad"], 0.0)] * 5, alpha=0.1, temperature=0.5)
+    priority = OperationPriority(*table([(["good"], 1.0), (["bad"], 0.0)] * 5), alpha=0.1, temperature=0.5)
     names = ["bad", "good", "unseen"]
     draws = [priority(names, stream(0, i)) for i in range(4000)]
     for name, probability in zip(names, priority.probabilities(names), strict=True):
@@ -258,13 +355,13 @@ def test_priority_draws_by_its_probabilities():
 def test_priority_does_not_depend_on_the_scale_of_scores():
     scores = [0.3, 0.1, 0.7, 0.2]
     operations = [["a"], ["b"], ["a", "c"], ["b", "c"]]
-    one = OperationPriority(zip(operations, scores, strict=True))
-    other = OperationPriority(zip(operations, [1000 * s - 5e6 for s in scores], strict=True))
+    one = OperationPriority(*table(list(zip(operations, scores, strict=True))))
+    other = OperationPriority(*table([(names, 1000 * s - 5e6) for names, s in zip(operations, scores, strict=True)]))
     assert one.probabilities("abc") == pytest.approx(other.probabilities("abc"))
 
 
 def test_priority_without_any_record_draws_uniformly():
-    assert OperationPriority([]).probabilities("abcd") == pytest.approx([0.25] * 4)
+    assert OperationPriority(*table([])).probabilities("abcd") == pytest.approx([0.25] * 4)
 
 
 # Additive priority
@@ -273,7 +370,7 @@ def test_priority_without_any_record_draws_uniformly():
 def test_additive_priority_is_the_regression():
     """Mean and covariance of the posterior, by samples, against the closed form for one feature."""
     evaluated = [(["a"], 1.0), (["a"], 2.0), ([], 0.0), ([], 0.5), (["a"], 3.0)]
-    priority = AdditivePriority(evaluated, noise=0.7, prior=2.0)
+    priority = AdditivePriority(*table(evaluated), noise=0.7, prior=2.0)
     x = np.array([[1, 1], [1, 1], [0, 1], [0, 1], [1, 1]], dtype=float)
     y = (np.array([0.5, 0.75, 0.0, 0.25, 1.0]) - 0.5) * math.sqrt(12)
     covariance = np.linalg.inv(x.T @ x / 0.49 + np.eye(2) / 4)
@@ -285,7 +382,7 @@ def test_additive_priority_is_the_regression():
 
 
 def test_what_was_never_seen_has_an_effect_of_its_own():
-    priority = AdditivePriority([(["a"], 1.0), (["b"], 0.0)], prior=1.5)
+    priority = AdditivePriority(*table([(["a"], 1.0), (["b"], 0.0)]), prior=1.5)
     rng = stream(0, "unseen")
     effects = []
     for _ in range(5000):

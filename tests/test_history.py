@@ -5,8 +5,9 @@ import resource
 import numpy as np
 import pytest
 
-from autobert_zero.search.evolution import OpNas, evolve
-from autobert_zero.search.history import History
+from autobert_zero.search.evolution import evolve
+from autobert_zero.search.history import SCHEMA, History
+from autobert_zero.search.strategies import OpNas
 
 from .conftest import SPACE
 
@@ -15,17 +16,15 @@ HEADER = {"settings": {"seed": 3, "width": 8}, "data": {"digest": "abc"}, "versi
 IDENTITY = ("settings", "data")
 
 
-def evaluate(records):
-    for record in records:
-        if record.index % 5 == 4:
-            yield record.evaluated(None, "FloatingPointError: loss é", 0.25)
-        else:
-            yield record.evaluated(-float(len(str(record.genome))), None, 0.5)
+def submit(record, archive):
+    if record.index % 5 == 4:
+        return lambda: record.evaluated(score=None, reason="FloatingPointError: loss é", seconds=0.25)
+    return lambda: record.evaluated(score=-float(len(str(record.genome))), costs={"parameters": 7}, seconds=0.5)
 
 
 def fill(path, count=20):
     with History(path, HEADER, IDENTITY) as history:
-        evolve(SPACE, OpNas(SPACE, 8, 2, 3, 0.2, 0.3), evaluate, history, seed=3, max_evaluations=count)
+        evolve(SPACE, OpNas(SPACE, 8, 2, 3), submit, history, seed=3, max_evaluations=count)
         return list(history)
 
 
@@ -40,7 +39,7 @@ def test_replay_gives_the_records(tmp_path):
 def test_records_carry_what_is_promised(tmp_path):
     fill(tmp_path / "history.jsonl", 5)
     header, *lines = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
-    assert header == {"schema": 1, **HEADER}
+    assert header == {"schema": SCHEMA, **HEADER}
     assert {"key", "genome", "generation", "parents", "status", "score", "seconds"} <= set(lines[0])
     assert lines[4]["status"] == "failed" and lines[4]["reason"] == "FloatingPointError: loss é"
 
@@ -78,6 +77,9 @@ def test_cut_anywhere_and_continued_it_is_the_same_file(tmp_path):
         (lambda line: b"[" * 200_000 + b"\n", "line 4"),
         (lambda line: b" " * (1 << 20) + line, "line 4: expected at most"),
         (lambda line: b"null\n", "line 4"),
+        (lambda line: line.replace(b'"costs": {', b'"costs": {"flops": "many", '), "line 4: costs: expected numbers"),
+        (lambda line: line.replace(b'"parents": [', b'"parents": [2'), "line 4: parents: expected indices below 2"),
+        (lambda line: line.replace(b'"generation": 0', b'"generation": 9'), "line 5: generation: expected at least 9"),
     ],
 )
 def test_damage_in_the_middle_is_an_error_and_nothing_is_touched(tmp_path, damage, message):
@@ -112,7 +114,7 @@ def test_history_of_another_run(tmp_path, header, message):
 def test_not_a_history(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text('{"schema": 99}\n')
-    with pytest.raises(ValueError, match="line 1: expected a header with schema 1, got"):
+    with pytest.raises(ValueError, match=f"line 1: expected a header with schema {SCHEMA}, got"):
         History(path, HEADER, IDENTITY)
 
 

@@ -29,6 +29,14 @@ def test_unknown_names_are_refused():
         ({"streaming": True, "dataset_name": "b"}, "streaming: expected max_documents"),
         ({"max_evaluations": 0}, "max_evaluations: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected at least 0"),
+        ({"max_parameters": 0}, "max_parameters: expected a positive number, got 0"),
+        ({"hurdle": 1.0}, "hurdle: expected a number from 0 to below 1"),
+        ({"layer_mutations": [1.0, 1.0]}, "layer_mutations: expected 3 numbers"),
+        ({"operation_mutations": [0.0, 0.0, 0.0, 0.0]}, "operation_mutations: expected 4 numbers .*not all"),
+        ({"operation_mutations": [1.0, -1.0, 1.0, 1.0]}, "operation_mutations: expected 4 numbers of at least 0"),
+        ({"objectives": ["latency"]}, "objectives: expected score and any others of"),
+        ({"objectives": ["score", "beauty"]}, r"objectives: .*got \['score', 'beauty'\]"),
+        ({"other_paths": "none"}, "other_paths: expected one of"),
         ({"learning_rate": float("nan")}, "learning_rate: expected a positive number, got nan"),
     ],
 )
@@ -37,9 +45,9 @@ def test_illegal_values_are_named(values, message):
         SearchSettings(**values)
 
 
-def test_identity_leaves_out_the_machine():
+def test_identity_leaves_out_the_machine_and_how_long_a_run_goes_on():
     a = SearchSettings(output_dir="a", num_threads=1).identity()
-    assert a == SearchSettings(output_dir="b", num_threads=2).identity()
+    assert a == SearchSettings(output_dir="b", num_threads=2, max_seconds=5.0, max_evaluations=9).identity()
     assert a != SearchSettings(seed=1).identity()
 
 

@@ -1,8 +1,19 @@
 """Grammar, space and mutation: only legal results ever, and every legal kind within a bounded number of draws."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
-from autobert_zero.configuration_autobert_zero import INPUTS, OPERATIONS, Attention, Convolution, Expression, Genome
+from autobert_zero.configuration_autobert_zero import (
+    INPUTS,
+    OPERATIONS,
+    SELF_ATTENTION,
+    Attention,
+    Convolution,
+    Expression,
+    Genome,
+)
 from autobert_zero.search.grammar import APPLICATIONS, LEAST_SIZES, draw_uniformly, random_expression
 from autobert_zero.search.mutation import CHANGES, mutate_between_layers, mutate_inside_layer
 from autobert_zero.search.settings import stream
@@ -63,17 +74,67 @@ def test_least_number_of_attentions(least):
     assert counts == set(range(least, 4))
 
 
-def test_between_layers_changes_one_layer_and_makes_every_kind_of_change():
-    found = set()
+def test_between_layers_makes_every_kind_of_change():
+    found, swaps = set(), 0
     for i in range(DRAWS):
         genome = random_genome(i)
         child = mutate_between_layers(genome, SPACE, stream(i, "m"), draw_uniformly)
         assert SPACE.contains(child)
-        [layer] = [layer for layer in range(3) if genome[layer] != child[layer]]
-        found.add((layer, genome[layer].kind, child[layer].kind))
+        changed = [layer for layer in range(3) if genome[layer] != child[layer]]
+        if len(changed) == 2:
+            i, j = changed
+            assert (child[i], child[j]) == (genome[j], genome[i])
+            swaps += 1
+        else:
+            [layer] = changed
+            found.add((layer, genome[layer].kind, child[layer].kind))
     kinds = ("convolution", "attention")
     expected = {(layer, a, b) for layer in range(3) for a in kinds for b in kinds}
     assert found == expected - {(layer, "attention", "attention") for layer in range(3)}
+    assert swaps / DRAWS == pytest.approx(1 / 3, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("weights", "is_expected"),
+    [
+        ((1, 0, 0), lambda a, b: a.kind != b.kind),
+        ((0, 1, 0), lambda a, b: a.kind == b.kind == "convolution"),
+        ((0, 0, 1), lambda a, b: True),
+    ],
+)
+def test_proportions_of_changes_between_layers(weights, is_expected):
+    space = dataclasses.replace(SPACE, layer_mutations=weights)
+    sizes = set()
+    for i in range(300):
+        genome = random_genome(i)
+        child = mutate_between_layers(genome, space, stream(i, "m"), draw_uniformly)
+        pairs = [(a, b) for a, b in zip(genome, child, strict=True) if a != b]
+        assert all(is_expected(a, b) for a, b in pairs)
+        sizes.add(len(pairs))
+    # Nothing else is done where the one change is not possible.
+    assert sizes == ({2} if weights[2] else {0, 1} if weights[1] else {1})
+
+
+def test_proportions_of_changes_inside_a_layer():
+    space = dataclasses.replace(SPACE, operation_mutations=(0, 0, 0, 1))
+    for i in range(300):
+        genome = random_genome(i)
+        child = mutate_inside_layer(genome, space, stream(i, "m"), draw_uniformly)
+        assert SPACE.operations(child) == SPACE.operations(genome) and child != genome
+
+
+def test_crossover():
+    whose = np.zeros((DRAWS, 3))
+    for i in range(DRAWS):
+        mine, theirs = random_genome(2 * i), random_genome(2 * i + 1)
+        child = SPACE.crossover(mine, theirs, stream(i, "x"))
+        assert SPACE.contains(child)
+        whose[i] = [a == c != b for a, b, c in zip(mine, theirs, child, strict=True)]
+    assert (whose.mean(0) > 0.35).all() and (whose.mean(0) < 0.65).all()
+    space = BackboneSpace(2, (3,), 10, 1)
+    attends = Genome([SELF_ATTENTION, Convolution(3)])
+    for i in range(50):
+        assert space.contains(space.crossover(attends, Genome(reversed(attends)), stream(i)))
 
 
 def test_between_layers_where_nothing_can_change():

@@ -14,6 +14,7 @@ from autobert_zero.search.data import Corpus
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.settings import SearchSettings, stream
 from autobert_zero.search.space import BackboneSpace
+from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.supernet import PathSampler, SuperNetwork, train_supernet
 from autobert_zero.search.training import Checkpoint
 
@@ -174,7 +175,7 @@ def test_candidates_train_at_their_own_rate_and_are_scored_on_select(parts, monk
     genome = Genome([Convolution(3), SELF_ATTENTION])
     seen = []
     monkeypatch.setattr(
-        "autobert_zero.search.proxy.train", lambda module, backward, schedule, *a: seen.append(schedule)
+        "autobert_zero.search.proxy.train", lambda module, backward, schedule, *a, **k: seen.append(schedule)
     )
     outcome = proxy.score(genome, supernet)
     [schedule] = seen
@@ -219,12 +220,61 @@ def test_failures_are_outcomes(parts, monkeypatch, error, reason):
     assert outcome["score"] is None and outcome["reason"].startswith(reason)
 
 
-def test_defects_are_raised(parts, monkeypatch):
+def score(parts, supernet_genome=None, *, hurdle=None, repetition=0, stop=None, **changes):
     settings, corpus, _, supernet = parts
-    proxy = MaskedLMProxy(settings, corpus, torch.device("cpu"))
+    settings = dataclasses.replace(settings, **changes)
+    genome = supernet_genome or Genome([Convolution(3), SELF_ATTENTION])
+    return MaskedLMProxy(settings, corpus, torch.device("cpu"), stop).score(genome, supernet, hurdle, repetition)
+
+
+def test_a_defect_is_an_outcome_and_logged(parts, monkeypatch, caplog):
     monkeypatch.setattr(AutoBertZeroForMaskedLM, "forward", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        proxy.score(Genome([Convolution(3), SELF_ATTENTION]), supernet)
+    outcome = score(parts)
+    assert outcome["score"] is None and outcome["reason"] == "ZeroDivisionError: division by zero"
+    assert "Traceback" in caplog.text
+
+
+def test_a_stop_is_no_outcome(parts):
+    with pytest.raises(Stopped, match="max_seconds are over"):
+        score(parts, stop=Stop(max_seconds=0))
+
+
+def test_a_candidate_out_of_time(parts):
+    outcome = score(parts, candidate_seconds=1e-9)
+    assert outcome["score"] is None and outcome["reason"] == "TimeoutError: candidate_seconds: expected at most 1e-09"
+    assert score(parts, candidate_seconds=100.0)["reason"] is None
+
+
+def test_a_slow_candidate_is_not_trained(parts, monkeypatch):
+    assert score(parts)["costs"] == {}
+    assert score(parts, max_latency=1e6)["costs"]["latency"] > 0
+    assert score(parts, objectives=["score", "latency"])["costs"]["latency"] > 0
+    monkeypatch.setattr(MaskedLMProxy, "train", lambda *a: pytest.fail("trained"))
+    outcome = score(parts, max_latency=1e-6)
+    assert outcome["score"] is None and outcome["reason"].startswith("LatencyExceeded: expected at most 1e-06 ms, got")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_hurdle(parts, share, monkeypatch):
+    steps = []
+    original = Corpus.batch
+    monkeypatch.setattr(Corpus, "batch", lambda self, *a: steps.append(a) or original(self, *a))
+    without = score(parts, candidate_steps=4)
+    assert without["hurdle"] is None
+    parts = (dataclasses.replace(parts[0], hurdle=share, candidate_steps=4), *parts[1:])
+    first = score(parts)  # nobody came there before
+    assert first["score"] == without["score"] and math.isfinite(first["hurdle"])
+    assert score(parts, hurdle=first["hurdle"])["score"] == without["score"]
+    steps.clear()
+    dropped = score(parts, hurdle=first["hurdle"] + 1e-6)
+    assert dropped["status"] == "dropped" and dropped["score"] is None and dropped["hurdle"] == first["hurdle"]
+    assert "at the hurdle, expected at least" in dropped["reason"]
+    assert len(steps) == 4 * share
+
+
+def test_repetitions_differ_and_can_be_repeated(parts):
+    scores = [score(parts, repetition=repetition)["score"] for repetition in (0, 1, 2, 1)]
+    assert scores[1] == scores[3] and len(set(scores)) == 3
 
 
 def test_all_candidates_see_the_same_batches(parts, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from autobert_zero.search.stopping import Stopped
 from autobert_zero.search.training import Checkpoint, Schedule, train
 
 
@@ -43,6 +44,27 @@ def test_training_learns():
     losses = []
     train(module, backward_of(module), Schedule(300, 0.03), progress=lambda done, loss: losses.append(loss))
     assert len(losses) == 300 and sum(losses[-20:]) < 0.3 * sum(losses[:20])
+
+
+def test_a_training_that_is_stopped_writes_a_checkpoint(tmp_path):
+    expected = make()
+    train(expected, backward_of(expected), Schedule(12, 0.03))
+    done = []
+
+    def check():
+        if len(done) in (5, 12):
+            raise Stopped("enough", 0)
+
+    path = tmp_path / "checkpoint.safetensors"
+    module = make()
+    arguments = (module, backward_of(module), Schedule(12, 0.03), Checkpoint(path, "this", 1e9))
+    with pytest.raises(Stopped):
+        train(*arguments, lambda step, loss: done.append(step), check)
+    assert Checkpoint(path, "this", 0).step() == 5
+    with pytest.raises(Stopped):
+        train(*arguments, lambda step, loss: done.append(step), check)
+    assert done == list(range(1, 13)) and Checkpoint(path, "this", 0).step() == 12
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("stops", [(1,), (5,), (3, 4, 11)])

@@ -1,0 +1,41 @@
+"""Several objectives: fronts of what nothing beats in all of them, and NSGA-II's order (Deb et al., 2002). Pure."""
+
+import numpy as np
+
+
+def non_dominated_fronts(values: np.ndarray) -> list[np.ndarray]:
+    """Indices of the rows of `values` (points, objectives; lower is better), front by front.
+
+    A point dominates another if it is nowhere worse and somewhere better. The first front is dominated by none, the
+    next by none but the first, and so on.
+    """
+    no_worse = np.all(values[:, None] <= values[None], axis=2)
+    dominates = no_worse & ~no_worse.T
+    fronts: list[np.ndarray] = []
+    left = np.arange(len(values))
+    while len(left):
+        dominated = dominates[np.ix_(left, left)].any(0)
+        fronts.append(left[~dominated])
+        left = left[dominated]
+    return fronts
+
+
+def crowding_distances(values: np.ndarray) -> np.ndarray:
+    """How far the neighbours of each point of a front are, summed over the objectives; infinite at the ends."""
+    distances = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        spread = column[order[-1]] - column[order[0]]
+        distances[order[[0, -1]]] = np.inf
+        if spread > 0:
+            distances[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / spread
+    return distances
+
+
+def nsga2_order(values: np.ndarray) -> list[int]:
+    """Indices of all points, the best first: by front, and within a front those in the emptiest place first."""
+    order: list[int] = []
+    for front in non_dominated_fronts(values):
+        distances = crowding_distances(values[front])
+        order += front[np.argsort(-distances, kind="stable")].tolist()
+    return order

@@ -1,0 +1,485 @@
+"""A run: text, super-network, search, final training, each continued where it stopped. Says on standard output how far.
+
+The pure side (space, strategy, history) and the torch side (super-network, proxy) meet here: evaluation is handed to
+the loop.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import filelock
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
+from autobert_zero.search import reporting
+from autobert_zero.search.data import Corpus
+from autobert_zero.search.evolution import HistoryMismatch, evolve, first_generation
+from autobert_zero.search.factory import make_sizes, make_space, make_strategy
+from autobert_zero.search.history import History
+from autobert_zero.search.proxy import MaskedLMProxy
+from autobert_zero.search.records import Archive, Record, pareto_front
+from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.stopping import Stop
+from autobert_zero.search.supernet import PathSampler, SuperNetwork, train_supernet
+from autobert_zero.search.training import Checkpoint, seed_torch
+from autobert_zero.search.workers import Workers
+
+
+# So many failures one after the other have one cause, and it is not in the candidates.
+MAX_FAILURES_IN_A_ROW = 20
+
+
+class UsageError(Exception):
+    """Bad input: its message is for the user, and the exit code 2."""
+
+
+class SearchFailed(Exception):
+    """No candidate can be evaluated, or none of the best can be trained."""
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Progress:
+    """A bar on the main process: on a terminal it moves; in a pipe it is a line now and then."""
+
+    def __init__(self, description: str, total: int, initial: int = 0, unit: str = "step", enabled: bool = True):
+        on_terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            initial=initial,
+            desc=description,
+            unit=unit,
+            mininterval=0.2 if on_terminal else 10.0,
+            maxinterval=10.0,
+            dynamic_ncols=on_terminal,
+            bar_format=None if on_terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]\n",
+            disable=not enabled,
+        )
+
+    def __call__(self, done: int, loss: float | None = None, **values: float | None) -> None:
+        values = {"loss": loss, **values}
+        self.bar.set_postfix({k: f"{v:.3f}" for k, v in values.items() if v is not None}, refresh=False)
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def hold_folder(settings: SearchSettings) -> contextlib.AbstractContextManager:
+    """Make the folder, see that it can be written, and hold it against a second run until the context ends."""
+    folder = Path(settings.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(folder / ".lock", timeout=0).acquire()
+        probe = folder / ".probe"
+        probe.write_bytes(bytes(1 << 16))
+        probe.unlink()
+    except filelock.Timeout:
+        raise UsageError(f"output_dir: {folder} is in use by another run") from None
+    except OSError as error:
+        raise UsageError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
+    return held
+
+
+class Run:
+    """A search, in one process of an Accelerate job. `execute` is the whole of it.
+
+    Raises: UsageError for bad input, before anything is trained; Stopped in order; SearchFailed.
+    """
+
+    def __init__(self, settings: SearchSettings, accelerator: accelerate.Accelerator, stop: Stop):
+        self.settings = settings
+        self.accelerator = accelerator
+        self.stop = stop
+        self.main = accelerator.is_main_process
+        self.folder = Path(settings.output_dir)
+        self.seconds: dict[str, float] = {}
+
+    def execute(self) -> None:
+        with contextlib.ExitStack() as held:
+            if self.main:
+                held.enter_context(hold_folder(self.settings))
+            self._describe_machine()
+            with self._phase("text"):
+                self._read_corpus()
+            self._make_space()
+            history = held.enter_context(self._open_history()) if self.main else None
+            summary = self._finished() if self.main else None
+            if broadcast_object_list([summary is not None])[0]:
+                self.say(f"{self.folder} holds this run, finished.")
+            else:
+                if self.main and self.settings.log_with:
+                    flat = {
+                        k: v if isinstance(v, int | float | str) else str(v)
+                        for k, v in self.settings.to_dict().items()
+                    }
+                    self.accelerator.init_trackers("autobert_zero_search", flat)
+                self.proxy = MaskedLMProxy(self.settings, self.corpus, self.accelerator.device, self.stop)
+                with self._phase("super-network"):
+                    self.supernet = self._train_supernet()
+                workers = Workers(self.accelerator, self._run_job, self.folder / "results", self.stop.check)
+                if history is None:
+                    workers.serve()
+                    return
+                with self._phase("search"):
+                    status = self._search(history, workers)
+                with self._phase("finalists"):
+                    finalists = self._repeat(history, workers)
+                with self._phase("final training"):
+                    results, winner = self._train_final(finalists, workers)
+                workers.release()
+                summary = self._summarize(history, status, results, finalists, winner)
+                self._save(summary)
+            if summary:
+                self._show(summary)
+
+    def say(self, text: str = "") -> None:
+        if self.main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def _agree(self, value: Any, otherwise: str) -> None:
+        """Raise UsageError in all processes unless `value` is the same in all."""
+        if len(set(gather_object([value]))) > 1:
+            raise UsageError(otherwise)
+
+    def _checkpoint(self, name: str, identity: str) -> Checkpoint:
+        path = self.folder / f"{name}.safetensors"
+        return Checkpoint(path, f"{name} {identity}", self.settings.checkpoint_seconds)
+
+    # The phases
+
+    def _describe_machine(self) -> None:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = self.settings.num_threads or max(1, cores // local)
+        torch.set_num_threads(threads)
+        count = self.accelerator.num_processes
+        self.say(
+            f"Search in {self.folder}: {count} process{'es'[: 2 * (count > 1)]} on {self.accelerator.device.type}, "
+            f"{threads} thread{'s'[: threads > 1]} each, seed {self.settings.seed}."
+        )
+
+    def _read_corpus(self) -> None:
+        try:
+            self.corpus = corpus = Corpus.build(self.settings)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        tokens = ", ".join(f"{count:,} to {role}" for role, count in corpus.num_tokens().items())
+        self.say(f"Text: {self._source()}; tokens: {tokens}; vocabulary {len(corpus.tokenizer):,}.")
+        self.identity = _digest([self.settings.identity(), corpus.digest()])
+        self._agree(self.identity, "processes differ in settings or text: give all of them the same command and files")
+
+    def _make_space(self) -> None:
+        settings = self.settings
+        self.sizes = make_sizes(settings, len(self.corpus.tokenizer))
+        self.space = make_space(settings, self.sizes)
+        try:
+            self.strategy = make_strategy(settings, self.space)
+            first = first_generation(self.space, self.strategy, settings.seed)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        self.paths = PathSampler(self.space, settings, [record.genome for record in first])
+
+    def _source(self) -> str:
+        settings = self.settings
+        if settings.train_file:
+            return ", ".join(os.path.basename(path) for path in settings.train_file)
+        return settings.dataset_name or f"the language reference of Python {platform.python_version()}"
+
+    def _open_history(self) -> History:
+        header = {
+            "settings": self.settings.identity(),
+            "data": {"digest": self.corpus.digest(), "tokens": self.corpus.num_tokens()},
+            "seed": self.settings.seed,
+            "threads": torch.get_num_threads(),
+            "versions": reporting.versions(),
+        }
+        try:
+            history = History(self.folder / "history.jsonl", header, identity=("settings", "data"))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        for name in ("versions", "threads"):
+            if history.header.get(name) != header[name]:
+                self.say(
+                    f"The {name} differ from those that this run began with, {history.header.get(name)}: "
+                    "scores may differ, too."
+                )
+        reporting.write_json(self.folder / "settings.json", self.settings.to_dict())
+        return history
+
+    def _finished(self) -> dict[str, Any] | None:
+        try:
+            summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return summary if summary["identity"] == self._full_identity() else None
+
+    def _full_identity(self) -> str:
+        """Of the run and of what comes after its history."""
+        names = ("max_evaluations", "finalists", "finalist_repetitions", "final_steps")
+        return _digest([self.identity, *(getattr(self.settings, name) for name in names)])
+
+    def _train_supernet(self) -> SuperNetwork:
+        settings = self.settings
+        seed_torch(settings.seed, "supernet")
+        tokenizer = self.corpus.tokenizer
+        supernet = SuperNetwork(settings, len(tokenizer), tokenizer.pad_token_id).to(self.accelerator.device)
+        # Checkpoints of the super-network and of two final trainings, each thrice its weights and once more in writing.
+        required = 12 * sum(p.numel() * p.element_size() for p in supernet.parameters())
+        if self.main and (free := shutil.disk_usage(self.folder).free) < required:
+            raise UsageError(
+                f"output_dir: expected {required >> 20} MiB free in {self.folder}, got {free >> 20} MiB: "
+                "not enough for the checkpoints of this run"
+            )
+        checkpoint = self._checkpoint("supernet", self.identity)
+        checkpoint.writes = self.main
+        self._agree(checkpoint.step(), "output_dir: expected one folder that all processes share, got several")
+        progress = Progress("super-network", settings.supernet_steps, enabled=self.main)
+
+        def report(done: int, loss: float) -> None:
+            progress(done, loss)
+            self._log({"supernet/loss": loss}, done)
+
+        train_supernet(supernet, self.paths, self.corpus, settings, self.accelerator, checkpoint, report, self.stop)
+        progress.close()
+        return supernet
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        if self.main and self.settings.log_with:
+            self.accelerator.log(values, step=step)
+
+    def _run_job(self, job: dict[str, Any]) -> dict[str, Any]:
+        genome = Genome.from_list(job["genome"])
+        if job["kind"] == "score":
+            return self.proxy.score(genome, self.supernet, job["hurdle"], job["repetition"])
+        progress = Progress(f"train {job['name']}", self.settings.final_steps, enabled=self.main)
+        try:
+            checkpoint = self._checkpoint(f"final-{job['name']}", self._full_identity())
+            model = self.proxy.train_from_scratch(genome, checkpoint, progress)
+            loss = self.proxy.loss(model, "report")
+        except FloatingPointError as error:
+            return {"loss": None, "reason": str(error)}
+        finally:
+            progress.close()
+        return {"loss": loss, "parameters": sum(p.numel() for p in model.parameters())}
+
+    def _score_job(self, genome: Genome, hurdle: float | None = None, repetition: int = 0) -> dict[str, Any]:
+        job = {"kind": "score", "genome": genome.to_list(), "hurdle": hurdle, "repetition": repetition}
+        return {**job, "run": self.identity}
+
+    def _search(self, history: History, workers: Workers) -> str:
+        settings = self.settings
+        progress = Progress("candidates", settings.max_evaluations, len(history), "candidate")
+        archive = Archive(history)
+        failures = 0
+
+        def submit(record: Record, visible: Archive) -> Callable[[], Record]:
+            hurdle = None if settings.hurdle is None else visible.hurdle(settings.hurdle_share)
+            wait = workers.submit(f"candidate-{record.index}", self._score_job(record.genome, hurdle))
+
+            def evaluated() -> Record:
+                nonlocal failures
+                workers.forget(f"candidate-{record.index - 1}")  # the history has it
+                outcome = wait()
+                outcome["costs"] = {**self.sizes.of(record.genome), **outcome["costs"]}
+                done = record.evaluated(**outcome)
+                archive.append(done)
+                failures = failures + 1 if done.status == "failed" else 0
+                if failures == MAX_FAILURES_IN_A_ROW:
+                    raise SearchFailed(f"{failures} candidates failed one after the other, the last by: {done.reason}")
+                [best] = archive.best(1) or [None]
+                progress(done.index + 1, best=best and best.score)
+                self._log_candidate(done, best)
+                return done
+
+            return evaluated
+
+        try:
+            status = evolve(
+                self.space,
+                self.strategy,
+                submit,
+                history,
+                settings.seed,
+                settings.max_evaluations,
+                settings.lookahead,
+            )
+        except HistoryMismatch as error:  # no other ValueError: one from a candidate's training is a defect
+            raise UsageError(str(error)) from None
+        finally:
+            progress.close()
+        return status
+
+    def _log_candidate(self, record: Record, best: Record | None) -> None:
+        values = {f"candidate/{name}": value for name, value in record.costs.items()}
+        values |= {"candidate/generation": record.generation, "candidate/seconds": record.seconds}
+        if record.score is not None and best:
+            values |= {"candidate/score": record.score, "candidate/best_score": best.score}
+        self._log(values, self.settings.supernet_steps + record.index + 1)
+
+    def _repeat(self, history: History, workers: Workers) -> list[dict[str, Any]]:
+        """The best candidates, scored again by other seeds, the best of those scores first.
+
+        The best score of many is so in part by luck; what is repeated for all of a few has none of it.
+        """
+        found = Archive(history).best(self.settings.finalists)
+        if not found:
+            raise SearchFailed(f"no candidate could be evaluated; the last one: {history[-1].reason}")
+        repetitions = range(1, self.settings.finalist_repetitions + 1)
+        jobs = {
+            f"finalist-{record.index}-{repetition}": self._score_job(record.genome, repetition=repetition)
+            for record in found
+            for repetition in repetitions
+        }
+        results = dict(zip(jobs, workers.map(jobs), strict=True))
+        finalists = []
+        for record in found:
+            scores = [results[f"finalist-{record.index}-{repetition}"]["score"] for repetition in repetitions]
+            mean = math.nan if None in scores else statistics.fmean(scores or [record.score])
+            error = (
+                statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 and None not in scores else None
+            )
+            finalists.append(
+                {
+                    "index": record.index,
+                    "score": record.score,
+                    "repeated": scores,
+                    "mean": None if math.isnan(mean) else mean,
+                    "standard_error": error,
+                    "genome": record.genome.to_list(),
+                }
+            )
+        return sorted(finalists, key=lambda f: (f["mean"] is None, -(f["mean"] or 0)))
+
+    def _train_final(
+        self, finalists: list[dict[str, Any]], workers: Workers
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        """Report losses of the best finalist that can be trained from scratch and of a BERT of its depth and width."""
+        bert = Genome([SELF_ATTENTION] * self.settings.num_hidden_layers)
+
+        def train(name: str, genome: list) -> Callable[[], dict[str, Any]]:
+            return workers.submit(
+                f"final-{name}", {"kind": "train", "name": name, "genome": genome, "run": self._full_identity()}
+            )
+
+        waits = [train(str(finalists[0]["index"]), finalists[0]["genome"]), train("bert", bert.to_list())]
+        first, of_bert = (wait() for wait in waits)
+        for number, finalist in enumerate(finalists):
+            result = first if number == 0 else train(str(finalist["index"]), finalist["genome"])()
+            if result["loss"] is not None:
+                return {"AutoBERT-Zero (found)": result, "BERT": of_bert}, finalist
+            self.say(f"Candidate {finalist['index']} cannot be trained: {result['reason']}. The next best is taken.")
+        raise SearchFailed("none of the finalists can be trained; try a lower learning_rate in another output_dir")
+
+    def _summarize(
+        self,
+        history: History,
+        status: str,
+        results: dict[str, dict[str, Any]],
+        finalists: list[dict[str, Any]],
+        winner: dict[str, Any],
+    ) -> dict[str, Any]:
+        settings, corpus = self.settings, self.corpus
+        unigram = {"loss": corpus.unigram_loss("report", settings.eval_sequences), "parameters": None}
+        results = {**results, "unigram": unigram}
+        objectives = settings.objectives
+        front = [
+            {"index": record.index, "score": record.score, "costs": record.costs, "genome": record.genome.to_list()}
+            for record in (pareto_front(history, objectives) if len(objectives) > 1 else [])
+        ]
+        batch_tokens = settings.batch_size * settings.sequence_length
+        return {
+            "identity": self._full_identity(),
+            "status": status,
+            "best": winner,
+            "finalists": finalists,
+            "front": front,
+            "results": {
+                name: {**result, "perplexity": None if result["loss"] is None else math.exp(result["loss"])}
+                for name, result in results.items()
+            },
+            "counts": {
+                "evaluated": len(history),
+                "failed": sum(record.status == "failed" for record in history),
+                "dropped": sum(record.status == "dropped" for record in history),
+                "duplicates avoided": sum(record.duplicates for record in history),
+            },
+            "tokens": {
+                **corpus.num_tokens(),
+                "supernet": settings.supernet_steps * settings.paths_per_step * batch_tokens,
+                "candidate_each": settings.candidate_steps * batch_tokens,
+                "final_each": settings.final_steps * batch_tokens,
+            },
+            "seconds_of_last_session": self.seconds,
+            "seconds_of_candidates": sum(record.seconds for record in history),
+            "seed": settings.seed,
+            "data": {"source": self._source(), "digest": corpus.digest()},
+            "machine": {
+                "processes": self.accelerator.num_processes,
+                "threads": torch.get_num_threads(),
+                "device": self._device_name(),
+                "cores": os.cpu_count(),
+            },
+            "command": shlex.join(["python", "-m", "autobert_zero.search", *sys.argv[1:]]),
+            "versions": reporting.versions(),
+            "commit": reporting.commit(),
+            "settings": settings.to_dict(),
+        }
+
+    def _device_name(self) -> str:
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.get_device_name(self.accelerator.device)
+        return platform.processor() or platform.machine()
+
+    def _save(self, summary: dict[str, Any]) -> None:
+        """`model/` as a whole (weights, configuration, tokenizer, the two code files, card), then the summary."""
+        genome = Genome.from_list(summary["best"]["genome"])
+        checkpoint = self._checkpoint(f"final-{summary['best']['index']}", summary["identity"])
+        model = self.proxy.train_from_scratch(genome, checkpoint)  # is done: only loads
+        model.config.sparse_prediction = False
+        folder, temporary = self.folder / "model", self.folder / "model.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        self.corpus.tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(reporting.model_card(summary), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        reporting.write_json(self.folder / "summary.json", summary)
+        for path in self.folder.glob("final-*.safetensors"):
+            path.unlink()
+        shutil.rmtree(self.folder / "results")
+
+    def _show(self, summary: dict[str, Any]) -> None:
+        counts = summary["counts"]
+        genome = Genome.from_list(summary["best"]["genome"])
+        self.say(
+            f"\nBest of {counts['evaluated']} candidates ({counts['failed']} failed, {counts['dropped']} dropped; {summary['status']}):\n"
+        )
+        self.say(reporting.genome_table(genome))
+        self.say(f"\nTrained from scratch on {summary['tokens']['final_each']:,} tokens each:\n")
+        self.say(reporting.results_table(summary))
+        self.say(f"\nModel: {self.folder / 'model'}")

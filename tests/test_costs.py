@@ -1,0 +1,56 @@
+"""Costs of a genome, against the model itself; spaces within limits."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from autobert_zero.configuration_autobert_zero import Attention
+from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.search.costs import LimitedSpace, Sizes
+from autobert_zero.search.evolution import evolve
+from autobert_zero.search.settings import stream
+from autobert_zero.search.strategies import OpNas
+
+from .conftest import HEADS, HIDDEN, SPACE, TOKENS, VOCAB, random_genome, tiny_config
+
+
+SIZES = Sizes(HIDDEN, HEADS, 37, VOCAB, max_position_embeddings=32, tokens=TOKENS)
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_costs_are_those_of_the_model(number):
+    genome = random_genome(number)
+    model = AutoBertZeroForMaskedLM(tiny_config(genome))
+    assert SIZES.parameters(genome) == sum(p.numel() for p in model.parameters())
+    model.config._attn_implementation = "eager"
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.autobert_zero(torch.full((1, TOKENS), 5))
+    # Torch's counter knows no distances.
+    attentions = [gene.expression for gene in genome if isinstance(gene, Attention)]
+    distances = [node for e in attentions for node in e.nodes() if node.name == "euclidean_distance"]
+    lengths = {"n": TOKENS, "d": HIDDEN // HEADS}
+    expected = counter.get_total_flops() + 2 * HEADS * sum(
+        lengths[node.type[0]] * lengths[node.type[1]] * lengths[node.operands[0].type[1]] for node in distances
+    )
+    assert SIZES.flops(genome) == expected
+
+
+def test_a_search_within_limits():
+    limit = sorted(SIZES.parameters(random_genome(i)) for i in range(100))[20]
+    space = LimitedSpace(SPACE, SIZES.of, {"parameters": limit})
+    assert not space.contains(max((random_genome(i) for i in range(100)), key=SIZES.parameters))
+    history = []
+
+    def submit(record, archive):
+        return lambda: record.evaluated(score=float(SIZES.parameters(record.genome)))
+
+    evolve(space, OpNas(space, 8, 2, 3, crossover_probability=0.5), submit, history, 0, 80)
+    assert len(history) == 80 and all(space.contains(record.genome) for record in history)
+
+
+def test_limits_that_nothing_keeps():
+    space = LimitedSpace(SPACE, SIZES.of, {"parameters": 10, "flops": 1e12})
+    with pytest.raises(ValueError, match=r"max_parameters=10, max_flops=.*: expected limits that some genomes keep"):
+        space.random(stream(0))
+    genome = random_genome(0)
+    assert space.mutate(genome, stream(0)) == genome

@@ -1,0 +1,78 @@
+"""Records, their archive, and the order of several objectives."""
+
+import numpy as np
+import pytest
+
+from autobert_zero.search.pareto import crowding_distances, non_dominated_fronts, nsga2_order
+from autobert_zero.search.records import Archive, Record, pareto_front
+
+
+def record(index: int, score: float | None, **fields) -> Record:
+    return Record(index, f"key {index}", index, fields.pop("generation", 0)).evaluated(score=score, **fields)
+
+
+def test_best():
+    archive = Archive([record(0, 1.0), record(1, None, reason="?"), record(2, 3.0), record(3, 1.0), record(4, -5.0)])
+    assert [r.index for r in archive.best(3)] == [2, 0, 3]
+    assert [r.index for r in archive.best(9)] == [2, 0, 3, 4]
+    assert Archive().best(2) == []
+    assert Archive([record(0, None, reason="?")]).best(1) == []
+
+
+def test_status_of_what_was_evaluated():
+    assert record(0, 1.0).status == "ok"
+    assert record(0, None, reason="?").status == "failed"
+    assert record(0, None, reason="?", status="dropped").status == "dropped"
+
+
+def test_hurdle_is_a_quantile_of_those_that_came_there():
+    assert Archive([record(0, 1.0)]).hurdle(0.5) is None
+    archive = Archive([record(i, 0.0, hurdle=float(i)) for i in range(11)] + [record(11, None, reason="?")])
+    assert archive.hurdle(0.3) == pytest.approx(3.0)
+
+
+def dominates(a, b) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_fronts_by_the_definition(objectives):
+    values = np.random.default_rng(objectives).integers(6, size=(60, objectives)).astype(float)
+    left = set(range(60))
+    for front in non_dominated_fronts(values):
+        expected = {i for i in left if not any(dominates(values[j], values[i]) for j in left)}
+        assert set(front.tolist()) == expected
+        left -= expected
+    assert not left
+
+
+def test_crowding():
+    values = np.array([[0.0, 10.0], [1.0, 4.0], [2.0, 3.0], [10.0, 0.0]])
+    assert crowding_distances(values).tolist() == [np.inf, 0.2 + 0.7, 0.9 + 0.4, np.inf]
+    assert crowding_distances(np.ones((3, 2)))[1] == 0  # no spread, no division by it
+
+
+def test_order_is_by_front_and_then_the_emptiest_place():
+    values = np.array([[5.0, 5.0], [0.0, 10.0], [1.0, 4.0], [2.0, 3.0], [10.0, 0.0]])
+    assert nsga2_order(values) == [1, 4, 3, 2, 0]
+
+
+def test_survivors_do_not_depend_on_when_they_were_asked_for():
+    rng = np.random.default_rng(0)
+    records = [
+        record(i, float(rng.random()), costs={"size": float(rng.random())}, generation=i // 5) for i in range(60)
+    ]
+    at_once, step_by_step = Archive(records), Archive()
+    for start in range(0, 60, 5):
+        for r in records[start : start + 5]:
+            step_by_step.append(r)
+        found = step_by_step.survivors(("score", "size"), 8)
+    assert at_once.survivors(("score", "size"), 8) == found
+    assert len(found) == 8
+    assert {r.index for r in pareto_front(records, ("score", "size"))} & {r.index for r in found}
+
+
+def test_pareto_front_leaves_out_what_failed():
+    assert pareto_front([record(0, None, reason="?")], ["score", "size"]) == []
+    records = [record(0, None, reason="?"), record(1, 1.0, costs={"size": 3.0}), record(2, 0.5, costs={"size": 4.0})]
+    assert [r.index for r in pareto_front(records, ["score", "size"])] == [1]

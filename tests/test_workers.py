@@ -1,0 +1,116 @@
+"""The pool of processes: two real ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from autobert_zero.search.workers import Workers
+
+
+_SCRIPT = """
+import os, sys, time
+from accelerate import Accelerator
+from autobert_zero.search.workers import Workers
+accelerator = Accelerator(cpu=True)
+assert accelerator.num_processes == 2
+def run(job):
+    with open(sys.argv[1] + "/started", "a") as file:
+        print(job, os.getpid(), file=file)
+    time.sleep(job)
+    return [job, os.getpid()]
+workers = Workers(accelerator, run, sys.argv[1] + "/results")
+"""
+
+
+def launch(script: Path, code: str) -> subprocess.Popen:
+    script.write_text(_SCRIPT + code + "accelerator.end_training()\n")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(script.parent)]
+    return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def results(process: subprocess.Popen) -> list:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return [json.loads(line.split(" ", 1)[1]) for line in out.splitlines() if line.startswith("RESULTS")]
+
+
+def test_two_processes_share_the_work(tmp_path):
+    """Every job is done by one of two real processes, both do some, and they can be let go and called again."""
+    code = """
+for jobs in ([1.0] + [0.1] * 7, [], [0.0, 0.1, 0.0]):
+    if accelerator.is_main_process:
+        print("RESULTS", list(workers.map({f"{len(jobs)}-{i}": job for i, job in enumerate(jobs)})), flush=True)
+        workers.release()
+    else:
+        workers.serve()
+"""
+    rounds = results(launch(tmp_path / "jobs.py", code))
+    assert [[job for job, _ in results] for results in rounds] == [[1.0] + [0.1] * 7, [], [0.0, 0.1, 0.0]]
+    by = {pid: [job for job, p in rounds[0] if p == pid] for _, pid in rounds[0]}
+    assert len(by) == 2
+    # While one had the slow job, the other took all that was left.
+    assert sorted(map(len, by.values())) == [1, 7]
+
+
+def test_jobs_that_come_while_others_wait(tmp_path):
+    """The main process hands out more before it has waited for all; what nobody has taken is dropped at the end."""
+    code = """
+if accelerator.is_main_process:
+    waits = [workers.submit(f"a{i}", 0.1) for i in range(3)]
+    first = waits[0]()
+    waits += [workers.submit(f"b{i}", 0.1) for i in range(3)]
+    print("RESULTS", [first] + [wait() for wait in waits[1:]], flush=True)
+    for i in range(20):
+        workers.submit(f"c{i}", 0.5)
+    workers.release()
+else:
+    workers.serve()
+"""
+    [done] = results(launch(tmp_path / "jobs.py", code))
+    assert [job for job, _ in done] == [0.1] * 6
+    started = (tmp_path / "started").read_text().splitlines()
+    assert 6 <= len(started) <= 8  # at most the other process took one or two of the twenty
+
+
+def test_results_outlive_their_processes(tmp_path):
+    """Results that wait for a slow one before them are there after all processes were killed."""
+    code = """
+if accelerator.is_main_process:
+    print("RESULTS", list(workers.map({"slow": 3.0, "b": 0.01, "c": 0.02, "d": 0.03})), flush=True)
+    workers.release()
+else:
+    workers.serve()
+"""
+    process = launch(tmp_path / "jobs.py", code)
+    while not (tmp_path / "results" / "d.json").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    started = (tmp_path / "started").read_text().split()
+    for pid in {int(pid) for pid in started[1::2]}:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    (tmp_path / "started").unlink()
+    [done] = results(launch(tmp_path / "jobs.py", code))
+    assert [job for job, _ in done] == [3.0, 0.01, 0.02, 0.03]
+    assert [line.split()[0] for line in (tmp_path / "started").read_text().splitlines()] == ["3.0"]
+
+
+def test_one_process(tmp_path):
+    done = []
+    workers = Workers(Accelerator(cpu=True), lambda job: done.append(job) or job + 1, tmp_path / "results")
+    assert list(workers.map({"a": 1, "b": 2})) == [2, 3] and done == [1, 2]
+    # A result that is left is taken, if it is of the same job and not damaged.
+    (tmp_path / "results" / "b.json").write_text("{")
+    assert list(workers.map({"a": 1, "b": 2})) == [2, 3] and done == [1, 2, 2]
+    assert list(workers.map({"a": 5})) == [6] and done == [1, 2, 2, 5]
+    workers.forget("a")
+    workers.forget("never was")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["b.json"]
+    workers.release()
