@@ -10,9 +10,10 @@ The textual syntax of expressions, the symbolic types and the size limits are th
 This file has no torch: it travels with every saved model and is read by tools that never build one.
 """
 
+import functools
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
@@ -60,7 +61,8 @@ def type_name(type_: str) -> str:
     return "×".join(type_)
 
 
-def _result_type(name: str, operand_types: Sequence[str]) -> str:
+@functools.cache
+def _result_type(name: str, operand_types: tuple[str, ...]) -> str:
     """Type of operation `name` on operands of the given types, or `ValueError`."""
     operands, result = OPERATIONS[name].split("->")
     expected = operands.split(",")
@@ -102,7 +104,7 @@ class Expression:
         elif self.name in INPUTS:
             raise ValueError(f"{self.name} is an input and takes no operands, got {len(self.operands)}")
         elif self.name in OPERATIONS:
-            type_ = _result_type(self.name, [operand.type for operand in self.operands])
+            type_ = _result_type(self.name, tuple(operand.type for operand in self.operands))
         else:
             raise ValueError(
                 f"unknown name {self.name!r}: expected an input ({', '.join(INPUTS)}) "
@@ -171,17 +173,21 @@ class Expression:
             raise ValueError(f"expression: expected a string, got {type(text).__name__}")
         if len(text) > MAX_CHARACTERS:
             raise ValueError(f"expression: expected at most {MAX_CHARACTERS} characters, got {len(text)}")
-        expression = _Parser(text).parse()
-        if expression.type != RESULT_TYPE:
-            raise ValueError(
-                f"expression: expected a result of type {type_name(RESULT_TYPE)}, "
-                f"got {type_name(expression.type)} from {text!r}"
-            )
-        if len(expression.nodes()) > MAX_NODES:
-            raise ValueError(
-                f"expression: expected at most {MAX_NODES} nodes, got {len(expression.nodes())} in {text!r}"
-            )
-        return expression
+        return _parse(text)
+
+
+# Genomes of a search share most of their expressions: read once, they are also one object.
+@functools.lru_cache(maxsize=1 << 16)
+def _parse(text: str) -> Expression:
+    expression = _Parser(text).parse()
+    if expression.type != RESULT_TYPE:
+        raise ValueError(
+            f"expression: expected a result of type {type_name(RESULT_TYPE)}, "
+            f"got {type_name(expression.type)} from {text!r}"
+        )
+    if len(expression.nodes()) > MAX_NODES:
+        raise ValueError(f"expression: expected at most {MAX_NODES} nodes, got {len(expression.nodes())} in {text!r}")
+    return expression
 
 
 class _Parser:
@@ -264,18 +270,19 @@ class Attention:
 Gene = Convolution | Attention
 
 
+_FIELDS = {Convolution.kind: "kernel_size", Attention.kind: "expression"}
+
+
 def _gene_from_dict(gene: Any) -> Gene:
     if not isinstance(gene, dict):
         raise ValueError(f"expected an object with 'kind', got {gene!r}")
-    fields = {Convolution.kind: "kernel_size", Attention.kind: "expression"}
     kind = gene.get("kind")
-    if not isinstance(kind, str) or kind not in fields:
-        raise ValueError(f"kind: expected one of {list(fields)}, got {kind!r}")
-    if set(gene) != {"kind", fields[kind]}:
-        raise ValueError(f"expected the fields ['kind', {fields[kind]!r}], got {sorted(map(str, gene))}")
-    if kind == Convolution.kind:
-        return Convolution(gene["kernel_size"])
-    return Attention(Expression.parse(gene["expression"]))
+    if not isinstance(kind, str) or kind not in _FIELDS:
+        raise ValueError(f"kind: expected one of {list(_FIELDS)}, got {kind!r}")
+    if len(gene) != 2 or _FIELDS[kind] not in gene:
+        raise ValueError(f"expected the fields ['kind', {_FIELDS[kind]!r}], got {sorted(map(str, gene))}")
+    value = gene[_FIELDS[kind]]
+    return Convolution(value) if kind == Convolution.kind else Attention(Expression.parse(value))
 
 
 class Genome(tuple[Gene, ...]):

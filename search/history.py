@@ -5,10 +5,10 @@ A last line that a crash tore off is dropped with a warning; damage anywhere els
 """
 
 import dataclasses
+import gc
 import json
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,59 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"expected a finite number, got {constant}")
 
 
+def read_history(path: str | os.PathLike) -> tuple[dict[str, Any], list[Record]]:
+    """Header and records of a history, which is left as it is; also while its run writes it.
+
+    Raises: ValueError that names the line, for a file that is damaged elsewhere than in a torn last line.
+    """
+    header, records, _ = _read(Path(path))
+    if header is None:
+        raise ValueError(f"{path}: expected a history, got a file without a complete line")
+    return header, records
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, list[Record], int]:
+    """Header (None without a complete line), records, and how many bytes the complete lines take."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    header = None
+    records: list[Record] = []
+    collecting = gc.isenabled()
+    gc.disable()  # all that is made here stays; the collector would go through it again and again
+    try:
+        for number, line in enumerate(lines, start=1):
+            try:
+                if len(line) > MAX_LINE_BYTES:
+                    raise ValueError(f"expected at most {MAX_LINE_BYTES} bytes, got {len(line)}")
+                value = json.loads(line, parse_constant=_refuse)
+                if number == 1:
+                    header = _check_header(value)
+                else:
+                    records.append(_check_order(_decode(value), records))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    finally:
+        if collecting:
+            gc.enable()
+    return header, records, sum(map(len, lines))
+
+
+def _check_header(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise ValueError(f"expected a header with schema {SCHEMA}, got {value!r:.200}")
+    return value
+
+
+def _check_order(record: Record, earlier: list[Record]) -> Record:
+    least = earlier[-1].generation if earlier else 0
+    if record.index != len(earlier):
+        raise ValueError(f"index: expected {len(earlier)}, got {record.index}")
+    if record.generation < least:
+        raise ValueError(f"generation: expected at least {least}, got {record.generation}")
+    return record
+
+
 class History(list[Record]):
     """A list of records that also lives on disk: `append` returns when the record is safe.
 
@@ -70,47 +123,26 @@ class History(list[Record]):
     """
 
     def __init__(self, path: str | os.PathLike, header: dict[str, Any], identity: tuple[str, ...]):
-        super().__init__()
         self.path = Path(path)
         header = json.loads(json.dumps({"schema": SCHEMA, **header}))
-        lines, length = self._read_lines()
+        found, records, length = _read(self.path)
+        super().__init__(records)
+        if found is not None:
+            self._compare(found, header, identity)
+        self.header = found or header
         self._file = open(self.path, "ab")  # noqa: SIM115 (open as long as the history)
         try:
-            if lines:
-                self.header = self._check_header(lines[0], header, identity)
-                self._replay(lines[1:])
-                if length < self.path.stat().st_size:
-                    warnings.warn(f"{self.path}: dropped a torn last line", stacklevel=2)
-                    self._file.truncate(length)
-            else:
-                self.header = header
+            if found is None:
                 self._file.truncate(0)
                 self._write(header)
+            elif length < self.path.stat().st_size:
+                warnings.warn(f"{self.path}: dropped a torn last line", stacklevel=2)
+                self._file.truncate(length)
         except BaseException:
             self._file.close()
             raise
 
-    def _read_lines(self) -> tuple[list[bytes], int]:
-        """The complete lines of the file, and how many bytes they take."""
-        if not self.path.exists():
-            return [], 0
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()
-        return lines, sum(map(len, lines))
-
-    def _parse(self, number: int, line: bytes, read: Callable[[Any], Any]) -> Any:
-        try:
-            if len(line) > MAX_LINE_BYTES:
-                raise ValueError(f"expected at most {MAX_LINE_BYTES} bytes, got {len(line)}")
-            return read(json.loads(line, parse_constant=_refuse))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.path}, line {number}: {error}") from None
-
-    def _check_header(self, line: bytes, header: dict[str, Any], identity: tuple[str, ...]) -> dict[str, Any]:
-        found = self._parse(1, line, lambda value: value)
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-            raise ValueError(f"{self.path}, line 1: expected a header with schema {SCHEMA}, got {found!r:.200}")
+    def _compare(self, found: dict[str, Any], header: dict[str, Any], identity: tuple[str, ...]) -> None:
         differences = []
         for name in identity:
             old, new = found.get(name), header.get(name)
@@ -124,19 +156,6 @@ class History(list[Record]):
                 f"{self.path} is the history of another run: expected {', '.join(differences)}. "
                 "Choose another output_dir, or the settings and data that this folder began with."
             )
-        return found
-
-    def _replay(self, lines: list[bytes]) -> None:
-        for number, line in enumerate(lines, start=2):
-            record = self._parse(number, line, _decode)
-            if record.index != len(self):
-                raise ValueError(f"{self.path}, line {number}: index: expected {len(self)}, got {record.index}")
-            least = self[-1].generation if self else 0
-            if record.generation < least:
-                raise ValueError(
-                    f"{self.path}, line {number}: generation: expected at least {least}, got {record.generation}"
-                )
-            super().append(record)
 
     def _write(self, value: dict[str, Any]) -> None:
         self._file.write(json.dumps(value, allow_nan=False, ensure_ascii=False).encode() + b"\n")

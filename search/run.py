@@ -120,7 +120,7 @@ class Run:
             with self._phase("text"):
                 self._read_corpus()
             self._make_space()
-            history = held.enter_context(self._open_history()) if self.main else None
+            history = self._open_history(held) if self.main else None
             summary = self._finished() if self.main else None
             if broadcast_object_list([summary is not None])[0]:
                 self.say(f"{self.folder} holds this run, finished.")
@@ -210,7 +210,7 @@ class Run:
             return ", ".join(os.path.basename(path) for path in settings.train_file)
         return settings.dataset_name or f"the language reference of Python {platform.python_version()}"
 
-    def _open_history(self) -> History:
+    def _open_history(self, held: contextlib.ExitStack) -> History:
         header = {
             "settings": self.settings.identity(),
             "data": {"digest": self.corpus.digest(), "tokens": self.corpus.num_tokens()},
@@ -220,6 +220,7 @@ class Run:
         }
         try:
             history = History(self.folder / "history.jsonl", header, identity=("settings", "data"))
+            held.enter_context(history)
         except ValueError as error:
             raise UsageError(str(error)) from None
         for name in ("versions", "threads"):

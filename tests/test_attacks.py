@@ -1,0 +1,210 @@
+"""Odd inputs and rough treatment: fuzzed genomes and histories, `kill -9` at any moment, a disk that fails."""
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from autobert_zero.configuration_autobert_zero import INPUTS, OPERATIONS, Genome
+from autobert_zero.search.cli import main
+from autobert_zero.search.evolution import evolve
+from autobert_zero.search.history import History, read_history
+from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.strategies import OpNas
+from autobert_zero.search.workers import Workers
+
+from .conftest import SPACE, command_line, random_genome
+from .test_cli import finished, history_without_times, results  # noqa: F401 (a fixture)
+
+
+MANY = [pytest.param(3_000, id="some"), pytest.param(100_000, id="many", marks=pytest.mark.slow)]
+
+_FORBIDDEN = ("exec", "compile", "import", "os.system", "os.exec", "subprocess.Popen", "pickle.find_class")
+_events: list[str] | None = None
+
+
+def _watch(event: str, arguments: object) -> None:
+    if _events is not None and event in _FORBIDDEN:
+        _events.append(event)
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.fixture
+def nothing_is_executed():
+    """No code is compiled, imported, unpickled or started while the test runs."""
+    global _events
+    _events = []
+    yield
+    found, _events = _events, None
+    assert not found
+
+
+def fuzzed(text: str, rng: random.Random) -> str:
+    """One to four random changes: characters, words of the language, cuts, repetitions, numbers out of range."""
+    words = [*INPUTS, *OPERATIONS, "(", ")", ",", '"', "{", "}", "[", "]", "null", "true", "-1", "1e400", "NaN"]
+    words += [
+        "__import__('os')",
+        "9" * 400,
+        "\\u0000",
+        "\\ud800",
+        "é",
+        "[" * 60,
+        "neg(" * 50,
+        "kind",
+        "kernel_size",
+        " ",
+    ]
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(text) + 1)
+        end = min(len(text), start + rng.choice([0, 0, 1, 2, 8, 40]))
+        new = rng.choice([rng.choice(words), text[start:end] * 2, "", chr(rng.randrange(1, 0x3000))])
+        text = text[:start] + new + text[end:]
+    return text
+
+
+@pytest.mark.parametrize("count", MANY)
+def test_fuzzed_genomes(count, nothing_is_executed):
+    rng = random.Random(0)
+    texts = [json.dumps(random_genome(i).to_list()) for i in range(50)]
+    legal = 0
+    for _ in range(count):
+        try:
+            value = json.loads(fuzzed(rng.choice(texts), rng))
+        except (ValueError, RecursionError):
+            continue
+        try:
+            genome = Genome.from_list(value)
+        except ValueError:
+            continue
+        assert Genome.from_list(json.loads(json.dumps(genome.to_list()))) == genome
+        legal += 1
+    assert count > legal > count // 100
+
+
+@pytest.mark.parametrize("count", MANY)
+def test_fuzzed_history_lines(count, nothing_is_executed, tmp_path):
+    rng = random.Random(1)
+    path = tmp_path / "history.jsonl"
+    search(path, count=12)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    legal = 0
+    for _ in range(count):
+        number = rng.randrange(len(lines))
+        changed = [*lines[:number], fuzzed(lines[number], rng), *lines[number + 1 :]]
+        path.write_text("\n".join(changed) + "\n", encoding="utf-8", errors="surrogatepass")
+        try:
+            header, records = read_history(path)
+        except ValueError as error:
+            assert ", line " in str(error) or "without a complete line" in str(error)
+            continue
+        assert isinstance(header, dict)
+        assert all((r.score is None) == (r.status != "ok") and isinstance(r.genome, Genome) for r in records)
+        legal += 1
+    assert count > legal
+
+
+# A toy search of the project's own loop, history and pool.
+
+
+def search(path: Path, count: int, seconds: float = 0.0) -> list:
+    alone = types.SimpleNamespace(num_processes=1, is_main_process=True)
+
+    def run(genome: list) -> float:
+        time.sleep(seconds)
+        return -float(len(str(genome)))
+
+    with History(path, {"settings": {}}, ("settings",)) as history:
+        workers = Workers(alone, run, path.parent / "results")
+
+        def submit(record, archive):
+            wait = workers.submit(f"candidate-{record.index}", record.genome.to_list())
+            workers.forget(f"candidate-{record.index - 1}")
+            return lambda: record.evaluated(score=wait())
+
+        evolve(SPACE, OpNas(SPACE, 8, 2, 3), submit, history, 0, count, lookahead=1)
+        return list(history)
+
+
+def test_killed_at_fifty_random_moments(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    expected = search(tmp_path / "whole" / "history.jsonl", count=60)
+    path = tmp_path / "killed" / "history.jsonl"
+    rng = random.Random(0)
+    lengths = [0]
+    for _ in range(50):
+        pid = os.fork()
+        if pid == 0:
+            search(path, count=60, seconds=0.002)
+            os._exit(0)
+        time.sleep(rng.uniform(0.0, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if path.exists() and path.read_bytes().count(b"\n"):
+            _, records = read_history(path)
+            assert records == expected[: len(records)]
+            lengths.append(len(records))
+    assert lengths == sorted(lengths) and len(set(lengths)) > 5, "it must get on, and be killed on the way"
+    assert search(path, count=60) == expected
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+@pytest.mark.parametrize("writes", [0, 1, 4, 9, 22])
+def test_a_disk_that_fails_in_the_middle(finished, tmp_path, monkeypatch, capsys, error, writes):  # noqa: F811
+    """After so many writes every one fails; later, on a disk that works, the same command gives the same run."""
+    expected, _ = finished
+    settings = dataclasses.replace(expected, output_dir=str(tmp_path / "run"))
+    done = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal done
+        done += 1
+        if done > writes:
+            raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(SystemExit) as exit_:
+            main(command_line(settings))
+    assert exit_.value.code == 1
+    assert f"{os.strerror(error)}. What is done is kept: the same command continues it." in capsys.readouterr().err
+    main(command_line(settings))
+    assert history_without_times(settings) == history_without_times(expected)
+    assert results(settings) == results(expected)
+
+
+# Files of earlier releases
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def test_histories_of_earlier_releases_are_read():
+    folders = sorted(FIXTURES.glob("run-*"))
+    assert folders
+    for folder in folders:
+        header, records = read_history(folder / "history.jsonl")
+        known = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+        assert header["schema"] == known["schema"]
+        assert [[r.status, r.score, str(r.genome)] for r in records] == known["records"]
+        SearchSettings.from_dict(json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+
+
+def test_a_run_of_an_earlier_release_is_continued(tmp_path):
+    """The toy search of this file, begun by an earlier release: proposals have not changed."""
+    for folder in FIXTURES.glob("toy-*"):
+        path = tmp_path / folder.name / "history.jsonl"
+        path.parent.mkdir()
+        path.write_bytes((folder / "history.jsonl").read_bytes())
+        begun = read_history(path)[1]
+        (tmp_path / "new").mkdir(exist_ok=True)
+        assert search(path, count=40)[: len(begun)] == begun
