@@ -4,7 +4,12 @@
 
 NAS-Bench-Graph (Qin et al., NeurIPS 2022; Apache-2.0): 26,206 graph networks, a DAG of four nodes with one operation
 each, all evaluated on four data sets. Strategies search by validation accuracy; regret is in points of it, against the
-best of the table. Every strategy runs with the same seeds, so that differences are between pairs.
+best of the table.
+
+`bert_encoders`: 500 BERT-like encoders of a space of millions, with their mean GLUE scores (Serianni and Kalita, 2023;
+CC-BY-4.0). Strategies choose from this pool: a mutation is one of the most similar encoders.
+
+Every strategy runs with the same seeds, so that differences are between pairs.
 """
 
 import argparse
@@ -36,8 +41,9 @@ from autobert_zero.search.strategies import (
 )
 
 
-DATA_SETS = ("cora", "pubmed", "arxiv", "cs")
-CHECKPOINTS = (25, 50, 100, 150, 200, 300)
+GRAPHS = ("cora", "pubmed", "arxiv", "cs")
+ENCODERS = "bert_encoders"
+CHECKPOINTS = {**dict.fromkeys(GRAPHS, (25, 50, 100, 150, 200, 300)), ENCODERS: (10, 20, 30, 60)}
 NODES = range(4)
 OPERATIONS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
 
@@ -120,6 +126,71 @@ def renumbered(architecture: Architecture) -> list[Architecture]:
     return found
 
 
+class EncoderSpace:
+    """The pool as a space: a genome is the number of an encoder."""
+
+    NEAR = 20  # most similar encoders, of which a mutation is one
+
+    def __init__(self, path: Path):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            encoders = [json.loads(line) for line in file]
+        self.scores = [encoder["glue"]["glue"] for encoder in encoders]
+        self.best = max(self.scores)
+        self._features = [self._describe(encoder) for encoder in encoders]
+        self._operations = [
+            sorted({f"{layer['operation_type']} {layer['operation_parameter']}" for layer in encoder["layers"]})
+            for encoder in encoders
+        ]
+        self._sizes = [self._parameters(encoder) for encoder in encoders]
+        names = sorted({name for names in self._features for name in names})
+        present = np.array([[name in names_ for name in names] for names_ in map(set, self._features)], dtype=float)
+        distances = (present[:, None] != present[None]).sum(2)
+        self._near = [
+            [int(j) for j in np.argsort(row, kind="stable") if j != i][: self.NEAR] for i, row in enumerate(distances)
+        ]
+
+    @staticmethod
+    def _describe(encoder: dict) -> list[str]:
+        found = [f"hidden {encoder['hidden_size']}", f"layers {len(encoder['layers'])}"]
+        for number, layer in enumerate(encoder["layers"]):
+            found += [f"{number} {layer['operation_type']}", f"{number} operation {layer['operation_parameter']}"]
+            found += [f"{number} {name} {layer[name]}" for name in ("feed_forward_dimension", "num_feed_forward")]
+            found += [f"{number} heads {layer['num_operation_heads']}"]
+        return found
+
+    @staticmethod
+    def _parameters(encoder: dict) -> int:
+        """Matrices alone: embeddings, maps of the mixers (a linear transform has none), feed-forward parts."""
+        width = encoder["hidden_size"]
+        total = 30522 * width
+        for layer in encoder["layers"]:
+            total += {"SA": 4, "LT": 0, "DSC": 2}[layer["operation_type"]] * width**2
+            total += layer["num_feed_forward"] * 2 * width * layer["feed_forward_dimension"]
+        return total
+
+    def random(self, rng: np.random.Generator, draw: Callable = draw_uniformly) -> int:
+        return int(rng.integers(len(self.scores)))
+
+    def mutate(self, genome: int, rng: np.random.Generator, draw: Callable = draw_uniformly) -> int:
+        """Of the most similar encoders one with an operation that is drawn."""
+        near = self._near[genome]
+        name = draw(sorted({name for other in near for name in self._operations[other]}), rng)
+        having = [other for other in near if name in self._operations[other]]
+        return having[int(rng.integers(len(having)))]
+
+    def operations(self, genome: int) -> list[str]:
+        return self._operations[genome]
+
+    def features(self, genome: int) -> list[str]:
+        return self._features[genome]
+
+    def size(self, genome: int) -> int:
+        return self._sizes[genome]
+
+    def key(self, genome: int) -> str:
+        return str(genome)
+
+
 STRATEGIES: dict[str, Callable[[Any], Any]] = {
     "random": lambda space: RandomSearch(space, 25),
     "largest first": lambda space: LargestFirst(space, 25),
@@ -130,7 +201,18 @@ STRATEGIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def regrets(space: GraphSpace, strategy: Any, seed: int, evaluations: int) -> list[float]:
+# Budgets are smaller on the pool, so are generations; its "largest first" looks at more.
+ENCODER_STRATEGIES: dict[str, Callable[[Any], Any]] = {
+    "random": lambda space: RandomSearch(space, 10),
+    "largest first": lambda space: LargestFirst(space, 10, pool_size=40),
+    "evolution": lambda space: Evolution(space, 10, 3, 2),
+    "regularized evolution": lambda space: RegularizedEvolution(space, 10, 5),
+    "OP-NAS": lambda space: OpNas(space, 10, 3, 2),
+    "Thompson OP-NAS": lambda space: ThompsonOpNas(space, 10, 3, 2),
+}
+
+
+def regrets(space: Any, strategy: Any, seed: int, evaluations: int) -> list[float]:
     """Regret after each evaluation."""
 
     def submit(record: Record, archive: Archive) -> Callable[[], Record]:
@@ -141,22 +223,26 @@ def regrets(space: GraphSpace, strategy: Any, seed: int, evaluations: int) -> li
     return (space.best - np.maximum.accumulate([record.score for record in history])).tolist()
 
 
-_SPACES: dict[str, GraphSpace] = {}
+_SPACES: dict[str, Any] = {}
 
 
 def run(job: tuple[str, str, str, int]) -> list[float]:
     data, name, data_set, seed = job
     if data_set not in _SPACES:
-        _SPACES[data_set] = GraphSpace(Path(data) / f"graph_{data_set}.csv.gz")
+        if data_set == ENCODERS:
+            _SPACES[data_set] = EncoderSpace(Path(data) / f"{data_set}_glue.jsonl.gz")
+        else:
+            _SPACES[data_set] = GraphSpace(Path(data) / f"graph_{data_set}.csv.gz")
     space = _SPACES[data_set]
-    return regrets(space, STRATEGIES[name](space), seed, CHECKPOINTS[-1])
+    strategies = ENCODER_STRATEGIES if data_set == ENCODERS else STRATEGIES
+    return regrets(space, strategies[name](space), seed, CHECKPOINTS[data_set][-1])
 
 
 def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def summarise(curves: dict[str, np.ndarray], baseline: str) -> dict[str, Any]:
+def summarise(curves: dict[str, np.ndarray], baseline: str, checkpoints: Sequence[int]) -> dict[str, Any]:
     """Mean regrets with standard errors, and paired differences of the last one to the baseline."""
     random_final = curves["random"][:, -1].mean()
     summary = {}
@@ -166,7 +252,7 @@ def summarise(curves: dict[str, np.ndarray], baseline: str) -> dict[str, Any]:
         summary[name] = {
             "regret": {
                 n: [round(float(curve[:, n - 1].mean()), 4), round(standard_error(curve[:, n - 1]), 4)]
-                for n in CHECKPOINTS
+                for n in checkpoints
             },
             f"minus {baseline}": [round(float(difference.mean()), 4), round(standard_error(difference), 4)],
             "evaluations_like_random": int(below[0]) + 1 if len(below) else None,
@@ -177,11 +263,12 @@ def summarise(curves: dict[str, np.ndarray], baseline: str) -> dict[str, Any]:
 def table(results: dict[str, Any], baseline: str) -> str:
     lines = []
     for data_set, summary in results.items():
+        checkpoints = CHECKPOINTS[data_set]
         lines += [f"{data_set}: regret in points after evaluations, and difference to {baseline} after the last"]
-        lines += [f"{'':24}" + "".join(f"{n:>8}" for n in CHECKPOINTS) + "   difference ± s.e.   like random"]
+        lines += [f"{'':24}" + "".join(f"{n:>8}" for n in checkpoints) + "   difference ± s.e.   like random"]
         for name, s in summary.items():
             difference, error = s[f"minus {baseline}"]
-            cells = "".join(f"{s['regret'][n][0]:8.3f}" for n in CHECKPOINTS)
+            cells = "".join(f"{s['regret'][n][0]:8.3f}" for n in checkpoints)
             lines.append(f"{name:24}{cells}   {difference:+.3f} ± {error:.3f}     {s['evaluations_like_random']}")
         lines.append("")
     return "\n".join(lines)
@@ -189,10 +276,12 @@ def table(results: dict[str, Any], baseline: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with graph_<data set>.csv.gz")
+    parser.add_argument(
+        "--data", required=True, help="folder with graph_<data set>.csv.gz and bert_encoders_glue.jsonl.gz"
+    )
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=100, help="paired repetitions, seeds 0, 1, ...")
-    parser.add_argument("--data_sets", nargs="+", default=list(DATA_SETS))
+    parser.add_argument("--data_sets", nargs="+", default=[*GRAPHS, ENCODERS])
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--processes", type=int, default=None)
     args = parser.parse_args()
@@ -202,7 +291,9 @@ def main() -> None:
         for data_set in args.data_sets:
             jobs = [(args.data, name, data_set, seed) for name in args.strategies for seed in range(args.seeds)]
             curves = np.array(pool.map(run, jobs, chunksize=5)).reshape(len(args.strategies), args.seeds, -1)
-            results[data_set] = summarise(dict(zip(args.strategies, curves, strict=True)), baseline)
+            results[data_set] = summarise(
+                dict(zip(args.strategies, curves, strict=True)), baseline, CHECKPOINTS[data_set]
+            )
             print(table({data_set: results[data_set]}, baseline), flush=True)
     if args.output:
         provenance = {

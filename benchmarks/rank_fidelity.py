@@ -50,6 +50,13 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "population": {"convolution_paths": 0.0, "other_paths": "population"},
     "convolutions, population": {"convolution_paths": 0.5, "other_paths": "population"},
 }
+# Settings that the trainings depend on, beside the text; what differs between schemes stands in the name of a method.
+WHAT_ROWS_DEPEND_ON = (
+    *("seed", "eval_sequences", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"),
+    *("initializer_range", "dropout", "kernel_sizes", "max_nodes", "min_attention_layers", "population_size"),
+    *("batch_size", "learning_rate", "warmup_ratio", "weight_decay", "paths_per_step", "candidate_learning_rate"),
+    "final_steps",
+)
 # Full trainings report their loss at these shares of it: has the order settled?
 SHARES = (0.25, 0.5, 1.0)
 
@@ -231,8 +238,7 @@ def main() -> None:
     rows = None
     if main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        irrelevant = {"strategy", "max_evaluations", "supernet_steps", "convolution_paths", "other_paths"}
-        identity = {name: value for name, value in settings.identity().items() if name not in irrelevant}
+        identity = {name: value for name, value in settings.to_dict().items() if name in WHAT_ROWS_DEPEND_ON}
         rows = Rows(folder / "rows.jsonl", {"settings": identity, "data": corpus.digest()})
 
     trainer = Trainer(settings, corpus, accelerator.device)
