@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: search test test-slow test-matrix conformance lint
+.PHONY: search test test-slow test-matrix conformance lint nas-bench rank-fidelity search-efficiency scaling
 
 # The environment, brought up to date when what it is made of changes.
 .venv/installed: setup.py constraints.txt
@@ -41,3 +41,26 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Benchmarks of the search: minutes to hours each, what is done is kept. results/README.md says what came out.
+NAS_BENCH ?= runs/nas_bench
+TEXT ?= runs/texts/eltec_eng.txt.xz
+SCALE := --train_file $(TEXT) --vocab_size 4096 --eval_sequences 1024 --batch_size 32
+LAUNCH := $(BIN)/accelerate launch
+
+nas-bench: .venv/installed
+	$(BIN)/python benchmarks/nas_bench.py --data $(NAS_BENCH) --output results/nas_bench.json
+
+rank-fidelity: .venv/installed
+	$(LAUNCH) benchmarks/rank_fidelity.py --output_dir runs/rank $(SCALE) --final_steps 1500 --supernet_steps 1500 \
+	    --results results/rank_fidelity.json
+
+search-efficiency: .venv/installed
+	$(LAUNCH) benchmarks/search_efficiency.py --output_dir runs/efficiency $(SCALE) --supernet_steps 1500 \
+	    --max_evaluations 100 --results results/search_efficiency.json
+
+scaling: .venv/installed
+	$(BIN)/python benchmarks/scaling.py driver --output results/scaling/driver.json
+	$(BIN)/python benchmarks/scaling.py processes --output results/scaling/processes.json
+	$(BIN)/python benchmarks/scaling.py simulation --history results/first-light/eltec-history.jsonl \
+	    --output results/scaling/simulation.json

@@ -295,7 +295,7 @@ class Run:
     def _search(self, history: History, workers: Workers) -> str:
         settings = self.settings
         progress = Progress("candidates", settings.max_evaluations, len(history), "candidate")
-        archive = Archive(history)
+        [best] = Archive(history).best(1) or [None]
         failures = 0
 
         def submit(record: Record, visible: Archive) -> Callable[[], Record]:
@@ -303,16 +303,16 @@ class Run:
             wait = workers.submit(f"candidate-{record.index}", self._score_job(record.genome, hurdle))
 
             def evaluated() -> Record:
-                nonlocal failures
+                nonlocal best, failures
                 workers.forget(f"candidate-{record.index - 1}")  # the history has it
                 outcome = wait()
                 outcome["costs"] = {**self.sizes.of(record.genome), **outcome["costs"]}
                 done = record.evaluated(**outcome)
-                archive.append(done)
                 failures = failures + 1 if done.status == "failed" else 0
                 if failures == MAX_FAILURES_IN_A_ROW:
                     raise SearchFailed(f"{failures} candidates failed one after the other, the last by: {done.reason}")
-                [best] = archive.best(1) or [None]
+                if done.score is not None and (best is None or done.score > best.score):
+                    best = done
                 progress(done.index + 1, best=best and best.score)
                 self._log_candidate(done, best)
                 return done

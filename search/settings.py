@@ -86,7 +86,9 @@ class SearchSettings:
     max_parameters: int | None = _setting(None, "Most parameters that a candidate may have.")
     max_flops: float | None = _setting(None, "Most floating-point operations of a forward pass of one sequence.")
     max_latency: float | None = _setting(
-        None, "Most milliseconds of a forward pass, measured before a candidate is trained; a slower one has failed."
+        None,
+        "Most milliseconds of a forward pass, measured before a candidate is trained; a slower one has failed. What is "
+        "measured differs from run to run, and so may the history.",
     )
     latency_batch_size: int = _setting(1, "Sequences in the batch that latency is measured on.")
 
