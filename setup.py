@@ -34,6 +34,7 @@ setup(
             "onnxruntime",
             "onnxscript",
             "parameterized",
+            "psutil",
             "peft",
             "pytest",
             "pytest-xdist",

@@ -56,6 +56,13 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _weights_digest(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for parameter in module.parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Progress:
     """A bar on the main process: on a terminal it moves; in a pipe it is a line now and then."""
 
@@ -267,6 +274,8 @@ class Run:
 
         train_supernet(supernet, self.paths, self.corpus, settings, self.accelerator, checkpoint, report, self.stop)
         progress.close()
+        # Or the same candidate would score differently in two of them.
+        self._agree(_weights_digest(supernet), "processes hold different super-networks: start them again")
         return supernet
 
     def _log(self, values: dict[str, Any], step: int) -> None:
@@ -477,9 +486,9 @@ class Run:
     def _show(self, summary: dict[str, Any]) -> None:
         counts = summary["counts"]
         genome = Genome.from_list(summary["best"]["genome"])
-        self.say(
-            f"\nBest of {counts['evaluated']} candidates ({counts['failed']} failed, {counts['dropped']} dropped; {summary['status']}):\n"
-        )
+        none = {"failed": "failed", "dropped": "dropped", "duplicates avoided": "proposals known already"}
+        said = ", ".join(f"{counts[name]} {words}" for name, words in none.items() if counts[name])
+        self.say(f"\nBest of {counts['evaluated']} candidates ({summary['status']}{', ' * bool(said)}{said}):\n")
         self.say(reporting.genome_table(genome))
         self.say(f"\nTrained from scratch on {summary['tokens']['final_each']:,} tokens each:\n")
         self.say(reporting.results_table(summary))

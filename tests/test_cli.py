@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate import PartialState
@@ -171,6 +172,36 @@ def test_two_processes_give_the_same_history(finished, tmp_path, launch):
     assert "2 processes on cpu, 1 thread each" in out
     assert history_without_times(settings) == history_without_times(expected)
     assert results(settings) == results(expected)
+
+
+def test_a_killed_worker_ends_the_run_and_nothing_is_lost(finished, tmp_path):
+    expected, _ = finished
+    settings = dataclasses.replace(expected, output_dir=str(tmp_path / "run"))
+    os.mkdir(settings.output_dir)
+    shutil.copy(Path(expected.output_dir, "supernet.safetensors"), settings.output_dir)
+    process = start(settings, TWO_PROCESSES[0])
+    file = Path(settings.output_dir, "history.jsonl")
+    while not file.exists() or file.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    ranks = {child.environ()["RANK"]: child for child in psutil.Process(process.pid).children()}
+    assert sorted(ranks) == ["0", "1"]
+    ranks["1"].kill()
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and not any(rank.is_running() for rank in ranks.values())
+    finish(start(settings, TWO_PROCESSES[0]))
+    assert history_without_times(settings) == history_without_times(expected)
+
+
+@pytest.mark.slow
+def test_four_processes_give_the_same_history(finished, tmp_path):
+    expected, _ = finished
+    settings = dataclasses.replace(expected, output_dir=str(tmp_path / "run"))
+    os.mkdir(settings.output_dir)
+    shutil.copy(Path(expected.output_dir, "supernet.safetensors"), settings.output_dir)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", *SEARCH]
+    assert "4 processes on cpu" in finish(start(settings, launch))
+    assert history_without_times(settings) == history_without_times(expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
