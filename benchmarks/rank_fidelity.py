@@ -25,7 +25,6 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 from scipy.stats import kendalltau
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import HfArgumentParser
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
@@ -33,6 +32,7 @@ from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search import reporting
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.evolution import first_generation
+from autobert_zero.search.factory import make_sizes
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.space import BackboneSpace
@@ -57,6 +57,8 @@ WHAT_ROWS_DEPEND_ON = (
     *("batch_size", "learning_rate", "warmup_ratio", "weight_decay", "paths_per_step", "candidate_learning_rate"),
     "final_steps",
 )
+# Added to the seed, so that short trainings from scratch begin with weights that no full training began with.
+SCRATCH_SEED = 1000
 # Full trainings report their loss at these shares of it: has the order settled?
 SHARES = (0.25, 0.5, 1.0)
 
@@ -146,7 +148,7 @@ class Trainer:
         return {"loss": losses.pop("1.0"), "earlier": losses}
 
     def scratch(self, genome: Genome, steps: int) -> dict[str, Any]:
-        model = self.new_model(genome, self.settings.seed)
+        model = self.new_model(genome, self.settings.seed + SCRATCH_SEED)
         self.proxy.train(model, self.schedule(steps, self.settings.learning_rate), "candidate")
         return {"loss": self.proxy.loss(model, "select")}
 
@@ -154,12 +156,6 @@ class Trainer:
         model = self.supernet.candidate(genome).to(self.proxy.device)
         self.proxy.train(model, self.schedule(steps, self.settings.candidate_learning_rate), "candidate")
         return {"loss": self.proxy.loss(model, "select")}
-
-
-def forward_flops(model: AutoBertZeroForMaskedLM, tokens: int) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.full((1, tokens), 5))
-    return counter.get_total_flops()
 
 
 def tau(a: np.ndarray, b: np.ndarray, resamples: int = 2000) -> list[float]:
@@ -297,10 +293,8 @@ def main() -> None:
         measure(f"full {seed}", "full", seed=seed)
 
     if main_process:
-        costs = {}
-        for name, genome in genomes.items():
-            model = trainer.new_model(genome, 0)
-            costs[name] = [sum(p.numel() for p in model.parameters()), forward_flops(model, settings.sequence_length)]
+        sizes = make_sizes(settings, len(corpus.tokenizer))
+        costs = {name: [sizes.parameters(genome), sizes.flops(genome)] for name, genome in genomes.items()}
         unigram = corpus.unigram_loss("report", settings.eval_sequences)
         summary = summarise(rows.values, costs, unigram, settings)
         print(table(summary))

@@ -139,17 +139,25 @@ def measure_processes(rounds: int, arguments: list[str]) -> dict[str, Any]:
 
 
 def busy(seconds: np.ndarray, processes: int, generation_size: int, lookahead: float) -> float:
-    """Share of their time that processes train candidates, which they take in order, each as soon as it is proposed."""
-    free = [0.0] * processes
+    """Share of their time that processes train candidates, which they take in order, each as soon as it is proposed.
+
+    One of them, which proposes, trains as well: it proposes when it is done with what it has.
+    """
+    free = [(0.0, process) for process in range(processes)]
+    mine: list[tuple[float, float]] = []  # when the one that proposes trained
     done: list[float] = []  # when the last candidate of each generation, and of all before, was done
     for generation, start in enumerate(range(0, len(seconds), generation_size)):
         before = int(max(1, generation - lookahead)) if generation else 0
         proposed = done[before - 1] if before else 0.0
+        proposed = next((end for begin, end in mine if begin <= proposed < end), proposed)
         ends = []
         for duration in seconds[start : start + generation_size]:
-            end = max(heapq.heappop(free), proposed) + duration
-            heapq.heappush(free, end)
-            ends.append(end)
+            since, process = heapq.heappop(free)
+            begin = max(since, proposed)
+            heapq.heappush(free, (begin + duration, process))
+            ends.append(begin + duration)
+            if process == 0:
+                mine.append((begin, ends[-1]))
         done.append(max([*ends, *done[-1:]]))
     return float(seconds.sum() / (processes * done[-1]))
 

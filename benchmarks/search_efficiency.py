@@ -62,7 +62,7 @@ class Searches:
         seed_torch(settings.seed, "supernet")
         supernet = SuperNetwork(settings, len(corpus.tokenizer), corpus.tokenizer.pad_token_id).to(self.device)
         path = Path(settings.output_dir) / f"supernet-{settings.seed}.safetensors"
-        identity = json.dumps([settings.supernet_steps, settings.convolution_paths, corpus.digest()])
+        identity = json.dumps([dataclasses.replace(settings, strategy="random").identity(), corpus.digest()])
         checkpoint = Checkpoint(path, identity, settings.checkpoint_seconds)
         paths = PathSampler(make_space(settings, make_sizes(settings, len(corpus.tokenizer))), settings)
         alone = types.SimpleNamespace(num_processes=1, process_index=0, device=self.device)
@@ -129,6 +129,11 @@ def summarise(histories: dict[str, list[list[Record]]], evaluations: int) -> dic
 def main() -> None:
     parser = HfArgumentParser((SearchSettings, EfficiencySettings), description=__doc__)
     settings, efficiency = parser.parse_args_into_dataclasses()
+    if efficiency.repetitions < 2:
+        parser.error(f"repetitions: expected at least 2, got {efficiency.repetitions}")
+    for name in ("other_paths", "objectives", "hurdle", "lookahead", "crossover_probability", "seed_genomes"):
+        if getattr(settings, name) != getattr(SearchSettings(), name):
+            parser.error(f"{name}: expected its default, got {getattr(settings, name)!r}")
     transformers.utils.logging.set_verbosity_error()
     accelerator = accelerate.Accelerator(cpu=not torch.accelerator.is_available() or None)
     commit = reporting.commit()
@@ -143,10 +148,15 @@ def main() -> None:
         workers.serve()
         accelerator.end_training()
         return
+    common = {"settings": settings.to_dict(), "data": corpus.digest()}
     seeds = range(settings.seed, settings.seed + efficiency.repetitions)
     for jobs in (
-        {f"supernet-{seed}": {"seed": seed} for seed in seeds},
-        {f"{name}-{seed}": {"seed": seed, "strategy": name} for seed in seeds for name in efficiency.strategies},
+        {f"supernet-{seed}": {**common, "seed": seed} for seed in seeds},
+        {
+            f"{name}-{seed}": {**common, "seed": seed, "strategy": name}
+            for seed in seeds
+            for name in efficiency.strategies
+        },
     ):
         for name, _ in zip(jobs, workers.map(jobs), strict=True):
             print(name, "done", flush=True)

@@ -43,7 +43,6 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    stop = Stop(settings.max_seconds)
     try:
         # On a machine without an accelerator the processes of a launcher find each other only with `cpu=True`.
         accelerator = accelerate.Accelerator(
@@ -53,6 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except ValueError as error:
         sys.exit(_complain(f"log_with: {error}", code=2))
+    # One decides for all: clocks of processes that started one after the other differ.
+    stop = Stop(settings.max_seconds if accelerator.is_main_process else None)
     try:
         launched = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
         if accelerator.num_processes != launched:

@@ -64,6 +64,10 @@ class Sizes:
         return {"parameters": self.parameters(genome), "flops": self.flops(genome)}
 
 
+class NoGenome(ValueError):
+    """No genome within the limits was found."""
+
+
 class LimitedSpace:
     """The genomes of a space whose costs are within limits.
 
@@ -89,7 +93,7 @@ class LimitedSpace:
         return all(costs[name] <= limit for name, limit in self.limits.items())
 
     def random(self, rng: np.random.Generator) -> Any:
-        """Raises: ValueError where no genome of many is within the limits."""
+        """Raises: NoGenome where none of many is within the limits."""
         least = dict.fromkeys(self.limits, float("inf"))
         for _ in range(MAX_TRIES):
             if self.within(genome := self.space.random(rng)):
@@ -98,7 +102,7 @@ class LimitedSpace:
             least = {name: min(value, costs[name]) for name, value in least.items()}
         wanted = ", ".join(f"max_{name}={limit:,.0f}" for name, limit in self.limits.items())
         found = ", ".join(f"{name} {value:,.0f}" for name, value in least.items())
-        raise ValueError(f"{wanted}: expected limits that some genomes keep, got none in {MAX_TRIES}; least {found}")
+        raise NoGenome(f"{wanted}: expected limits that some genomes keep, got none in {MAX_TRIES}; least {found}")
 
     def mutate(self, genome: Any, rng: np.random.Generator, **draw: Any) -> Any:
         """A child within the limits; the genome itself where none comes in many tries."""

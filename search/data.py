@@ -256,6 +256,10 @@ class Corpus:
             digest.update(np.ascontiguousarray(self.arrays[role], dtype="<i4").tobytes())
         return digest.hexdigest()[:16]
 
+    def reseeded(self, seed: int) -> "Corpus":
+        """The same parts, with other orders of their sequences and other masks."""
+        return Corpus(self.arrays, self.tokenizer, seed)
+
     def num_tokens(self) -> dict[str, int]:
         return {role: self.arrays[role].size for role in ROLES}
 
@@ -291,12 +295,11 @@ class Corpus:
         return self._mask(self.arrays["search"][rows], stream(self.seed, "mask", name, step))
 
     def evaluation_batches(
-        self, role: str, sequences: int, batch_size: int, repetition: int = 0
+        self, role: str, sequences: int, batch_size: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """At most so many sequences of a part, the same ones with the same masks every time; others for a repetition."""
-        rows = self._order(role, repetition)[:sequences]
-        names = ("mask", role, repetition) if repetition else ("mask", role)
-        inputs, labels = self._mask(self.arrays[role][rows], stream(self.seed, *names))
+        """At most so many sequences of a part, the same ones with the same masks every time."""
+        rows = self._order(role, 0)[:sequences]
+        inputs, labels = self._mask(self.arrays[role][rows], stream(self.seed, "mask", role))
         yield from zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
 
     def unigram_loss(self, role: str, sequences: int) -> float:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from autobert_zero.search.costs import NoGenome
 from autobert_zero.search.records import Archive, Record
 from autobert_zero.search.settings import stream
 from autobert_zero.search.strategies import Birth, Strategy
@@ -33,7 +34,10 @@ def propose(
     for child, birth in enumerate(births):
         for duplicates in range(2 * MAX_TRIES):
             rng = stream(seed, "proposal", generation, child, duplicates)
-            genome, parents = birth(rng) if duplicates < MAX_TRIES else (space.random(rng), ())
+            try:
+                genome, parents = birth(rng) if duplicates < MAX_TRIES else (space.random(rng), ())
+            except NoGenome:
+                break
             key = space.key(genome)
             if key not in known:
                 known.add(key)

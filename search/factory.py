@@ -53,6 +53,12 @@ def make_strategy(settings: SearchSettings, space: Any) -> Strategy:
             raise ValueError(f"seed_genomes: expected genomes of the space of this run, got {source!r}: {genome}")
     population, parents, children = settings.population_size, settings.num_parents, settings.num_children
     evolution = {"crossover_probability": settings.crossover_probability, "objectives": tuple(settings.objectives)}
+    unlike = {"crossover_probability": settings.crossover_probability > 0, "objectives": len(settings.objectives) > 1}
+    if settings.strategy in ("random", "largest_first", "regularized_evolution"):
+        for name in (name for name, used in unlike.items() if used):
+            raise ValueError(
+                f"{name}: expected its default with strategy {settings.strategy!r}, which has no use for it"
+            )
     match settings.strategy:
         case "random":
             return RandomSearch(space, population, seeds=seeds)

@@ -20,6 +20,17 @@ def non_dominated_fronts(values: np.ndarray) -> list[np.ndarray]:
     return fronts
 
 
+def first_front(values: np.ndarray) -> np.ndarray:
+    """Indices of the rows that no other dominates, by the first objective; for many points."""
+    front: list[int] = []
+    for i in np.lexsort(values.T[::-1]):
+        # Whatever dominates a row comes before it, and so does something of the front that dominates it, too.
+        kept = values[front]
+        if not (np.all(kept <= values[i], axis=1) & np.any(kept < values[i], axis=1)).any():
+            front.append(int(i))
+    return np.array(front)
+
+
 def crowding_distances(values: np.ndarray) -> np.ndarray:
     """How far the neighbours of each point of a front are, summed over the objectives; infinite at the ends."""
     distances = np.zeros(len(values))

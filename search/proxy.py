@@ -1,6 +1,7 @@
 """The proxy task: masked language modelling. Short training from inherited weights gives a score; training from
 scratch gives the loss that is reported."""
 
+import dataclasses
 import logging
 import math
 import statistics
@@ -13,7 +14,7 @@ import torch
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.data import IGNORE_INDEX, Corpus
-from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.settings import SearchSettings, stream
 from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.supernet import SuperNetwork, model_config
 from autobert_zero.search.training import Checkpoint, Schedule, seed_torch, train
@@ -46,19 +47,18 @@ class MaskedLMProxy:
         self.stop = stop or Stop()
 
     @torch.no_grad()
-    def loss(
-        self, model: AutoBertZeroForMaskedLM, role: str, sequences: int | None = None, repetition: int = 0
-    ) -> float:
+    def loss(self, model: AutoBertZeroForMaskedLM, role: str, sequences: int | None = None) -> float:
         """Mean loss in nats over the labels of the evaluation sequences of a part, all that the settings say or less.
 
-        Raises: FloatingPointError for a loss that is not finite.
+        Raises: FloatingPointError for a loss that is not finite, Stopped.
         """
         model.eval()
         total, count = 0.0, 0
         batches = self.corpus.evaluation_batches(
-            role, sequences or self.settings.eval_sequences, self.settings.batch_size, repetition
+            role, sequences or self.settings.eval_sequences, self.settings.batch_size
         )
         for input_ids, labels in batches:
+            self.stop.check()
             labelled = int((labels != IGNORE_INDEX).sum())
             if labelled:
                 total += model(input_ids.to(self.device), labels=labels.to(self.device)).loss.item() * labelled
@@ -95,7 +95,8 @@ class MaskedLMProxy:
 
         Args:
             hurdle: the score below which a candidate is dropped at the hurdle of the settings.
-            repetition: 0 in the search; another number trains and evaluates on other masks and sequences.
+            repetition: 0 in the search; another number trains and evaluates in another order of the sequences and
+                on other masks.
 
         Returns: what `Record.evaluated` takes. Whatever goes wrong is an outcome with its reason.
 
@@ -103,8 +104,13 @@ class MaskedLMProxy:
         """
         start = time.perf_counter()
         outcome: dict[str, Any] = {"score": None, "reason": None, "hurdle": None, "costs": {}}
+        proxy = self
+        if repetition:
+            seed = int(stream(self.settings.seed, "repetition", repetition).integers(1 << 31))
+            settings = dataclasses.replace(self.settings, seed=seed, hurdle=None)
+            proxy = MaskedLMProxy(settings, self.corpus.reseeded(seed), self.device, self.stop)
         try:
-            self._score(genome, supernet, hurdle, repetition, outcome, start)
+            proxy._score(genome, supernet, hurdle, outcome, start)
         except Stopped:
             raise
         except Dropped as error:
@@ -121,7 +127,6 @@ class MaskedLMProxy:
         genome: Genome,
         supernet: SuperNetwork,
         hurdle: float | None,
-        repetition: int,
         outcome: dict[str, Any],
         start: float,
     ) -> None:
@@ -132,7 +137,7 @@ class MaskedLMProxy:
             if settings.max_latency is not None and latency > settings.max_latency:
                 raise LatencyExceeded(f"expected at most {settings.max_latency} ms, got {latency}")
         steps = settings.candidate_steps
-        hurdle_step = None if settings.hurdle is None or repetition else round(settings.hurdle * steps)
+        hurdle_step = None if settings.hurdle is None else round(settings.hurdle * steps)
 
         def progress(done: int, _: float = math.nan) -> None:
             if done != hurdle_step:
@@ -149,9 +154,8 @@ class MaskedLMProxy:
 
         progress(0)
         schedule = Schedule(steps, settings.candidate_learning_rate, settings.warmup_ratio, settings.weight_decay)
-        name = f"candidate {repetition}" if repetition else "candidate"
-        self.train(model, schedule, name, progress=progress, check=check)
-        outcome["score"] = -self.loss(model, "select", repetition=repetition)
+        self.train(model, schedule, "candidate", progress=progress, check=check)
+        outcome["score"] = -self.loss(model, "select")
 
     @torch.no_grad()
     def latency(self, model: AutoBertZeroForMaskedLM) -> float:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from autobert_zero.search.pareto import non_dominated_fronts, nsga2_order
+from autobert_zero.search.pareto import first_front, nsga2_order
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ def pareto_front(records: Sequence[Record], objectives: Sequence[str]) -> list[R
     succeeded = [record for record in records if record.score is not None]
     if not succeeded:
         return []
-    values = objective_values(succeeded, objectives)
-    front = non_dominated_fronts(values)[0]
-    return [succeeded[i] for i in front[np.argsort(values[front, 0], kind="stable")]]
+    return [succeeded[i] for i in first_front(objective_values(succeeded, objectives))]
 
 
 class Incidence:

@@ -33,8 +33,8 @@ from autobert_zero.search.factory import make_sizes, make_space, make_strategy
 from autobert_zero.search.history import History
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.records import Archive, Record, pareto_front
-from autobert_zero.search.settings import SearchSettings
-from autobert_zero.search.stopping import Stop
+from autobert_zero.search.settings import SearchSettings, stream
+from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.supernet import PathSampler, SuperNetwork, train_supernet
 from autobert_zero.search.training import Checkpoint, seed_torch
 from autobert_zero.search.workers import Workers
@@ -42,6 +42,10 @@ from autobert_zero.search.workers import Workers
 
 # So many failures one after the other have one cause, and it is not in the candidates.
 MAX_FAILURES_IN_A_ROW = 20
+
+
+# Reasons that are the candidate's own.
+_LIMITS = ("LatencyExceeded", "TimeoutError")
 
 
 class UsageError(Exception):
@@ -143,14 +147,19 @@ class Run:
                     self.supernet = self._train_supernet()
                 workers = Workers(self.accelerator, self._run_job, self.folder / "results", self.stop.check)
                 if history is None:
+                    self.stop.elsewhere = workers.told_to_stop
                     workers.serve()
                     return
-                with self._phase("search"):
-                    status = self._search(history, workers)
-                with self._phase("finalists"):
-                    finalists = self._repeat(history, workers)
-                with self._phase("final training"):
-                    results, winner = self._train_final(finalists, workers)
+                try:
+                    with self._phase("search"):
+                        status = self._search(history, workers)
+                    with self._phase("finalists"):
+                        finalists = self._repeat(history, workers)
+                    with self._phase("final training"):
+                        results, winner = self._train_final(finalists, workers)
+                except Stopped:
+                    workers.stop()
+                    raise
                 workers.release()
                 summary = self._summarize(history, status, results, finalists, winner)
                 self._save(summary)
@@ -197,8 +206,6 @@ class Run:
             raise UsageError(str(error)) from None
         tokens = ", ".join(f"{count:,} to {role}" for role, count in corpus.num_tokens().items())
         self.say(f"Text: {self._source()}; tokens: {tokens}; vocabulary {len(corpus.tokenizer):,}.")
-        self.identity = _digest([self.settings.identity(), corpus.digest()])
-        self._agree(self.identity, "processes differ in settings or text: give all of them the same command and files")
 
     def _make_space(self) -> None:
         settings = self.settings
@@ -207,8 +214,13 @@ class Run:
         try:
             self.strategy = make_strategy(settings, self.space)
             first = first_generation(self.space, self.strategy, settings.seed)
+            if not first:
+                self.space.random(stream(settings.seed))  # says why
         except ValueError as error:
             raise UsageError(str(error)) from None
+        self.seeds = [str(genome) for genome in self.strategy.seeds]
+        self.identity = _digest([settings.identity(), self.seeds, self.corpus.digest()])
+        self._agree(self.identity, "processes differ in settings or text: give all of them the same command and files")
         self.paths = PathSampler(self.space, settings, [record.genome for record in first])
 
     def _source(self) -> str:
@@ -221,15 +233,21 @@ class Run:
         header = {
             "settings": self.settings.identity(),
             "data": {"digest": self.corpus.digest(), "tokens": self.corpus.num_tokens()},
+            "seed_genomes": self.seeds,
             "seed": self.settings.seed,
             "threads": torch.get_num_threads(),
             "versions": reporting.versions(),
         }
         try:
-            history = History(self.folder / "history.jsonl", header, identity=("settings", "data"))
+            history = History(self.folder / "history.jsonl", header, identity=("settings", "data", "seed_genomes"))
             held.enter_context(history)
         except ValueError as error:
             raise UsageError(str(error)) from None
+        if len(history) > self.settings.max_evaluations:
+            raise UsageError(
+                f"max_evaluations: expected at least {len(history)}, the candidates of this folder, "
+                f"got {self.settings.max_evaluations}"
+            )
         for name in ("versions", "threads"):
             if history.header.get(name) != header[name]:
                 self.say(
@@ -305,21 +323,24 @@ class Run:
         settings = self.settings
         progress = Progress("candidates", settings.max_evaluations, len(history), "candidate")
         [best] = Archive(history).best(1) or [None]
-        failures = 0
+        failures, reason = 0, None
 
         def submit(record: Record, visible: Archive) -> Callable[[], Record]:
             hurdle = None if settings.hurdle is None else visible.hurdle(settings.hurdle_share)
             wait = workers.submit(f"candidate-{record.index}", self._score_job(record.genome, hurdle))
 
             def evaluated() -> Record:
-                nonlocal best, failures
+                nonlocal best, failures, reason
                 workers.forget(f"candidate-{record.index - 1}")  # the history has it
+                if failures >= MAX_FAILURES_IN_A_ROW:
+                    raise SearchFailed(f"{failures} candidates failed one after the other, the last by: {reason}")
                 outcome = wait()
                 outcome["costs"] = {**self.sizes.of(record.genome), **outcome["costs"]}
                 done = record.evaluated(**outcome)
-                failures = failures + 1 if done.status == "failed" else 0
-                if failures == MAX_FAILURES_IN_A_ROW:
-                    raise SearchFailed(f"{failures} candidates failed one after the other, the last by: {done.reason}")
+                if done.status == "failed" and not str(done.reason).startswith(_LIMITS):
+                    failures, reason = failures + 1, done.reason
+                else:
+                    failures = 0
                 if done.score is not None and (best is None or done.score > best.score):
                     best = done
                 progress(done.index + 1, best=best and best.score)

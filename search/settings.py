@@ -139,7 +139,9 @@ class SearchSettings:
     paths_per_step: int = _setting(2, "Paths whose gradients make one update of the super-network.")
     candidate_steps: int = _setting(40, "Updates of a candidate, from the weights of its path.")
     candidate_learning_rate: float = _setting(1e-3, "Peak learning rate of a candidate.")
-    candidate_seconds: float | None = _setting(None, "A candidate that takes longer has failed.")
+    candidate_seconds: float | None = _setting(
+        None, "A candidate that takes longer has failed; with it, the history depends on the speed of the machine."
+    )
     hurdle: float | None = _setting(
         None, "Share of a candidate's updates after which it is dropped if it is among the worst; None: no hurdle."
     )

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
@@ -25,10 +25,14 @@ class Stop:
 
     Args:
         max_seconds: from now on; None for no limit.
+
+    Attributes:
+        elsewhere: asked, too, where somebody else decides.
     """
 
     def __init__(self, max_seconds: float | None = None):
         self.deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self.elsewhere: Callable[[], bool] = lambda: False
         self.signals = 0
         self.stopped: Stopped | None = None
 
@@ -52,6 +56,8 @@ class Stop:
     def __call__(self) -> bool:
         if self.stopped is None and self.deadline is not None and time.monotonic() >= self.deadline:
             self.stopped = Stopped("max_seconds are over", 0)
+        if self.stopped is None and self.elsewhere():
+            self.stopped = Stopped("the main process was stopped", 0)
         return self.stopped is not None
 
     def check(self) -> None:

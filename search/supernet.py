@@ -30,6 +30,7 @@ from autobert_zero.configuration_autobert_zero import (
     Genome,
 )
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroLayer
+from autobert_zero.search.costs import NoGenome
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.settings import SearchSettings, stream
 from autobert_zero.search.space import BackboneSpace
@@ -130,7 +131,8 @@ class PathSampler:
     plateau of the unigram loss within the budget of a small search; paths without them learn first.
 
     Args:
-        population: genomes of the first generation of the search, for `other_paths="population"`.
+        population: genomes of the first generation of the search, for `other_paths="population"`, and for where
+            limits leave hardly any other.
     """
 
     space: BackboneSpace
@@ -147,7 +149,10 @@ class PathSampler:
             case "population":
                 return self.population[int(rng.integers(len(self.population)))]
             case _:
-                return space.random(rng)
+                try:
+                    return space.random(rng)
+                except NoGenome:  # the limits are tight
+                    return self.population[int(rng.integers(len(self.population)))]
 
 
 def train_supernet(

@@ -7,9 +7,10 @@ forgotten, so that one that waits for those before it is not lost with the run.
 """
 
 import contextlib
-import datetime
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from autobert_zero.search.reporting import write_json
+from autobert_zero.search.stopping import Stopped
 
 
-# How often somebody who waits looks up.
-_GLANCE = datetime.timedelta(seconds=0.5)
-_PATIENCE = datetime.timedelta(days=30)
+# Seconds between two looks of somebody who waits: from the first, doubled up to the last.
+_FIRST_GLANCE, _LAST_GLANCE = 0.005, 0.2
+# Seconds that the others have to leave, once they are told to stop.
+_PATIENCE = 20.0
 _SKIPPED, _RELEASED = "skipped", "released"
 
 
@@ -33,7 +36,7 @@ class Workers:
     Args:
         run: does one job: takes and returns JSON. Called in whichever process is free; it must not communicate.
         folder: where results lie until they are forgotten; all processes see it. Made if missing.
-        check: called while waiting; what it raises ends the wait.
+        check: called while waiting and before each job; what it raises ends both.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Workers:
         self.alone = accelerator.num_processes == 1
         self.submitted = 0
         self.ticket: int | None = None  # a job that is the main process's own, submitted or not yet
+        self.expected_to_leave = 0
+        self._last_look = 0.0
         if accelerator.is_main_process:
             self.folder.mkdir(exist_ok=True)
         if self.alone:
@@ -63,7 +68,7 @@ class Workers:
     @staticmethod
     def _store(port: int, is_master: bool) -> torch.distributed.TCPStore:
         host = os.environ["MASTER_ADDR"]
-        return torch.distributed.TCPStore(host, port, is_master=is_master, timeout=_PATIENCE, wait_for_workers=False)
+        return torch.distributed.TCPStore(host, port, is_master=is_master, wait_for_workers=False)
 
     # The main process
 
@@ -100,8 +105,20 @@ class Workers:
         for _ in range(self.accelerator.num_processes - 1 + own):
             self._put(_RELEASED)
         self.ticket = None
-        # The store is this process's: it must outlive the others' last look at it.
-        self.accelerator.wait_for_everyone()
+        self._see_off(math.inf)
+
+    def stop(self) -> None:
+        """Tell the others to leave their jobs, and wait until they did, but not for long. Main process only."""
+        if not self.alone:
+            self.store.set("stopped", "")
+            self._see_off(_PATIENCE)
+
+    def _see_off(self, seconds: float) -> None:
+        """The store is this process's: it must outlive the others' last look at it."""
+        self.expected_to_leave += self.accelerator.num_processes - 1
+        deadline = time.monotonic() + seconds
+        while self.store.add("left", 0) < self.expected_to_leave and time.monotonic() < deadline:
+            time.sleep(_FIRST_GLANCE)
 
     def _put(self, job: Any) -> int:
         number, self.submitted = self.submitted, self.submitted + 1
@@ -125,10 +142,26 @@ class Workers:
     # The others
 
     def serve(self) -> None:
-        """Take jobs until the main process lets go. All other processes."""
-        while self._do(self.store.add("taken", 1) - 1):
-            pass
-        self.accelerator.wait_for_everyone()
+        """Take jobs until the main process lets go. All other processes.
+
+        Raises: Stopped where the main process says so or is gone, and what `check` and jobs raise.
+        """
+        try:
+            while self._do(self.store.add("taken", 1) - 1):
+                pass
+        except torch.distributed.DistNetworkError:
+            raise Stopped("the main process is gone", 1) from None
+        finally:
+            with contextlib.suppress(torch.distributed.DistError):
+                self.store.add("left", 1)
+
+    def told_to_stop(self) -> bool:
+        """Whether the main process was stopped; asked as often as one likes. All other processes."""
+        now = time.monotonic()
+        if now - self._last_look < _LAST_GLANCE:
+            return False
+        self._last_look = now
+        return self.store.check(["stopped"])
 
     def _do(self, number: int) -> bool:
         """Do a job as soon as it is there. Returns False for the message that there are no more."""
@@ -141,17 +174,18 @@ class Workers:
         return True
 
     def _run(self, name: str, job: Any) -> Any:
+        self.check()
         result = self.run(job)
         write_json(self._file(name), {"job": job, "result": result})
         return result
 
     def _await(self, key: str) -> bytes:
-        while True:
-            try:
-                self.store.wait([key], _GLANCE)
-                return self.store.get(key)
-            except torch.distributed.DistStoreError:
-                self.check()
+        pause = _FIRST_GLANCE
+        while not self.store.check([key]):
+            self.check()
+            time.sleep(pause)
+            pause = min(2 * pause, _LAST_GLANCE)
+        return self.store.get(key)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.json"

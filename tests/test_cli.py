@@ -253,10 +253,12 @@ def test_max_seconds(finished, tmp_path, launch):
         assert history_without_times(settings) == history_without_times(expected)
 
 
-def test_a_run_goes_on_with_more_evaluations(finished, tmp_path):
+def test_a_run_goes_on_with_more_evaluations(finished, tmp_path, capsys):
     expected, _ = finished
     settings = dataclasses.replace(expected, output_dir=str(shutil.copytree(expected.output_dir, tmp_path / "run")))
     before = Path(settings.output_dir, "supernet.safetensors").stat().st_mtime_ns
+    fewer = fails(capsys, command_line(dataclasses.replace(settings, max_evaluations=5)))
+    assert "max_evaluations: expected at least 9, the candidates of this folder, got 5" in fewer
     out = finish(start(dataclasses.replace(settings, max_evaluations=12, final_steps=7)))
     assert "Best of 12 candidates" in out
     assert history_without_times(settings)[:10] == history_without_times(expected)
@@ -376,7 +378,7 @@ def test_a_search_in_which_all_fails_ends(tiny_settings, monkeypatch, capsys):
         main(command_line(dataclasses.replace(tiny_settings, max_evaluations=50)))
     assert exit_.value.code == 1
     assert "20 candidates failed one after the other, the last by: ZeroDivisionError" in capsys.readouterr().err
-    assert len(history_without_times(tiny_settings)) == 1 + 19
+    assert len(history_without_times(tiny_settings)) == 1 + 20
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autobert_zero.configuration_autobert_zero import Attention
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
-from autobert_zero.search.costs import LimitedSpace, Sizes
+from autobert_zero.search.costs import LimitedSpace, NoGenome, Sizes
 from autobert_zero.search.evolution import evolve
 from autobert_zero.search.settings import stream
-from autobert_zero.search.strategies import OpNas
+from autobert_zero.search.strategies import OpNas, RandomSearch
 
 from .conftest import HEADS, HIDDEN, SPACE, TOKENS, VOCAB, random_genome, tiny_config
 
@@ -48,9 +48,24 @@ def test_a_search_within_limits():
     assert len(history) == 80 and all(space.contains(record.genome) for record in history)
 
 
+def test_a_search_at_the_edge_of_its_limits_goes_on():
+    """Random genomes within the limits are so rare that at times none is found: their places stay empty."""
+    limit = SIZES.parameters(min((random_genome(i) for i in range(3000)), key=SIZES.parameters))
+    space = LimitedSpace(SPACE, SIZES.of, {"parameters": limit})
+    history = []
+
+    def submit(record, archive):
+        return lambda: record.evaluated(score=0.0)
+
+    evolve(space, RandomSearch(space, 3), submit, history, 0, 6)
+    assert all(space.within(record.genome) for record in history)
+    nothing = LimitedSpace(SPACE, SIZES.of, {"parameters": 10})
+    assert evolve(nothing, RandomSearch(nothing, 3), submit, [], 0, 6) == "space exhausted"
+
+
 def test_limits_that_nothing_keeps():
     space = LimitedSpace(SPACE, SIZES.of, {"parameters": 10, "flops": 1e12})
-    with pytest.raises(ValueError, match=r"max_parameters=10, max_flops=.*: expected limits that some genomes keep"):
+    with pytest.raises(NoGenome, match=r"max_parameters=10, max_flops=.*: expected limits that some genomes keep"):
         space.random(stream(0))
     genome = random_genome(0)
     assert space.mutate(genome, stream(0)) == genome

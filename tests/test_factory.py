@@ -43,6 +43,12 @@ def test_settings_reach_space_and_strategy():
     assert (strategy.crossover_probability, strategy.objectives) == (0.4, ("score", "flops"))
 
 
+@pytest.mark.parametrize("values", [{"objectives": ["score", "flops"]}, {"crossover_probability": 0.5}])
+def test_settings_without_effect_are_refused(values):
+    with pytest.raises(ValueError, match=r"expected its default with strategy 'random'"):
+        make(strategy="random", **values)
+
+
 def test_limits():
     space, _ = make(max_parameters=450_000, max_flops=1e8)
     assert isinstance(space, LimitedSpace) and space.limits == {"parameters": 450_000, "flops": 1e8}

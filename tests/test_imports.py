@@ -26,7 +26,7 @@ ALLOWED = {
     "search.records": {"search.pareto"},
     "search.priority": {"search.records"},
     "search.strategies": {"search.priority", "search.records"},
-    "search.evolution": {"search.records", "search.settings", "search.strategies"},
+    "search.evolution": {"search.costs", "search.records", "search.settings", "search.strategies"},
     "search.history": {"configuration_autobert_zero", "search.records"},
     "search.costs": {"configuration_autobert_zero"},
     "search.factory": {
@@ -42,6 +42,7 @@ ALLOWED = {
     "search.supernet": {
         "configuration_autobert_zero",
         "modeling_autobert_zero",
+        "search.costs",
         "search.data",
         "search.settings",
         "search.space",
@@ -57,7 +58,7 @@ ALLOWED = {
         "search.supernet",
         "search.training",
     },
-    "search.workers": {"search.reporting"},
+    "search.workers": {"search.reporting", "search.stopping"},
     "search.reporting": {"configuration_autobert_zero"},
     "search.__init__": set(),
     "search.__main__": {"search.cli"},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from autobert_zero.search.pareto import crowding_distances, non_dominated_fronts, nsga2_order
+from autobert_zero.search.pareto import crowding_distances, first_front, non_dominated_fronts, nsga2_order
 from autobert_zero.search.records import Archive, Record, pareto_front
 
 
@@ -44,6 +44,13 @@ def test_fronts_by_the_definition(objectives):
         assert set(front.tolist()) == expected
         left -= expected
     assert not left
+    assert set(first_front(values).tolist()) == set(non_dominated_fronts(values)[0].tolist())
+
+
+def test_the_first_of_many_points_is_found_without_comparing_all_pairs():
+    values = np.random.default_rng(0).random((50_000, 3))
+    front = first_front(values)
+    assert 20 < len(front) < 1000 and (np.diff(values[front, 0]) > 0).all()
 
 
 def test_crowding():

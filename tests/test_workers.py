@@ -114,3 +114,28 @@ def test_one_process(tmp_path):
     workers.forget("never was")
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["b.json"]
     workers.release()
+
+
+def test_stopped_by_the_main_process(tmp_path):
+    """It tells the other, which is in the middle of a long job, and both end in order and at once."""
+    code = """
+from autobert_zero.search.stopping import Stop, Stopped
+stop = Stop(2.0 if accelerator.is_main_process else None)
+def run(job):
+    while True:
+        stop.check()
+        time.sleep(0.01)
+workers.run, workers.check = run, stop.check
+stop.elsewhere = workers.told_to_stop if not accelerator.is_main_process else (lambda: False)
+try:
+    if accelerator.is_main_process:
+        list(workers.map({"a": 0, "b": 1, "c": 2}))
+    else:
+        workers.serve()
+except Stopped as stopped:
+    if accelerator.is_main_process:
+        workers.stop()
+    print("RESULTS", f'["{stopped}"]', flush=True)
+"""
+    process = launch(tmp_path / "jobs.py", code)
+    assert sorted(reason for [reason] in results(process)) == ["max_seconds are over", "the main process was stopped"]
