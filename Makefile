@@ -15,10 +15,10 @@ search: .venv/installed
 	$(BIN)/accelerate launch -m autobert_zero.search --output_dir runs/demo
 
 test: .venv/installed lint
-	$(PYTEST)
+	$(PYTEST) -n 2
 
 test-slow: .venv/installed
-	$(PYTEST) -m slow
+	$(PYTEST) -n 2 -m slow
 
 # transformers' own common tests, on our classes and on BERT's (tests/conformance/README.md).
 conformance: .venv/installed

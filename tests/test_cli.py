@@ -161,7 +161,14 @@ def test_killed_at_any_moment_it_continues(finished, tmp_path):
     assert results(settings) == results(expected)
 
 
-@pytest.mark.parametrize("launch", TWO_PROCESSES, ids=["torchrun", "accelerate"])
+@pytest.mark.parametrize(
+    "launch",
+    # Others here start two processes by torchrun, too.
+    [
+        pytest.param(TWO_PROCESSES[0], id="torchrun", marks=pytest.mark.slow),
+        pytest.param(TWO_PROCESSES[1], id="accelerate"),
+    ],
+)
 def test_two_processes_give_the_same_history(finished, tmp_path, launch):
     """From the same super-network. That there are two is what the run says; the next test sees both at work."""
     expected, _ = finished
@@ -204,7 +211,7 @@ def test_four_processes_give_the_same_history(finished, tmp_path):
     assert history_without_times(settings) == history_without_times(expected)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 @pytest.mark.parametrize("launch", [SEARCH, TWO_PROCESSES[0]], ids=["one process", "two processes"])
 def test_a_signal_ends_a_run_in_order(finished, tmp_path, number, launch):
     """In the super-network, whose checkpoint is not due yet, and among the candidates; the same command continues."""
@@ -240,7 +247,13 @@ def test_a_signal_ends_a_run_in_order(finished, tmp_path, number, launch):
     assert results(settings) == results(whole)
 
 
-@pytest.mark.parametrize("launch", [SEARCH, TWO_PROCESSES[0]], ids=["one process", "two processes"])
+@pytest.mark.parametrize(
+    "launch",
+    [
+        pytest.param(SEARCH, id="one process", marks=pytest.mark.slow),
+        pytest.param(TWO_PROCESSES[0], id="two processes"),
+    ],
+)
 def test_max_seconds(finished, tmp_path, launch):
     expected, _ = finished
     settings = dataclasses.replace(expected, output_dir=str(tmp_path / "run"), max_seconds=0.001)
