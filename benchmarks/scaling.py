@@ -134,7 +134,7 @@ def measure_processes(rounds: int, arguments: list[str]) -> dict[str, Any]:
         "median_efficiency": round(statistics.median(efficiencies), 3),
         "driver_share": [round(share, 4) for share in shares],
         "candidate_seconds": [round(float(f(spread)), 3) for f in (min, statistics.median, max)],
-        "settings": summary["settings"],
+        "settings": {name: value for name, value in summary["settings"].items() if name != "output_dir"},
     }
 
 
