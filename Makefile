@@ -57,7 +57,7 @@ rank-fidelity: .venv/installed
 
 search-efficiency: .venv/installed
 	$(LAUNCH) benchmarks/search_efficiency.py --output_dir runs/efficiency $(SCALE) --supernet_steps 1500 \
-	    --max_evaluations 100 --results results/search_efficiency.json
+	    --candidate_steps 20 --max_evaluations 60 --results results/search_efficiency.json
 
 scaling: .venv/installed
 	$(BIN)/python benchmarks/scaling.py driver --output results/scaling/driver.json

@@ -61,6 +61,9 @@ WHAT_ROWS_DEPEND_ON = (
 SCRATCH_SEED = 1000
 # Full trainings report their loss at these shares of it: has the order settled?
 SHARES = (0.25, 0.5, 1.0)
+# What a hurdle would drop, and how many of the best it must keep to be harmless.
+DROPPED_SHARES = (0.3, 0.5, 0.7)
+BEST = 10
 
 
 @dataclasses.dataclass
@@ -167,6 +170,12 @@ def tau(a: np.ndarray, b: np.ndarray, resamples: int = 2000) -> list[float]:
     return [round(float(v), 3) for v in (kendalltau(a, b).statistic, low, high)]
 
 
+def kept_of_the_best(column: dict[str, float], full: dict[str, float], share: float) -> int:
+    """How many of the best after full training are not in the worst share by another score."""
+    kept = sorted(full, key=column.__getitem__)[: round((1 - share) * len(full))]
+    return len(set(kept) & set(sorted(full, key=full.__getitem__)[:BEST]))
+
+
 def summarise(rows: dict[str, dict[str, dict]], costs: dict[str, list[int]], unigram: float, settings) -> dict:
     """Tau of every method to the first full training: of all random candidates, and of the better half."""
     target = rows["full 0"]
@@ -194,6 +203,10 @@ def summarise(rows: dict[str, dict[str, dict]], costs: dict[str, list[int]], uni
             **{
                 label: tau(np.array([column[n] for n in some]), np.array([full[n] for n in some]))
                 for label, some in {"all": known, "better half": better}.items()
+            },
+            f"kept of the best {BEST}": {
+                str(share): kept_of_the_best({n: column[n] for n in known}, {n: full[n] for n in known}, share)
+                for share in DROPPED_SHARES
             },
             "seconds": round(float(np.mean(seconds)), 2) if seconds else None,
         }

@@ -38,13 +38,19 @@ from autobert_zero.search.training import Checkpoint, seed_torch
 from autobert_zero.search.workers import Workers
 
 
+# Searches, as settings that differ from those of the command line. The first is what the others are compared with.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "random": {"strategy": "random"},
+    "evolution": {"strategy": "evolution"},
+    "OP-NAS": {"strategy": "op_nas"},
+    "Thompson OP-NAS": {"strategy": "thompson_op_nas"},
+    "OP-NAS, hurdle": {"strategy": "op_nas", "hurdle": 0.0, "hurdle_share": 0.5},
+}
+
+
 @dataclasses.dataclass
 class EfficiencySettings:
     repetitions: int = dataclasses.field(default=5, metadata={"help": "Paired repetitions: seeds of the run and on."})
-    strategies: list[str] = dataclasses.field(
-        default_factory=lambda: ["random", "evolution", "regularized_evolution", "op_nas", "thompson_op_nas"],
-        metadata={"help": "Strategies of a search; the first is what the others are compared with."},
-    )
     results: str | None = dataclasses.field(default=None, metadata={"help": "JSON file for the table."})
 
 
@@ -62,7 +68,7 @@ class Searches:
         seed_torch(settings.seed, "supernet")
         supernet = SuperNetwork(settings, len(corpus.tokenizer), corpus.tokenizer.pad_token_id).to(self.device)
         path = Path(settings.output_dir) / f"supernet-{settings.seed}.safetensors"
-        identity = json.dumps([dataclasses.replace(settings, strategy="random").identity(), corpus.digest()])
+        identity = json.dumps([settings.identity(), corpus.digest()])
         checkpoint = Checkpoint(path, identity, settings.checkpoint_seconds)
         paths = PathSampler(make_space(settings, make_sizes(settings, len(corpus.tokenizer))), settings)
         alone = types.SimpleNamespace(num_processes=1, process_index=0, device=self.device)
@@ -70,24 +76,27 @@ class Searches:
         return supernet
 
     def __call__(self, job: dict[str, Any]) -> Any:
-        settings = dataclasses.replace(self.settings, seed=job["seed"], strategy=job.get("strategy", "random"))
+        settings = dataclasses.replace(self.settings, seed=job["seed"])
         supernet = self.supernet(settings)
-        if "strategy" not in job:
+        if "variant" not in job:
             return None
+        settings = dataclasses.replace(settings, **VARIANTS[job["variant"]])
         space = make_space(settings, make_sizes(settings, len(self.corpus.tokenizer)))
         proxy = MaskedLMProxy(settings, self.corpus, self.device)
 
         def submit(record: Record, archive: Archive) -> Callable[[], Record]:
-            return lambda: record.evaluated(**proxy.score(record.genome, supernet))
+            hurdle = None if settings.hurdle is None else archive.hurdle(settings.hurdle_share)
+            return lambda: record.evaluated(**proxy.score(record.genome, supernet, hurdle))
 
         header = {"settings": settings.identity(), "data": self.corpus.digest()}
-        with History(history_path(settings), header, ("settings", "data")) as history:
+        path = history_path(settings.output_dir, job["variant"], settings.seed)
+        with History(path, header, ("settings", "data")) as history:
             evolve(space, make_strategy(settings, space), submit, history, settings.seed, settings.max_evaluations)
         return None
 
 
-def history_path(settings: SearchSettings) -> Path:
-    return Path(settings.output_dir) / f"{settings.strategy}-{settings.seed}.jsonl"
+def history_path(folder: str, variant: str, seed: int) -> Path:
+    return Path(folder) / f"{variant}, seed {seed}.jsonl"
 
 
 def best_so_far(records: list[Record]) -> np.ndarray:
@@ -99,27 +108,28 @@ def mean_and_error(values: np.ndarray) -> list[float]:
 
 
 def summarise(histories: dict[str, list[list[Record]]], evaluations: int) -> dict[str, Any]:
-    """Best score after shares of the evaluations, and after as many seconds as the fastest search of the seed took."""
+    """Best score after shares of the evaluations, and the difference to the first variant: after all evaluations, and
+    after as many seconds as the faster one of the two took."""
     counts = sorted({max(1, evaluations * share // 4) for share in (1, 2, 3, 4)})
     curves = {name: np.array([best_so_far(records) for records in runs]) for name, runs in histories.items()}
+    seconds = {name: [np.cumsum([r.seconds for r in records]) for records in runs] for name, runs in histories.items()}
     baseline = next(iter(curves))
-    limits = [
-        min(sum(r.seconds for r in records) for records in runs) for runs in zip(*histories.values(), strict=True)
-    ]
-    in_time = {
-        name: np.array(
-            [
-                curve[max(0, int(np.searchsorted(np.cumsum([r.seconds for r in records]), limit, "right")) - 1)]
-                for curve, records, limit in zip(curves[name], runs, limits, strict=True)
-            ]
-        )
-        for name, runs in histories.items()
-    }
+
+    def in_equal_time(name: str) -> np.ndarray:
+        differences = []
+        for seed, (own, other) in enumerate(zip(seconds[name], seconds[baseline], strict=True)):
+            limit = min(own[-1], other[-1])
+            at = [max(0, int(np.searchsorted(times, limit, "right")) - 1) for times in (own, other)]
+            differences.append(curves[name][seed][at[0]] - curves[baseline][seed][at[1]])
+        return np.array(differences)
+
     return {
         name: {
             "best_after": {str(n): mean_and_error(curve[:, n - 1]) for n in counts},
             f"minus {baseline}": mean_and_error(curve[:, -1] - curves[baseline][:, -1]),
-            f"minus {baseline}, equal time": mean_and_error(in_time[name] - in_time[baseline]),
+            f"minus {baseline}, equal time": mean_and_error(in_equal_time(name)),
+            "seconds": mean_and_error(np.array([times[-1] for times in seconds[name]])),
+            "dropped": sum(r.status == "dropped" for records in histories[name] for r in records),
             "each": curve[:, -1].round(4).tolist(),
         }
         for name, curve in curves.items()
@@ -131,7 +141,7 @@ def main() -> None:
     settings, efficiency = parser.parse_args_into_dataclasses()
     if efficiency.repetitions < 2:
         parser.error(f"repetitions: expected at least 2, got {efficiency.repetitions}")
-    for name in ("other_paths", "objectives", "hurdle", "lookahead", "crossover_probability", "seed_genomes"):
+    for name in ("strategy", "other_paths", "objectives", "hurdle", "lookahead", "seed_genomes"):
         if getattr(settings, name) != getattr(SearchSettings(), name):
             parser.error(f"{name}: expected its default, got {getattr(settings, name)!r}")
     transformers.utils.logging.set_verbosity_error()
@@ -152,20 +162,13 @@ def main() -> None:
     seeds = range(settings.seed, settings.seed + efficiency.repetitions)
     for jobs in (
         {f"supernet-{seed}": {**common, "seed": seed} for seed in seeds},
-        {
-            f"{name}-{seed}": {**common, "seed": seed, "strategy": name}
-            for seed in seeds
-            for name in efficiency.strategies
-        },
+        {f"{name}, seed {seed}": {**common, "seed": seed, "variant": name} for seed in seeds for name in VARIANTS},
     ):
         for name, _ in zip(jobs, workers.map(jobs), strict=True):
             print(name, "done", flush=True)
     workers.release()
     histories: dict[str, list[list[Record]]] = {
-        name: [
-            read_history(history_path(dataclasses.replace(settings, seed=seed, strategy=name)))[1] for seed in seeds
-        ]
-        for name in efficiency.strategies
+        name: [read_history(history_path(settings.output_dir, name, seed))[1] for seed in seeds] for name in VARIANTS
     }
     summary = summarise(histories, settings.max_evaluations)
     for name, values in summary.items():
