@@ -4,6 +4,7 @@ Parts are split by document. The super-network and all candidates train on *sear
 from *select*, printed losses from *report*, which the search never sees.
 """
 
+import array
 import contextlib
 import glob
 import hashlib
@@ -20,12 +21,11 @@ import tokenizers
 import torch
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
-from autobert_zero.search.settings import SearchSettings, stream
+from autobert_zero.search.masking import IGNORE_INDEX, Masking
+from autobert_zero.search.settings import SearchSettings, TextSettings, stream
 
 
 ROLES = ("search", "select", "report")
-IGNORE_INDEX = -100
-MASK_PROBABILITY = 0.15
 
 # Characters from which on a line that is repeated in another document counts as repeated text.
 LONG_LINE = 40
@@ -79,7 +79,7 @@ def _rows(path: str, builder: str) -> Iterator[dict]:
         )
 
 
-def _file(path: str, settings: SearchSettings) -> Iterator[str]:
+def _file(path: str, settings: TextSettings) -> Iterator[str]:
     if not os.path.isfile(path):
         raise ValueError(f"train_file: expected a file, got {path!r}")
     if not os.path.getsize(path):
@@ -91,7 +91,7 @@ def _file(path: str, settings: SearchSettings) -> Iterator[str]:
     return _column(_rows(path, builder), settings.text_column, path)
 
 
-def _data_set(settings: SearchSettings) -> Iterator[dict]:
+def _data_set(settings: TextSettings) -> Iterator[dict]:
     """Rows of a data set of the Hub or of a local folder."""
     name = str(settings.dataset_name)
     with _readable("dataset_name", name):
@@ -111,8 +111,8 @@ def _without_repeated_lines(documents: Iterable[str]) -> Iterator[str]:
             yield kept
 
 
-def read_documents(settings: SearchSettings) -> list[str]:
-    """All documents of the corpus, without empty ones and without what is repeated from an earlier one.
+def stream_documents(settings: TextSettings) -> Iterator[str]:
+    """The documents of the corpus that are not empty, as they come.
 
     Raises `ValueError` for what is missing, empty, not UTF-8 or without the text column.
     """
@@ -122,14 +122,18 @@ def read_documents(settings: SearchSettings) -> list[str]:
         source = _column(_data_set(settings), settings.text_column, settings.dataset_name)
     else:
         source = _language_reference()
-    documents = itertools.islice((text for text in source if text.strip()), settings.max_documents)
-    found = list(dict.fromkeys(_without_repeated_lines(documents)))
+    return itertools.islice((text for text in source if text.strip()), settings.max_documents)
+
+
+def read_documents(settings: TextSettings) -> list[str]:
+    """All documents of the corpus, without what is repeated from an earlier one. Raises as `stream_documents` does."""
+    found = list(dict.fromkeys(_without_repeated_lines(stream_documents(settings))))
     if not found:
         raise ValueError("train_file: expected text, got none")
     return found
 
 
-def split_documents(documents: list[str], settings: SearchSettings) -> dict[str, list[str]]:
+def split_documents(documents: list[str], settings: TextSettings, seed: int) -> dict[str, list[str]]:
     """Whole documents, in random order, to the three parts. Raises `ValueError` for less than three documents."""
     if len(documents) < len(ROLES):
         raise ValueError(
@@ -138,7 +142,7 @@ def split_documents(documents: list[str], settings: SearchSettings) -> dict[str,
         )
     total = sum(map(len, documents))
     shares = {"report": settings.report_fraction, "select": settings.select_fraction}
-    rest = [documents[i] for i in stream(settings.seed, "split").permutation(len(documents))]
+    rest = [documents[i] for i in stream(seed, "split").permutation(len(documents))]
     parts: dict[str, list[str]] = {}
     for later, (role, share) in zip((2, 1), shares.items(), strict=True):
         taken: list[int] = []
@@ -157,7 +161,7 @@ def split_documents(documents: list[str], settings: SearchSettings) -> dict[str,
     return parts
 
 
-def train_tokenizer(texts: Iterable[str], settings: SearchSettings) -> PreTrainedTokenizerBase:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int) -> PreTrainedTokenizerBase:
     """A lower-casing WordPiece tokenizer, like BERT's; the same text always gives the same vocabulary."""
     lines = [line for text in texts for line in text.split("\n")]
     blank = BertTokenizer()
@@ -173,7 +177,7 @@ def train_tokenizer(texts: Iterable[str], settings: SearchSettings) -> PreTraine
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=blank.unk_token))
     tokenizer.normalizer, tokenizer.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=settings.vocab_size,
+        vocab_size=vocab_size,
         min_frequency=2,
         show_progress=False,
         # The trainer numbers the pieces `##c` in the random order of a hash table, and breaks ties of frequency by
@@ -181,7 +185,7 @@ def train_tokenizer(texts: Iterable[str], settings: SearchSettings) -> PreTraine
         special_tokens=[*special_tokens, *pieces],
     )
     tokenizer.train_from_iterator(lines, trainer)
-    return BertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=settings.sequence_length)
+    return BertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=model_max_length)
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
@@ -196,19 +200,35 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _tokenize(documents: list[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> np.ndarray:
-    """Documents in a row, `[SEP]` after each, cut into sequences that begin with `[CLS]`: (sequences, tokens) int32."""
-    pieces: list[int] = []
+def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Documents in a row, `[SEP]` after each: (tokens,) int32."""
+    pieces = array.array("i")
     for document in documents:
         # Line by line, because a batch is what the tokenizer works on in parallel.
         lines = document.split("\n")
         encoded = tokenizer(lines, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        pieces.extend(itertools.chain.from_iterable(encoded["input_ids"]))
+        for line in encoded["input_ids"]:
+            pieces.extend(line)
         pieces.append(tokenizer.sep_token_id)
+    return np.array(pieces, dtype=np.int32)
+
+
+def cut(tokens: np.ndarray, cls_token_id: int, sequence_length: int) -> np.ndarray:
+    """Sequences that begin with `[CLS]`: (sequences, tokens) int32. What is left over at the end is dropped."""
     width = sequence_length - 1
-    count = len(pieces) // width
-    body = np.array(pieces[: count * width], dtype=np.int32).reshape(count, width)
-    return np.concatenate([np.full((count, 1), tokenizer.cls_token_id, dtype=np.int32), body], axis=1)
+    count = len(tokens) // width
+    body = tokens[: count * width].reshape(count, width)
+    return np.concatenate([np.full((count, 1), cls_token_id, dtype=np.int32), body], axis=1)
+
+
+def unigram_loss(tokens: np.ndarray, labels: Iterable[torch.Tensor], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Loss in nats of predicting every label by the frequencies of `tokens`: what knows no context."""
+    counts = np.bincount(tokens.ravel(), minlength=len(tokenizer)).astype(np.float64)
+    counts[tokenizer.all_special_ids] = 0
+    counts += 1  # so that no token is impossible
+    log_probabilities = np.log(counts / counts.sum())
+    found = np.concatenate([each.numpy().ravel() for each in labels])
+    return float(-log_probabilities[found[found != IGNORE_INDEX]].mean())
 
 
 class Corpus:
@@ -226,13 +246,14 @@ class Corpus:
         self.arrays = dict(arrays)
         self.tokenizer = tokenizer
         self.seed = seed
-        self._special = np.array(sorted(tokenizer.all_special_ids))
-        for role, array in arrays.items():
+        self._mask = Masking(tokenizer)
+        self._special = self._mask.special
+        for role, rows in arrays.items():
             # Then every sequence of it has a token to predict, and every batch a loss.
-            self.arrays[role] = array = array[~np.isin(array, self._special).all(1)]
-            if not len(array):
+            self.arrays[role] = rows[~np.isin(rows, self._special).all(1)]
+            if not len(self.arrays[role]):
                 raise ValueError(
-                    f"train_file: expected at least one sequence of {array.shape[1]} tokens in the part to {role}, "
+                    f"train_file: expected at least one sequence of {rows.shape[1]} tokens in the part to {role}, "
                     "got none: the text is too short"
                 )
         self._orders: dict[tuple[str, int], np.ndarray] = {}
@@ -240,12 +261,15 @@ class Corpus:
     @classmethod
     def build(cls, settings: SearchSettings) -> "Corpus":
         """Read, split and tokenize; a tokenizer is trained on the search part unless the settings name one."""
-        parts = split_documents(read_documents(settings), settings)
+        parts = split_documents(read_documents(settings), settings, settings.seed)
         if settings.tokenizer:
             tokenizer = load_tokenizer(settings.tokenizer)
         else:
-            tokenizer = train_tokenizer(parts["search"], settings)
-        arrays = {role: _tokenize(parts[role], tokenizer, settings.sequence_length) for role in ROLES}
+            tokenizer = train_tokenizer(parts["search"], settings.vocab_size, settings.sequence_length)
+        arrays = {
+            role: cut(tokenize(parts[role], tokenizer), tokenizer.cls_token_id, settings.sequence_length)
+            for role in ROLES
+        }
         return cls(arrays, tokenizer, settings.seed)
 
     def digest(self) -> str:
@@ -262,19 +286,6 @@ class Corpus:
 
     def num_tokens(self) -> dict[str, int]:
         return {role: self.arrays[role].size for role in ROLES}
-
-    def _mask(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """BERT's masking: 15 % of the tokens are labels; of these 80 % `[MASK]`, 10 % random, 10 % as they are."""
-        maskable = ~np.isin(tokens, self._special)
-        labelled = (rng.random(tokens.shape) < MASK_PROBABILITY) & maskable
-        if not labelled.any():  # a batch without a label has no loss
-            labelled.flat[rng.choice(np.flatnonzero(maskable))] = True
-        labels = np.where(labelled, tokens, IGNORE_INDEX)
-        how = rng.random(tokens.shape)
-        inputs = np.where(labelled & (how < 0.8), self.tokenizer.mask_token_id, tokens)
-        random_tokens = rng.integers(len(self.tokenizer), size=tokens.shape)
-        inputs = np.where(labelled & (how >= 0.9), random_tokens, inputs)
-        return torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
 
     def _order(self, role: str, epoch: int) -> np.ndarray:
         if (role, epoch) not in self._orders:
@@ -303,10 +314,6 @@ class Corpus:
         yield from zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
 
     def unigram_loss(self, role: str, sequences: int) -> float:
-        """Loss in nats of predicting every label by the token frequencies of the search part: what knows no context."""
-        counts = np.bincount(self.arrays["search"].ravel(), minlength=len(self.tokenizer)).astype(np.float64)
-        counts[self._special] = 0
-        counts += 1  # so that no token is impossible
-        log_probabilities = np.log(counts / counts.sum())
-        labels = np.concatenate([y.numpy().ravel() for _, y in self.evaluation_batches(role, sequences, sequences)])
-        return float(-log_probabilities[labels[labels != IGNORE_INDEX]].mean())
+        """The unigram loss, in nats, of evaluation sequences of a part by the frequencies of the search part."""
+        batches = self.evaluation_batches(role, sequences, sequences)
+        return unigram_loss(self.arrays["search"], (labels for _, labels in batches), self.tokenizer)

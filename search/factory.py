@@ -1,6 +1,7 @@
 """From the settings of a run to its space and its strategy. Pure: no torch."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,23 @@ def read_genome(source: str, num_layers: int) -> Genome:
     if source == "published":
         return Genome(PUBLISHED_GENOME[layer % len(PUBLISHED_GENOME)] for layer in range(num_layers))
     try:
-        value = json.loads(Path(source).read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            value = value["genome"] if "genome" in value else value["best"]["genome"]
-        genome = Genome.from_list(value)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"seed_genomes: expected `published`, `bert` or a JSON file with a genome, got {source!r}: {error}"
-        ) from None
+        genome = load_genome(source)
+    except ValueError as error:
+        raise ValueError(f"seed_genomes: expected `published`, `bert` or a file: {error}") from None
     if len(genome) != num_layers:
         raise ValueError(f"seed_genomes: expected {num_layers} layers, got {len(genome)} in {source!r}")
     return genome
+
+
+def load_genome(path: str | os.PathLike) -> Genome:
+    """The genome of a JSON file: a list of layers, or the `config.json` or `summary.json` of a found model.
+
+    Raises: ValueError for a file that holds none.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            value = value["genome"] if "genome" in value else value["best"]["genome"]
+        return Genome.from_list(value)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"expected a JSON file with a genome, got {str(path)!r}: {error}") from None

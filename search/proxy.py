@@ -13,7 +13,8 @@ import torch
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
-from autobert_zero.search.data import IGNORE_INDEX, Corpus
+from autobert_zero.search.data import Corpus
+from autobert_zero.search.masking import IGNORE_INDEX
 from autobert_zero.search.settings import SearchSettings, stream
 from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.supernet import SuperNetwork, model_config

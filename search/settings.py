@@ -40,7 +40,47 @@ def _setting(default: Any, help: str) -> Any:
 
 
 @dataclass(frozen=True)
-class SearchSettings:
+class TextSettings:
+    """Where text comes from, what is held out of it, and its tokenizer.
+
+    Raises `ValueError` that names the setting, what was expected and what came.
+    """
+
+    train_file: list[str] = _setting(
+        [],
+        "Text files: plain text (a blank line ends a document), .json, .jsonl or .csv, each also as .gz, .xz or .bz2. "
+        "Without this and --dataset_name: the language reference that comes with Python.",
+    )
+    dataset_name: str | None = _setting(None, "A data set of the Hub, or of a local folder; its train split is used.")
+    dataset_config_name: str | None = _setting(None, "Its configuration.")
+    text_column: str = _setting("text", "Column of the text in data that has columns; every row is a document.")
+    streaming: bool = _setting(False, "Stream the data set of the Hub; a search needs --max_documents with it.")
+    max_documents: int | None = _setting(None, "Read at most this many documents.")
+    tokenizer: str | None = _setting(None, "Name or path of a tokenizer; without it a WordPiece one is trained.")
+    vocab_size: int = _setting(4096, "Size of the vocabulary of the tokenizer that is trained.")
+    select_fraction: float = _setting(0.08, "Share of the text (whole documents) that scores candidates.")
+    report_fraction: float = _setting(0.08, "Share of the text (whole documents) that the reported losses come from.")
+
+    def __post_init__(self) -> None:
+        self._expect("vocab_size", self.vocab_size >= 64, "at least 64")
+        for name in ("select_fraction", "report_fraction"):
+            self._expect(name, 0 < getattr(self, name) < 0.5, "a number above 0 and below 0.5")
+        self._expect("train_file", not (self.train_file and self.dataset_name), "either train_file or dataset_name")
+        self._expect("streaming", not self.streaming or self.dataset_name is not None, "dataset_name with it")
+        self._expect(
+            "dataset_config_name",
+            self.dataset_config_name is None or self.dataset_name is not None,
+            "dataset_name with it",
+        )
+        self._expect("max_documents", self.max_documents is None or self.max_documents >= 3, "at least 3")
+
+    def _expect(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class SearchSettings(TextSettings):
     """Everything that a run is made of. On a CPU, two runs with equal settings, text, versions and threads give equal
     histories.
 
@@ -51,21 +91,8 @@ class SearchSettings:
     seed: int = _setting(42, "All randomness of the run comes from it.")
 
     # Text
-    train_file: list[str] = _setting(
-        [],
-        "Text files: plain text (a blank line ends a document), .json, .jsonl or .csv, each also as .gz, .xz or .bz2. "
-        "Without this and --dataset_name: the language reference that comes with Python.",
-    )
-    dataset_name: str | None = _setting(None, "A data set of the Hub, or of a local folder; its train split is used.")
-    dataset_config_name: str | None = _setting(None, "Its configuration.")
-    text_column: str = _setting("text", "Column of the text in data that has columns; every row is a document.")
-    streaming: bool = _setting(False, "Stream the data set of the Hub; needs --max_documents.")
-    max_documents: int | None = _setting(None, "Read at most this many documents.")
-    tokenizer: str | None = _setting(None, "Name or path of a tokenizer; without it a WordPiece one is trained.")
-    vocab_size: int = _setting(4096, "Size of the vocabulary of the tokenizer that is trained.")
+    # Sequences
     sequence_length: int = _setting(64, "Tokens in a sequence.")
-    select_fraction: float = _setting(0.08, "Share of the text (whole documents) that scores candidates.")
-    report_fraction: float = _setting(0.08, "Share of the text (whole documents) that the reported losses come from.")
     eval_sequences: int = _setting(256, "Sequences of the select and of the report part that a loss is taken on.")
 
     # Model
@@ -159,8 +186,8 @@ class SearchSettings:
     log_with: list[str] = _setting([], "Trackers of Accelerate that are installed: tensorboard, wandb, ...")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in {
-            "vocab_size": 64,
             "sequence_length": 8,
             "eval_sequences": 1,
             "num_hidden_layers": 1,
@@ -209,8 +236,6 @@ class SearchSettings:
         for name in ("dropout", "warmup_ratio"):
             self._expect(name, 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
         self._expect("convolution_paths", 0 <= self.convolution_paths <= 1, "a number from 0 to 1")
-        for name in ("select_fraction", "report_fraction"):
-            self._expect(name, 0 < getattr(self, name) < 0.5, "a number above 0 and below 0.5")
         self._expect(
             "num_attention_heads", self.hidden_size % self.num_attention_heads == 0, "a divisor of hidden_size"
         )
@@ -225,22 +250,10 @@ class SearchSettings:
         for name in ("strategy", "other_paths"):
             choices = get_args(get_type_hints(type(self))[name])
             self._expect(name, getattr(self, name) in choices, f"one of {list(choices)}")
-        self._expect("train_file", not (self.train_file and self.dataset_name), "either train_file or dataset_name")
         self._expect("streaming", not self.streaming or self.max_documents is not None, "max_documents with it")
-        self._expect("streaming", not self.streaming or self.dataset_name is not None, "dataset_name with it")
-        self._expect(
-            "dataset_config_name",
-            self.dataset_config_name is None or self.dataset_name is not None,
-            "dataset_name with it",
-        )
-        self._expect("max_documents", self.max_documents is None or self.max_documents >= 3, "at least 3")
 
     def _distinct(self, name: str) -> bool:
         return len(set(getattr(self, name))) == len(getattr(self, name))
-
-    def _expect(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

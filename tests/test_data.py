@@ -6,17 +6,17 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
 from autobert_zero.search.data import (
-    IGNORE_INDEX,
     ROLES,
     Corpus,
     read_documents,
     split_documents,
     train_tokenizer,
 )
-from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.masking import IGNORE_INDEX, Masking
+from autobert_zero.search.settings import SearchSettings, TextSettings
 
 from .conftest import TINY_RUN, write_corpus
 
@@ -79,7 +79,7 @@ def test_what_stands_in_an_earlier_document_is_dropped(tmp_path):
 
 def test_parts_of_the_default_corpus_share_no_long_line():
     for seed in (42, 1):
-        parts = split_documents(read_documents(SearchSettings()), SearchSettings(seed=seed))
+        parts = split_documents(read_documents(TextSettings()), TextSettings(), seed)
         lines = {
             role: {line for text in part for line in text.split("\n") if len(line) >= 40}
             for role, part in parts.items()
@@ -147,28 +147,27 @@ def test_data_sets_that_cannot_be_read(tmp_path):
 
 def test_split_is_by_document_and_disjoint(tmp_path):
     documents = [f"document {i} " * (1 + i % 3) for i in range(40)]
-    parts = split_documents(documents, SearchSettings(select_fraction=0.1, report_fraction=0.2, **TINY_RUN))
+    settings = TextSettings(select_fraction=0.1, report_fraction=0.2)
+    parts = split_documents(documents, settings, seed=0)
     assert sorted(itertools.chain.from_iterable(parts.values())) == sorted(documents)
     assert all(parts.values())
     share = {role: sum(map(len, part)) / sum(map(len, documents)) for role, part in parts.items()}
     assert 0.05 < share["select"] <= 0.1 and 0.15 < share["report"] <= 0.2
-    other = split_documents(documents, SearchSettings(select_fraction=0.1, report_fraction=0.2, **TINY_RUN, seed=1))
-    assert other["report"] != parts["report"]
+    assert split_documents(documents, settings, seed=1)["report"] != parts["report"]
 
 
 def test_split_of_documents_of_very_different_length():
     documents = ["huge " * 1000, *(f"small {i} " * 20 for i in range(30))]
     for seed in range(20):
-        settings = SearchSettings(select_fraction=0.05, report_fraction=0.05, **TINY_RUN, seed=seed)
-        parts = split_documents(documents, settings)
+        parts = split_documents(documents, TextSettings(select_fraction=0.05, report_fraction=0.05), seed)
         assert documents[0] in parts["search"] and len(parts["report"]) > 1
 
 
 def test_split_of_few_documents():
-    parts = split_documents(["long " * 100, "b", "c"], SearchSettings(**TINY_RUN))
+    parts = split_documents(["long " * 100, "b", "c"], TextSettings(), seed=0)
     assert sorted(map(len, parts.values())) == [1, 1, 1]
     with pytest.raises(ValueError, match=r"expected at least 3 documents .* got 2"):
-        split_documents(["a", "b"], SearchSettings(**TINY_RUN))
+        split_documents(["a", "b"], TextSettings(), seed=0)
 
 
 def test_text_too_short_for_a_sequence(tmp_path):
@@ -180,8 +179,7 @@ def test_text_too_short_for_a_sequence(tmp_path):
 
 def test_tokenizer_training_repeats_itself_and_is_saved(tmp_path):
     texts = read_documents(SearchSettings())[:20]
-    settings = SearchSettings(vocab_size=1000)
-    one, other = train_tokenizer(texts, settings), train_tokenizer(texts, settings)
+    one, other = (train_tokenizer(texts, vocab_size=1000, model_max_length=64) for _ in range(2))
     assert one.get_vocab() == other.get_vocab() and len(one) == 1000
     ids = one("The value of [MASK], 12 expressions.")["input_ids"]
     tokens = one.convert_ids_to_tokens(ids)
@@ -190,7 +188,7 @@ def test_tokenizer_training_repeats_itself_and_is_saved(tmp_path):
     one.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded("The value of [MASK], 12 expressions.")["input_ids"] == ids
-    assert loaded.model_max_length == settings.sequence_length
+    assert loaded.model_max_length == 64
 
 
 @pytest.mark.parametrize("name", ["no/such/tokenizer", "tests"])
@@ -257,6 +255,23 @@ def test_masking_is_bert_s(corpus):
     assert counts[2] / counts[0] == pytest.approx(0.1, abs=0.02)
 
 
+def test_whole_words_are_masked_together():
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "play", "##ing", "##s", "house"]
+    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
+    row = np.array([2, 5, 6, 7, 8, 5, 3, 6, 8, 8])
+    rng = np.random.default_rng(0)
+    share = 0
+    for _ in range(500):
+        labels = Masking(tokenizer, whole_words=True)(np.stack([row] * 4), rng)[1].numpy() != IGNORE_INDEX
+        assert (labels[:, 1:4].all(1) | ~labels[:, 1:4].any(1)).all()
+        assert not labels[:, [0, 6]].any()
+        share += labels[:, [4, 5, 8, 9]].mean() / 500
+    assert share == pytest.approx(0.15, abs=0.02)
+    whole = BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces[:6])})
+    with pytest.raises(ValueError, match="whole_word_masking: expected a WordPiece tokenizer"):
+        Masking(whole, whole_words=True)
+
+
 def test_every_batch_has_a_label(corpus):
     for step in range(200):
         assert (corpus.batch("a", step, 1)[1] != IGNORE_INDEX).any()
@@ -268,8 +283,9 @@ def test_every_batch_has_a_label(corpus):
 
 def test_report_text_touches_neither_vocabulary_nor_training(corpus, tiny_settings):
     """Of the three parts, only *search* makes the tokenizer, the batches and the unigram frequencies."""
-    parts = split_documents(read_documents(tiny_settings), tiny_settings)
-    assert train_tokenizer(parts["search"], tiny_settings).get_vocab() == corpus.tokenizer.get_vocab()
+    parts = split_documents(read_documents(tiny_settings), tiny_settings, tiny_settings.seed)
+    tokenizer = train_tokenizer(parts["search"], tiny_settings.vocab_size, tiny_settings.sequence_length)
+    assert tokenizer.get_vocab() == corpus.tokenizer.get_vocab()
     arrays = {**corpus.arrays, "report": corpus.arrays["select"], "select": corpus.arrays["report"]}
     swapped = Corpus(arrays, corpus.tokenizer, corpus.seed)
     assert (swapped.batch("a", 1, 4)[0] == corpus.batch("a", 1, 4)[0]).all()

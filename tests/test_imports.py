@@ -37,7 +37,8 @@ ALLOWED = {
         "search.strategies",
     },
     "search.stopping": set(),
-    "search.data": {"search.settings"},
+    "search.masking": set(),
+    "search.data": {"search.masking", "search.settings"},
     "search.training": {"search.settings", "search.stopping"},
     "search.supernet": {
         "configuration_autobert_zero",
@@ -53,6 +54,7 @@ ALLOWED = {
         "configuration_autobert_zero",
         "modeling_autobert_zero",
         "search.data",
+        "search.masking",
         "search.settings",
         "search.stopping",
         "search.supernet",

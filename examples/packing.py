@@ -1,0 +1,214 @@
+"""Packed sequences for pre-training, every one a function of the seed and its number.
+
+A *block* is what one item of the data set is: one sequence of the longest length, or as many short ones as have its
+number of tokens. So all batches have equally many tokens, and a curriculum may begin with short sequences.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerBase
+
+from autobert_zero.search.masking import Masking
+from autobert_zero.search.settings import stream
+
+
+OBJECTIVES = ("mlm", "nsp", "sop")
+SENTENCE_ENDS = (".", "!", "?")
+
+
+class Packer:
+    """Sequences without pads from a row of tokens in which a separator ends every document.
+
+    Args:
+        tokens: (tokens,) integers.
+        objective: `mlm`: `[CLS] …`. `nsp`, next sentence: `[CLS] A [SEP] B [SEP]`, where B follows A (label 0) or is from
+            another document (1). `sop`, sentence order: B follows A (0) or A follows B (1).
+        seed: of the order, of pairs and of masks.
+
+    Sequences run over the ends of documents. Segments of pairs begin and end where sentences do, as far as full
+    stops say, but for the ends of the sequence.
+
+    Raises: ValueError for another objective, and for next sentences of one document.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        objective: str = "mlm",
+        whole_word_masking: bool = False,
+    ):
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective: expected one of {list(OBJECTIVES)}, got {objective!r}")
+        self.tokens = tokens
+        self.seed = seed
+        self.objective = objective
+        self.cls, self.sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+        self.mask = Masking(tokenizer, whole_word_masking)
+        ends = tokenizer.convert_tokens_to_ids(list(SENTENCE_ENDS))
+        self.sentence_ends = [i for i in ends if i not in (None, tokenizer.unk_token_id)]
+        self.document_ends = np.flatnonzero(tokens == self.sep) if objective == "nsp" else np.zeros(0)
+        if objective == "nsp" and len(self.document_ends) < 2:
+            raise ValueError("objective: expected at least 2 documents for next sentences, got 1")
+        self._order = functools.lru_cache(maxsize=4)(self._make_order)
+
+    def _width(self, length: int) -> int:
+        """Tokens of text in a sequence."""
+        return length - (1 if self.objective == "mlm" else 3)
+
+    def count(self, length: int) -> int:
+        """Sequences in an epoch. Raises: ValueError for a text without a single one."""
+        width = self._width(length)
+        count = (len(self.tokens) - width + 1) // width
+        if count < 1:
+            raise ValueError(
+                f"train_file: expected at least {2 * width - 1} tokens for sequences of {length}, got {len(self.tokens)}"
+            )
+        return count
+
+    def _make_order(self, length: int, epoch: int) -> tuple[np.ndarray, int]:
+        """Where the sequences of an epoch stand, and by how much all are shifted, so that no two epochs cut alike."""
+        rng = stream(self.seed, "order", length, epoch)
+        return rng.permutation(self.count(length)), int(rng.integers(self._width(length)))
+
+    def _text(self, length: int, number: int) -> tuple[np.ndarray, int]:
+        count, width = self.count(length), self._width(length)
+        order, shift = self._order(length, number // count)
+        start = shift + width * int(order[number % count])
+        return self.tokens[start : start + width].astype(np.int64), start
+
+    def _cut(self, text: np.ndarray, rng: np.random.Generator) -> int:
+        """A place between two sentences; where there is none, the middle."""
+        places = 1 + np.flatnonzero(np.isin(text[:-1], self.sentence_ends) & (text[1:] != self.sep))
+        return int(rng.choice(places)) if len(places) else len(text) // 2
+
+    def sequence(self, length: int, number: int) -> dict[str, np.ndarray]:
+        """`input_ids` (length,), and of pairs `token_type_ids` (length,) and `next_sentence_label` ()."""
+        text, start = self._text(length, number)
+        if self.objective == "mlm":
+            return {"input_ids": np.concatenate([[self.cls], text])}
+        rng = stream(self.seed, "pair", length, number)
+        cut = self._cut(text, rng)
+        a, b = text[:cut], text[cut:]
+        label = int(rng.integers(2))
+        if label and self.objective == "sop":
+            a, b = b, a
+        elif label:
+            b = self._from_another_document(length, start, len(b), rng)
+        ids = np.concatenate([[self.cls], a, [self.sep], b, [self.sep]])
+        types = np.repeat([0, 1], [len(a) + 2, len(b) + 1])
+        return {"input_ids": ids, "token_type_ids": types, "next_sentence_label": np.array(label)}
+
+    def _from_another_document(self, length: int, start: int, size: int, rng: np.random.Generator) -> np.ndarray:
+        own = int(np.searchsorted(self.document_ends, start))
+        other = (own + int(rng.integers(1, len(self.document_ends)))) % len(self.document_ends)
+        first = int(self.document_ends[other - 1]) + 1 if other else 0
+        begin = int(rng.integers(first, self.document_ends[other] + 1))
+        text = self.tokens[begin : begin + self._width(length)].astype(np.int64)
+        # Near the end of all text there may be too little left.
+        begin = min(begin + self._cut(text, rng), len(self.tokens) - size)
+        return self.tokens[begin : begin + size].astype(np.int64)
+
+    def block(self, length: int, numbers: Iterable[int], mask_name: int) -> dict[str, torch.Tensor]:
+        """Sequences with their masks and labels: (sequences, length) int64, and `next_sentence_label` (sequences,)."""
+        rows = [self.sequence(length, number) for number in numbers]
+        columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        ids, labels = self.mask(columns.pop("input_ids"), stream(self.seed, "mask", mask_name))
+        return {"input_ids": ids, "labels": labels, **{name: torch.from_numpy(c) for name, c in columns.items()}}
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Blocks up to number `short_blocks` are of sequences of `short` tokens, the others one of `long`.
+
+    Raises: ValueError unless the long length is a multiple of the short one.
+    """
+
+    long: int
+    short: int
+    short_blocks: int
+
+    def __post_init__(self) -> None:
+        if self.short < 8 or self.long % self.short:
+            raise ValueError(
+                f"short_seq_length: expected at least 8, and a divisor of max_seq_length={self.long}, got {self.short}"
+            )
+
+    def sequences(self, number: int) -> tuple[int, range]:
+        """Length and numbers of the sequences of a block."""
+        if number < self.short_blocks:
+            each = self.long // self.short
+            return self.short, range(number * each, (number + 1) * each)
+        return self.long, range(number - self.short_blocks, number - self.short_blocks + 1)
+
+
+class Blocks(Dataset):
+    """`total` blocks of one text, in the order in which they are trained on: take them in sequence."""
+
+    def __init__(self, packer: Packer, curriculum: Curriculum, total: int):
+        self.packer = packer
+        self.curriculum = curriculum
+        self.total = total
+        for length in {curriculum.sequences(0)[0], curriculum.sequences(max(0, total - 1))[0]}:
+            packer.count(length)  # says what a text too short lacks
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        return self.packer.block(*self.curriculum.sequences(number), mask_name=number)
+
+
+class StreamedBlocks(IterableDataset):
+    """Blocks without end of a text that is read again and again, some documents at a time.
+
+    Args:
+        read: gives the documents.
+        pack: makes the packer of some of them, of which it also gets the number.
+        documents: so many are in memory, and take turns at random.
+
+    Raises: ValueError for no documents, and in a worker of a `DataLoader`, of which there must be none.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Iterable[str]],
+        pack: Callable[[list[str], int], Packer],
+        curriculum: Curriculum,
+        documents: int,
+    ):
+        self.read, self.pack, self.curriculum, self.documents = read, pack, curriculum, documents
+
+    def _packers(self) -> Iterator[Packer]:
+        number = 0
+        while True:
+            documents = iter(self.read())
+            while held := list(itertools.islice(documents, self.documents)):
+                yield self.pack(held, number)
+                number += 1
+            if number == 0:
+                raise ValueError("dataset_name: expected text, got none")
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        if get_worker_info() is not None:
+            raise ValueError("dataloader_num_workers: expected 0 with streaming, so that blocks keep their order")
+        number = 0
+        for packer in self._packers():
+            for here in range(packer.count(self.curriculum.long)):
+                length, numbers = self.curriculum.sequences(number)
+                each = len(numbers)
+                yield packer.block(length, range(here * each, (here + 1) * each), mask_name=number)
+                number += 1
+
+
+def join_blocks(blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch: the sequences of all blocks, which must have one length."""
+    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}

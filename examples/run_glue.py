@@ -1,0 +1,419 @@
+"""Fine-tune on GLUE: one task or all, over a small grid and several seeds, in one table.
+
+    python examples/run_glue.py --model runs/small --trust_remote_code --task_name mrpc --output_dir runs/small-mrpc
+    python examples/run_glue.py --model runs/small --trust_remote_code --task_name all --data_dir glue \\
+        --learning_rates 1e-4 3e-4 --seeds 3 --output_dir runs/small-glue
+
+Tasks come from the Hub (`nyu-mll/glue`) or from a folder with `TASK/{train,validation,test}.jsonl.gz` (also `.jsonl`) in its columns.
+Of several learning rates the best is chosen on a tenth of the training part; then all of it is trained on, once for each
+seed, and the official validation part reports. Every training is a line of `rows.jsonl`, and the same command continues.
+Predictions for test parts are written in the format that gluebenchmark.com takes. The trainings are transformers'
+`Trainer`, so its arguments hold.
+"""
+
+import argparse
+import copy
+import dataclasses
+import functools
+import json
+import shlex
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    Trainer,
+)
+from transformers import TrainingArguments as TransformersArguments
+
+from autobert_zero.search import reporting
+
+
+HUB_NAME = "nyu-mll/glue"
+METRIC = str(Path(__file__).with_name("glue_metric.py"))
+SPLITS = ("train", "validation", "test")
+SCORE_RANGE = (0.0, 5.0)  # of stsb
+
+
+@dataclass(frozen=True)
+class Task:
+    """Columns of the text, names of the labels in the order of their numbers (none: a score), and the name of the file
+    of a submission. `matched` says that validation and test come twice, from matched and mismatched sources."""
+
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    submission: str
+    matched: bool = False
+
+    def evaluated(self, split: str) -> dict[str, str]:
+        """Parts that `split` consists of, with what is added to the name of the submission."""
+        if self.matched:
+            return {f"{split}_matched": "-m", f"{split}_mismatched": "-mm"}
+        return {split: ""}
+
+
+_TWO_SENTENCES = ("sentence1", "sentence2")
+TASKS = {
+    "cola": Task(("sentence",), ("unacceptable", "acceptable"), "CoLA"),
+    "sst2": Task(("sentence",), ("negative", "positive"), "SST-2"),
+    "mrpc": Task(_TWO_SENTENCES, ("not_equivalent", "equivalent"), "MRPC"),
+    "stsb": Task(_TWO_SENTENCES, (), "STS-B"),
+    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate"), "QQP"),
+    "mnli": Task(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "MNLI", matched=True),
+    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment"), "QNLI"),
+    "rte": Task(_TWO_SENTENCES, ("entailment", "not_entailment"), "RTE"),
+    "wnli": Task(_TWO_SENTENCES, ("not_entailment", "entailment"), "WNLI"),
+}
+# Submissions of these name the label, those of the others have its number.
+NAMED_LABELS = ("mnli", "qnli", "rte")
+
+
+@dataclass
+class GlueArguments:
+    model: str = field(metadata={"help": "Folder or Hub name of a pre-trained model with its tokenizer."})
+    task_name: str = field(
+        metadata={"help": f"One of {', '.join(TASKS)}; all: those that there is something to train on."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the tasks; without it: from the Hub."})
+    learning_rates: list[float] = field(default_factory=list, metadata={"help": "The grid; default: --learning_rate."})
+    seeds: int = field(default=3, metadata={"help": "Trainings of each task; the first seed is --seed."})
+    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on the first so many rows, shuffled."}
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Report on the first so many rows: a trial."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code beside the model."})
+    revision: str = field(default="main", metadata={"help": "Revision of a model of the Hub."})
+    save_models: bool = field(default=False, metadata={"help": "Keep the fine-tuned models, by task and seed."})
+
+
+@dataclass
+class TrainingArguments(TransformersArguments):
+    """transformers' own, with defaults for fine-tuning."""
+
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate, if there is no grid."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Updates, or their share, in which the rate rises."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of all but biases and norms."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows of a device in an update."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of a device in an evaluation."})
+
+
+def _check(name: str, part: str, rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows with labels of the type the model takes, of a test part without any.
+
+    Raises: ValueError for missing columns, missing rows, and labels out of the range of the task.
+    """
+    task, where = TASKS[name], f"{name}, {part}"
+    if missing := [column for column in (*task.columns, "idx") if column not in rows.column_names]:
+        raise ValueError(f"{where}: expected columns {[*task.columns, 'label', 'idx']}, without {missing}")
+    numbers = rows["idx"][:]
+    if name != "mrpc" and (gone := sorted(set(range(max(numbers) + 1)) - set(numbers))):
+        raise ValueError(f"{where}: expected rows 0 to {max(numbers)}, without idx {gone[:10]}, {len(gone)} in all")
+    has_labels = "label" in rows.column_names and not all(value in (None, -1) for value in rows["label"][:])
+    if part.startswith("test"):
+        return rows.remove_columns("label") if "label" in rows.column_names else rows
+    if not has_labels:
+        raise ValueError(f"{where}: expected a column of labels, got {rows.column_names}")
+    feature = rows.features["label"]
+    if isinstance(feature, datasets.ClassLabel) and tuple(feature.names) != task.labels:
+        raise ValueError(f"{where}: expected labels in the order {list(task.labels)}, got {feature.names}")
+    labels = rows["label"][:]
+    if task.labels:
+        numbered = {label: number for number, label in enumerate(task.labels)}
+        labels = [numbered.get(label, label) for label in labels]
+        wrong = [(i, v) for i, v in zip(numbers, labels, strict=True) if v not in numbered.values() or v is True]
+        expected = f"one of {list(numbered.items())}"
+    else:
+        low, high = SCORE_RANGE
+        wrong = [
+            (i, v)
+            for i, v in zip(numbers, labels, strict=True)
+            if not isinstance(v, int | float) or not low <= v <= high
+        ]
+        expected = f"a number from {low} to {high}"
+    if wrong:
+        raise ValueError(f"{where}: expected as label {expected}, got {wrong[0][1]!r} in idx {wrong[0][0]}")
+    kind = datasets.Value("int64" if task.labels else "float32")
+    return rows.remove_columns("label").add_column("label", labels, feature=kind)
+
+
+def load_task(name: str, data_dir: str | None) -> dict[str, datasets.Dataset]:
+    """All parts of a task that exist. Raises: ValueError for what `_check` finds, and a task that cannot be read."""
+    task = TASKS[name]
+    if data_dir is None:
+        try:
+            parts = dict(datasets.load_dataset(HUB_NAME, name))
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(f"task_name: cannot load {name} of {HUB_NAME}: {error}") from None
+    else:
+        wanted = ["train", *task.evaluated("validation"), *task.evaluated("test")]
+        parts = {}
+        for part in wanted:
+            for suffix in (".jsonl.gz", ".jsonl"):
+                path = Path(data_dir, name, part + suffix)
+                if path.is_file():
+                    try:
+                        parts[part] = datasets.Dataset.from_json(str(path), keep_in_memory=True)
+                    except (ValueError, datasets.exceptions.DatasetsError) as error:
+                        raise ValueError(f"data_dir: cannot read {path}: {error.__cause__ or error}") from None
+                    break
+    for part in ["train", *task.evaluated("validation")]:
+        if part not in parts:
+            raise ValueError(f"data_dir: expected {name}/{part}.jsonl.gz in {data_dir}, got {sorted(parts)}")
+    return {part: _check(name, part, rows) for part, rows in parts.items()}
+
+
+def headline(metrics: dict[str, float]) -> float:
+    """The score of a task as GLUE counts it, in points: the mean of its metrics (of MNLI that of both parts)."""
+    return 100 * statistics.fmean(metrics.values())
+
+
+class FineTuning:
+    """Trainings of one model on one task."""
+
+    def __init__(self, name: str, options: GlueArguments, args: TrainingArguments):
+        self.name, self.options, self.args = name, options, args
+        self.task = TASKS[name]
+        remote = {"trust_remote_code": options.trust_remote_code, "revision": options.revision}
+        self.tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
+        self.config = AutoConfig.from_pretrained(options.model, **remote)
+        if len(self.tokenizer) > self.config.vocab_size:
+            raise ValueError(
+                f"model: expected a tokenizer of at most {self.config.vocab_size} tokens, the vocabulary of the model, "
+                f"got one of {len(self.tokenizer)}"
+            )
+        if options.max_seq_length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"max_seq_length: expected at most {self.config.max_position_embeddings}, the positions of the model, "
+                f"got {options.max_seq_length}"
+            )
+        self.config.num_labels = max(1, len(self.task.labels))
+        if self.task.labels:
+            self.config.id2label = dict(enumerate(self.task.labels))
+            self.config.label2id = {label: number for number, label in enumerate(self.task.labels)}
+        self.config.problem_type = "single_label_classification" if self.task.labels else "regression"
+        self.remote = remote
+        self.parts = {part: self._encode(rows) for part, rows in load_task(name, options.data_dir).items()}
+        self.metric = evaluate.load(METRIC, name)
+
+    def _encode(self, rows: datasets.Dataset) -> datasets.Dataset:
+        def encode(batch):
+            texts = [batch[column] for column in self.task.columns]
+            return self.tokenizer(*texts, truncation=True, max_length=self.options.max_seq_length)
+
+        return rows.map(encode, batched=True, remove_columns=self.task.columns, keep_in_memory=True)
+
+    def _training_part(self) -> datasets.Dataset:
+        rows = self.parts["train"]
+        if self.options.max_train_samples is not None:
+            count = min(self.options.max_train_samples, len(rows))
+            rows = rows.shuffle(seed=0, keep_in_memory=True).select(range(count))
+        return rows
+
+    def _decide(self, logits: np.ndarray) -> np.ndarray:
+        return logits.argmax(-1) if self.task.labels else np.clip(logits.squeeze(-1), *SCORE_RANGE)
+
+    def _metrics(self, trainer: Trainer, parts: dict[str, datasets.Dataset]) -> dict[str, float]:
+        found = {}
+        for part, rows in parts.items():
+            output = trainer.predict(rows)
+            scores = self.metric.compute(predictions=self._decide(output.predictions), references=output.label_ids)
+            found |= {k if len(parts) == 1 else f"{part} {k}": round(v, 6) for k, v in scores.items()}
+        return found
+
+    def train(self, rows: datasets.Dataset, learning_rate: float, seed: int) -> Trainer:
+        args = copy.copy(self.args)
+        args.learning_rate, args.seed = learning_rate, seed
+        args.output_dir = str(Path(self.args.output_dir, self.name, f"seed-{seed}"))
+        args.save_strategy = args.eval_strategy = "no"
+        transformers.set_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            self.options.model, config=self.config, **self.remote
+        )
+        trainer = Trainer(
+            model=model,
+            args=args,
+            train_dataset=rows,
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+            processing_class=self.tokenizer,
+        )
+        trainer.train()
+        return trainer
+
+    def try_rate(self, learning_rate: float, seed: int) -> dict[str, Any]:
+        """Trained on nine tenths of the training part, measured on the rest of it."""
+        halves = self._training_part().train_test_split(0.1, seed=0, keep_in_memory=True)
+        trainer = self.train(halves["train"], learning_rate, seed)
+        metrics = self._metrics(trainer, {"held out": halves["test"]})
+        return {"metrics": metrics, "score": round(headline(metrics), 4)}
+
+    def report(self, learning_rate: float, seed: int) -> dict[str, Any]:
+        """Trained on all of the training part, measured on the official validation part, predicted for the test part."""
+        rows = self._training_part()
+        trainer = self.train(rows, learning_rate, seed)
+        limit = self.options.max_eval_samples
+        parts = {part: self.parts[part] for part in self.task.evaluated("validation")}
+        parts = {part: p if limit is None else p.select(range(min(limit, len(p)))) for part, p in parts.items()}
+        metrics = self._metrics(trainer, parts)
+        for part, suffix in self.task.evaluated("test").items():
+            if part in self.parts:
+                self._submit(trainer, self.parts[part], suffix, seed)
+        if self.options.save_models:
+            trainer.save_model()
+        counts = {"train": len(rows), **{part: len(p) for part, p in parts.items()}}
+        return {"metrics": metrics, "score": round(headline(metrics), 4), "rows": counts}
+
+    def _submit(self, trainer: Trainer, rows: datasets.Dataset, suffix: str, seed: int) -> None:
+        decided = self._decide(trainer.predict(rows).predictions)
+        path = Path(self.args.output_dir, f"submission-seed-{seed}", f"{self.task.submission}{suffix}.tsv")
+        if not trainer.is_world_process_zero():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("index\tprediction\n")
+            for number, value in zip(rows["idx"][:], decided.tolist(), strict=True):
+                shown = f"{value:.3f}" if not self.task.labels else value
+                file.write(f"{number}\t{self.task.labels[value] if self.name in NAMED_LABELS else shown}\n")
+
+
+class Rows:
+    """Trainings that are done, in a file of JSON lines, by what they are. A torn last line is one that is not done."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], writes: bool):
+        self.path, self.writes = path, writes
+        self.done: dict[str, dict[str, Any]] = {}
+        header = json.loads(json.dumps(identity))
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text and writes:
+                path.write_text(whole, encoding="utf-8")
+            found, *rows = map(json.loads, whole.splitlines() or ["null"])
+            if found not in (None, header):
+                different = sorted(name for name in {*found, *header} if found.get(name) != header.get(name))
+                raise ValueError(f"output_dir: {path} is of a run that differs in {', '.join(different)}")
+            self.done = {row["key"]: row for row in rows}
+            if found is not None:
+                return
+        if writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(header)
+
+    def _write(self, value: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(value) + "\n")
+
+    def add(self, key: str, row: dict[str, Any]) -> None:
+        self.done[key] = {"key": key, **row}
+        if self.writes:
+            self._write(self.done[key])
+
+
+def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, Any]:
+    """The rate that did best on the held-out tenth, and what its seeds report."""
+    first = tuning.args.seed
+
+    def row(key: str, make) -> dict[str, Any]:
+        if key not in rows.done:
+            start = time.perf_counter()
+            rows.add(key, {**make(), "seconds": round(time.perf_counter() - start, 1)})
+            print(key, {k: v for k, v in rows.done[key].items() if k != "key"}, flush=True)
+        return rows.done[key]
+
+    grid = {}
+    if len(rates) > 1:
+        for rate in rates:
+            grid[rate] = row(f"{tuning.name}, rate {rate}", functools.partial(tuning.try_rate, rate, first))["score"]
+    best = max(grid, key=grid.__getitem__) if grid else rates[0]
+    seeds = [
+        row(f"{tuning.name}, rate {best}, seed {seed}", functools.partial(tuning.report, best, seed))
+        for seed in range(first, first + tuning.options.seeds)
+    ]
+    return {
+        "learning_rate": best,
+        "grid": {str(rate): score for rate, score in grid.items()},
+        "scores": [each["score"] for each in seeds],
+        "metrics": [each["metrics"] for each in seeds],
+        "rows": seeds[0]["rows"],
+        "seconds": [each["seconds"] for each in seeds],
+    }
+
+
+def spread(values: list[float]) -> str:
+    """Standard deviation over seeds."""
+    return f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{'task':8}{'median':>8}{'spread':>8}{'rate':>9}  seeds"]
+    for name, result in results.items():
+        scores = result["scores"]
+        cells = f"{statistics.median(scores):8.2f}{spread(scores):>8}{result['learning_rate']:>9g}"
+        lines.append(f"{name:8}{cells}  {' '.join(f'{score:.2f}' for score in scores)}")
+    if len(results) > 1:
+        means = [statistics.fmean(each) for each in zip(*(r["scores"] for r in results.values()), strict=True)]
+        cells = f"{statistics.median(means):8.2f}{spread(means):>8}{'':9}"
+        lines.append(f"{'mean':8}{cells}  {' '.join(f'{mean:.2f}' for mean in means)}")
+    return "\n".join(lines)
+
+
+def names_of(task_name: str, data_dir: str | None) -> list[str]:
+    """Tasks to run: of `all`, those that can be trained on. Raises: ValueError for no known task."""
+    if task_name != "all":
+        if task_name not in TASKS:
+            raise ValueError(f"task_name: expected all or one of {sorted(TASKS)}, got {task_name!r}")
+        return [task_name]
+    if data_dir is None:
+        return list(TASKS)
+    found = [name for name in TASKS if any(Path(data_dir, name).glob("train.jsonl*"))]
+    if not found:
+        raise ValueError(f"data_dir: expected TASK/train.jsonl.gz in {data_dir!r}, got none")
+    return found
+
+
+def main() -> None:
+    parser = HfArgumentParser(
+        (GlueArguments, TrainingArguments),  # type: ignore[arg-type]
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    options, args = parser.parse_args_into_dataclasses()
+    args.dataloader_pin_memory &= torch.accelerator.is_available()
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()  # or every training would say that its head is new
+    transformers.utils.logging.disable_progress_bar()
+    commit, rates = reporting.commit(), options.learning_rates or [args.learning_rate]
+    folder = Path(args.output_dir)
+    identity = {
+        **{k: v for k, v in dataclasses.asdict(options).items() if k not in ("task_name", "seeds", "save_models")},
+        **{name: getattr(args, name) for name in ("seed", "num_train_epochs", "weight_decay", "warmup_steps", "bf16")},
+        "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+    }
+    try:
+        tunings = {name: FineTuning(name, options, args) for name in names_of(options.task_name, options.data_dir)}
+        rows = Rows(folder / "rows.jsonl", identity, writes=args.process_index == 0)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    results = {name: run_task(tuning, rates, rows) for name, tuning in tunings.items()}
+    if args.process_index == 0:
+        provenance = {"command": shlex.join(["python", *sys.argv]), "commit": commit, "versions": reporting.versions()}
+        reporting.write_json(folder / "results.json", {**provenance, "identity": identity, "tasks": results})
+        print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,397 @@
+"""Pre-train a backbone: masked language modelling, alone or with next-sentence or sentence-order prediction.
+
+    python examples/run_pretraining.py --genome autobert-zero-small --train_file text.txt --output_dir runs/small \\
+        --max_steps 10000 --per_device_train_batch_size 32
+
+A genome comes from a preset, a JSON file, or the folder of a search; `--model_type bert` or `convbert` trains another
+architecture of transformers on the same batches, for comparison. All training is transformers' `Trainer`, so its
+arguments hold: `--bf16`, `--gradient_accumulation_steps`, `--torch_compile`, `--report_to`, … Batches are counted in blocks of
+`--max_seq_length` tokens (one sequence, or several short ones), and never hold pads.
+
+Whole documents are held out as the search holds them out (`--split_seed`, `--report_fraction`): `eval_report_loss` is of text
+that neither this training nor a search on the same text has seen. The same command continues what was interrupted,
+as if it had not been, and does nothing where it is done. What came out is in `results.json`; the model loads by
+`AutoModel.from_pretrained(output_dir, trust_remote_code=True)`.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import math
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
+from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, AutoModelForPreTraining, HfArgumentParser, Trainer
+from transformers import TrainingArguments as TransformersArguments
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
+from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
+from autobert_zero.search import reporting
+from autobert_zero.search.data import (
+    load_tokenizer,
+    read_documents,
+    split_documents,
+    stream_documents,
+    tokenize,
+    train_tokenizer,
+    unigram_loss,
+)
+from autobert_zero.search.factory import load_genome
+from autobert_zero.search.settings import TextSettings, stream
+
+
+# What must be equal for a training to be continued; of the arguments of Trainer, what its steps depend on.
+STEPS_DEPEND_ON = (
+    *("seed", "max_steps", "learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim", "bf16", "fp16"),
+)
+
+
+@dataclass
+class ModelArguments:
+    genome: str | None = field(
+        default=None,
+        metadata={"help": f"One of {sorted(PRESETS)}, a JSON file with a genome, or the folder of a search or model."},
+    )
+    model_type: str | None = field(default=None, metadata={"help": "Another architecture of transformers: bert, …"})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Fields of the configuration: hidden_size=128,num_attention_heads=2"}
+    )
+
+
+@dataclass
+class PretrainingArguments:
+    objective: str = field(default="mlm", metadata={"help": f"One of {list(OBJECTIVES)}; sentence pairs add to mlm."})
+    whole_word_masking: bool = field(default=False, metadata={"help": "The pieces of a word are masked together."})
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens in the longest sequences, and in a block."})
+    short_seq_length: int | None = field(
+        default=None, metadata={"help": "Tokens in the sequences of the first updates, a divisor of the longest."}
+    )
+    short_fraction: float = field(default=0.9, metadata={"help": "Share of the updates with short sequences, if any."})
+    split_seed: int = field(default=42, metadata={"help": "Seed of the search whose split of the text this keeps."})
+    eval_file: list[str] = field(default_factory=list, metadata={"help": "More text to take losses on, by file."})
+    max_eval_sequences: int = field(default=1024, metadata={"help": "Sequences that a loss is taken on, at most."})
+    prepared_dir: str | None = field(default=None, metadata={"help": "Folder to keep the tokens in, for other runs."})
+    streamed_documents: int = field(
+        default=10000, metadata={"help": "With --streaming: documents in memory; the first of all report."}
+    )
+    streamed_report: int = field(default=1000, metadata={"help": "With --streaming: so many documents are held out."})
+
+
+@dataclass
+class TrainingArguments(TransformersArguments):
+    """transformers' own, with defaults for pre-training."""
+
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Updates, or their share, in which the rate rises."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of all but biases and norms."})
+    logging_steps: float = field(default=50, metadata={"help": "Updates between two logged losses."})
+    eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
+    eval_steps: float = field(default=0.25, metadata={"help": "Updates, or their share, between two evaluations."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+
+
+def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_seq_length: int) -> Any:
+    """Configuration of the model, at the size of the vocabulary and with positions enough.
+
+    Raises: ValueError for what names no model or is not known of one.
+    """
+    if (model.genome is None) == (model.model_type is None):
+        raise ValueError("genome: expected either --genome or --model_type")
+    if model.model_type is not None:
+        if model.model_type not in CONFIG_MAPPING:
+            raise ValueError(f"model_type: expected one that transformers knows, got {model.model_type!r}")
+        config = CONFIG_MAPPING[model.model_type]()
+    elif model.genome in PRESETS:
+        config = AutoBertZeroConfig.preset(model.genome)
+    else:
+        path = Path(model.genome)
+        folder = path / "model" if (path / "model" / "config.json").exists() else path
+        try:
+            if path.is_dir():
+                config = AutoBertZeroConfig.from_pretrained(folder)
+            else:
+                config = AutoBertZeroConfig(genome=load_genome(path).to_list())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"genome: expected a preset, a JSON file or a folder, got {model.genome!r}: {error}"
+            ) from None
+    overrides = model.config_overrides or ""
+    try:
+        if overrides:
+            config.update_from_string(overrides)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"config_overrides: {error}") from None
+    if config.max_position_embeddings < max_seq_length:
+        if "max_position_embeddings=" in overrides:
+            raise ValueError(
+                f"max_seq_length: expected at most max_position_embeddings={config.max_position_embeddings}, "
+                f"got {max_seq_length}"
+            )
+        config.max_position_embeddings = max_seq_length
+    sizes = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
+    return type(config).from_dict({**config.to_dict(), **sizes})  # anew, so that it is checked as a whole
+
+
+def make_model(config: Any, objective: str) -> transformers.PreTrainedModel:
+    """With random weights, and the heads of the objective. Raises: ValueError for a model without them."""
+    if isinstance(config, AutoBertZeroConfig):
+        config.sparse_prediction = True  # logits only where a label stands
+        return (AutoBertZeroForMaskedLM if objective == "mlm" else AutoBertZeroForPreTraining)(config)
+    auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForPreTraining
+    try:
+        model = auto.from_config(config)
+    except ValueError as error:
+        raise ValueError(f"model_type: {error}") from None
+    if objective != "mlm" and not hasattr(model.base_model, "pooler"):
+        raise ValueError(f"objective: {type(model).__name__} takes no sentence pairs: expected mlm, got {objective!r}")
+    return model
+
+
+@dataclass
+class Text:
+    """Tokens to train on and to report on, (tokens,) each, and their tokenizer. `train` is None if they are streamed."""
+
+    tokenizer: transformers.PreTrainedTokenizerBase
+    train: np.ndarray | None
+    report: np.ndarray
+
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for tokens in (self.train, self.report):
+            digest.update(b"" if tokens is None else np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+        return digest.hexdigest()[:16]
+
+
+def prepare(settings: TextSettings, options: PretrainingArguments) -> Text:
+    """Read, split and tokenize, or take all that from the folder where an earlier run has kept it.
+
+    Raises: ValueError for bad text, and for a folder with the tokens of other settings.
+    """
+    names = {"text": dataclasses.asdict(settings), "split_seed": options.split_seed}
+    folder = Path(options.prepared_dir) if options.prepared_dir and not settings.streaming else None
+    if folder and (folder / "text.json").exists():
+        if json.loads((folder / "text.json").read_text(encoding="utf-8")) != json.loads(json.dumps(names)):
+            raise ValueError(f"prepared_dir: {folder} holds the tokens of other settings (see its text.json)")
+        arrays = (np.load(folder / f"{role}.npy", mmap_mode="r") for role in ("train", "report"))
+        return Text(load_tokenizer(str(folder)), *arrays)
+    if settings.streaming:
+        if not settings.tokenizer:
+            raise ValueError("tokenizer: expected one with streaming, got none")
+        tokenizer = load_tokenizer(settings.tokenizer)
+        held_out = itertools.islice(stream_documents(settings), options.streamed_report)
+        return Text(tokenizer, None, tokenize(held_out, tokenizer))
+    parts = split_documents(read_documents(settings), settings, options.split_seed)
+    train = parts["search"] + parts["select"]
+    tokenizer = (
+        load_tokenizer(settings.tokenizer)
+        if settings.tokenizer
+        else train_tokenizer(parts["search"], settings.vocab_size, options.max_seq_length)
+    )
+    # Two bytes a token where they suffice.
+    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
+    text = Text(tokenizer, *(tokenize(part, tokenizer).astype(dtype) for part in (train, parts["report"])))
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(folder)
+        np.save(folder / "train.npy", text.train)
+        np.save(folder / "report.npy", text.report)
+        reporting.write_json(folder / "text.json", names)  # last, so that it vouches for the others
+    return text
+
+
+def make_blocks(settings: TextSettings, options: PretrainingArguments, text: Text, seed: int, count: int, batch: int):
+    """The data set of `count` updates of `batch` blocks each."""
+    short = options.short_seq_length
+    short_blocks = round(count * options.short_fraction) * batch if short else 0
+    curriculum = Curriculum(options.max_seq_length, short or options.max_seq_length, short_blocks)
+    pack = functools.partial(
+        Packer, tokenizer=text.tokenizer, objective=options.objective, whole_word_masking=options.whole_word_masking
+    )
+    if text.train is not None:
+        return Blocks(pack(text.train, seed=seed), curriculum, count * batch)
+
+    def read():
+        return itertools.islice(stream_documents(settings), options.streamed_report, None)
+
+    def pack_documents(documents: list[str], number: int) -> Packer:
+        own_seed = int(stream(seed, "documents", number).integers(1 << 31))
+        return pack(tokenize(documents, text.tokenizer), seed=own_seed)
+
+    return StreamedBlocks(read, pack_documents, curriculum, options.streamed_documents)
+
+
+def evaluation_sets(options: PretrainingArguments, text: Text) -> dict[str, Blocks]:
+    """By name, sequences that are the same, under the same masks, for every model and seed."""
+    arrays = {"report": text.report}
+    for path in options.eval_file:
+        documents = stream_documents(TextSettings(train_file=[path]))
+        arrays[Path(path).name.split(".")[0]] = tokenize(documents, text.tokenizer)
+    found = {}
+    for name, tokens in arrays.items():
+        packer = Packer(tokens, text.tokenizer, 0, options.objective)
+        total = min(options.max_eval_sequences, packer.count(options.max_seq_length))
+        found[name] = Blocks(packer, Curriculum(options.max_seq_length, options.max_seq_length, 0), total)
+    return found
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last whole one: the state of the trainer is what is written last."""
+    for path in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: -int(p.name.split("-")[-1])):
+        try:
+            TrainerState.load_from_json(str(path / "trainer_state.json"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
+
+
+def hold_settings(folder: Path, identity: dict[str, Any]) -> None:
+    """Write down what is trained in a folder. Raises: ValueError where something else is, by the names that differ."""
+    path = folder / "pretraining.json"
+    identity = json.loads(json.dumps(identity))
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        different = sorted(name for name in {*found, *identity} if found.get(name) != identity.get(name))
+        if different:
+            raise ValueError(f"output_dir: {folder} holds a training that differs in {', '.join(different)}")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+        raise ValueError(f"output_dir: {folder} holds checkpoints of something else")
+    reporting.write_json(path, identity)
+
+
+def losses_by_share(log: list[dict[str, Any]], max_steps: int) -> dict[str, dict[str, float]]:
+    """Of each evaluation set, its loss after shares of the updates."""
+    found: dict[str, dict[str, float]] = {}
+    for entry in log:
+        for key, value in entry.items():
+            if key.startswith("eval_") and key.endswith("_loss"):
+                name = key.removeprefix("eval_").removesuffix("_loss")
+                found.setdefault(name, {})[f"{entry['step'] / max_steps:.4g}"] = value
+    return found
+
+
+@dataclass
+class Pretraining:
+    """All that a training needs, checked: nothing has been trained yet."""
+
+    trainer: Trainer
+    text: Text
+    identity: dict[str, Any]
+    source: dict[str, Any]
+    commit: str | None
+
+    @classmethod
+    def set_up(
+        cls, model_arguments: ModelArguments, settings: TextSettings, options: PretrainingArguments, args
+    ) -> "Pretraining":
+        """Raises: ValueError for bad input."""
+        commit = reporting.commit()
+        with args.main_process_first(desc="text"):
+            text = prepare(settings, options)
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if args.max_steps <= 0:
+            if text.train is None:
+                raise ValueError("max_steps: expected a number with streaming, got none")
+            args.max_steps = math.ceil(args.num_train_epochs * len(text.train) / options.max_seq_length / batch)
+        config = make_config(model_arguments, len(text.tokenizer), text.tokenizer.pad_token_id, options.max_seq_length)
+        args.train_sampling_strategy = "sequential"  # the order is the data set's own
+        args.remove_unused_columns = False
+        args.dataloader_pin_memory &= torch.accelerator.is_available()
+        transformers.set_seed(args.seed)
+        trainer = Trainer(
+            model=make_model(config, options.objective),
+            args=args,
+            data_collator=join_blocks,
+            train_dataset=make_blocks(settings, options, text, args.seed, args.max_steps, batch),
+            eval_dataset=evaluation_sets(options, text),
+            processing_class=text.tokenizer,
+        )
+        # Models of transformers take what it would pass and leave it alone: then the mean over micro-batches is right.
+        trainer.model_accepts_loss_kwargs = False
+        options_of_steps = {
+            k: v for k, v in dataclasses.asdict(options).items() if k not in ("prepared_dir", "eval_file")
+        }
+        identity = {
+            **options_of_steps,
+            **{name: str(getattr(args, name)) for name in STEPS_DEPEND_ON},
+            "batch": batch,
+            "config": {k: v for k, v in config.to_dict().items() if k != "transformers_version"},
+            "text": text.digest(),
+        }
+        with args.main_process_first(desc="settings"):
+            if args.process_index == 0:
+                hold_settings(Path(args.output_dir), identity)
+        source = {"files": [Path(name).name for name in settings.train_file], "data_set": settings.dataset_name}
+        return cls(trainer, text, identity, source, commit)
+
+    def run(self) -> None:
+        trainer, args, text = self.trainer, self.trainer.args, self.text
+        folder = Path(args.output_dir)
+        output = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        log = trainer.state.log_history
+        if not any("eval_report_loss" in entry and entry["step"] == args.max_steps for entry in log):
+            trainer.evaluate()
+        trainer.model.config.sparse_prediction = False  # who loads it expects logits everywhere
+        trainer.save_model()
+        if not trainer.is_world_process_zero():
+            return
+        frequencies = text.report if text.train is None else text.train
+        unigram = {
+            name: unigram_loss(frequencies, (blocks[i]["labels"] for i in range(len(blocks))), text.tokenizer)
+            for name, blocks in trainer.eval_dataset.items()
+        }
+        block = self.identity["max_seq_length"]
+        results = {
+            "losses": losses_by_share(trainer.state.log_history, args.max_steps),
+            "unigram_losses": unigram,
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "tokens": args.max_steps * self.identity["batch"] * block,
+            "seconds_of_last_session": output.metrics["train_runtime"],
+            "tokens_per_second": round(output.metrics["train_samples_per_second"] * block, 1),
+            "identity": self.identity,
+            "source": self.source,
+            "processes": args.world_size,
+            "threads": torch.get_num_threads(),
+            "command": shlex.join(["python", *sys.argv]),
+            "commit": self.commit,
+            "versions": reporting.versions(),
+        }
+        reporting.write_json(folder / "results.json", results)
+        for name, losses in results["losses"].items():
+            print(f"{name}: loss {losses['1']:.4f} after {results['tokens']:,} tokens (unigram {unigram[name]:.4f})")
+
+
+def main() -> None:
+    parser = HfArgumentParser(
+        (ModelArguments, TextSettings, PretrainingArguments, TrainingArguments),  # type: ignore[arg-type]
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    try:
+        pretraining = Pretraining.set_up(*parser.parse_args_into_dataclasses())
+    except ValueError as error:
+        parser.error(str(error))
+    if (Path(pretraining.trainer.args.output_dir) / "results.json").exists():
+        print(f"{pretraining.trainer.args.output_dir} holds this training, finished.")
+    else:
+        pretraining.run()
+
+
+if __name__ == "__main__":
+    main()

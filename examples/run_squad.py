@@ -1,0 +1,243 @@
+"""Extractive question answering on SQuAD 1.1 or 2.0, from its official JSON files.
+
+    python examples/run_squad.py --model runs/small --trust_remote_code --train_file train-v1.1.json \\
+        --validation_file dev-v1.1.json --output_dir runs/small-squad
+
+Questions without an answer (2.0) are known by `is_impossible`; then the model may also answer with nothing. Long contexts
+are read through windows that overlap. The training is transformers' `Trainer`, so its arguments hold; a run that was
+interrupted goes on from its last checkpoint. Writes `predictions.json`, as the official evaluation takes it, and `results.json`.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    Trainer,
+)
+from transformers import TrainingArguments as TransformersArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from autobert_zero.search import reporting
+
+
+METRIC = str(Path(__file__).with_name("squad_metric.py"))
+
+
+@dataclass
+class SquadArguments:
+    model: str = field(metadata={"help": "Folder or Hub name of a pre-trained model with its tokenizer."})
+    train_file: str = field(metadata={"help": "Official JSON file to train on."})
+    validation_file: str = field(metadata={"help": "Official JSON file to report on."})
+    max_seq_length: int = field(
+        default=384, metadata={"help": "Tokens of a window: question and part of the context."}
+    )
+    doc_stride: int = field(default=128, metadata={"help": "Tokens by which two windows of a context overlap."})
+    max_answer_length: int = field(default=30, metadata={"help": "Tokens of the longest answer."})
+    n_best: int = field(default=20, metadata={"help": "Best starts and ends of a window that are combined."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code beside the model."})
+    revision: str = field(default="main", metadata={"help": "Revision of a model of the Hub."})
+
+
+@dataclass
+class TrainingArguments(TransformersArguments):
+    """transformers' own, with defaults for fine-tuning."""
+
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate."})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "Times that the training part is seen."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Updates, or their share, in which the rate rises."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of all but biases and norms."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Windows of a device in an update."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Windows of a device in an evaluation."})
+
+
+@dataclass(frozen=True)
+class Question:
+    id: str
+    text: str
+    context: str
+    answers: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+def read_squad(path: str) -> list[Question]:
+    """All questions of an official file. Raises: ValueError for what is not one, and answers that do not stand there."""
+    try:
+        articles = json.loads(Path(path).read_text(encoding="utf-8"))["data"]
+        found = [
+            Question(
+                qa["id"],
+                qa["question"].strip(),
+                paragraph["context"],
+                () if qa.get("is_impossible") else tuple(answer["text"] for answer in qa["answers"]),
+                () if qa.get("is_impossible") else tuple(answer["answer_start"] for answer in qa["answers"]),
+            )
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for qa in paragraph["qas"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"expected a JSON file of SQuAD, got {path!r}: {type(error).__name__}: {error}") from None
+    if not found:
+        raise ValueError(f"expected questions in {path!r}, got none")
+    for question in found:
+        for answer, start in zip(question.answers, question.starts, strict=True):
+            if question.context[start : start + len(answer)] != answer:
+                raise ValueError(
+                    f"{path!r}, question {question.id!r}: expected {answer!r} at character {start} of the context, "
+                    f"got {question.context[start : start + len(answer)]!r}"
+                )
+    return found
+
+
+def make_windows(questions: list[Question], tokenizer: Any, options: SquadArguments) -> dict[str, list]:
+    """Tokens of each window, the number of its question, and of each token its place in the context (or None)."""
+    encoded = tokenizer(
+        [question.text for question in questions],
+        [question.context for question in questions],
+        truncation="only_second",
+        max_length=options.max_seq_length,
+        stride=options.doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    number = encoded.pop("overflow_to_sample_mapping")
+    offsets = [
+        [place if part == 1 else None for place, part in zip(places, encoded.sequence_ids(i), strict=True)]
+        for i, places in enumerate(encoded.pop("offset_mapping"))
+    ]
+    return {**encoded, "question": number, "offsets": offsets}
+
+
+def answer_span(question: Question, offsets: list) -> tuple[int, int]:
+    """First and last token of the first answer; where it is not wholly in the window, those of `[CLS]`: 0."""
+    if not question.answers:
+        return 0, 0
+    low, high = question.starts[0], question.starts[0] + len(question.answers[0])
+    inside = [i for i, place in enumerate(offsets) if place and place[0] < high and place[1] > low]
+    if not inside or offsets[inside[0]][0] > low or offsets[inside[-1]][1] < high:
+        return 0, 0
+    return inside[0], inside[-1]
+
+
+def best_answers(
+    questions: list[Question], windows: dict[str, list], starts: np.ndarray, ends: np.ndarray, options: SquadArguments
+) -> dict[str, str]:
+    """For each question the text of the best span of all its windows.
+
+    Args:
+        starts, ends: (windows, tokens) logits.
+
+    Where there are questions without an answer, nothing is the answer if `[CLS]` scores higher than any span.
+    """
+    may_be_empty = not all(question.answers for question in questions)
+    best = dict.fromkeys(range(len(questions)), (-np.inf, ""))
+    empty = dict.fromkeys(best, np.inf)
+    for window, (number, offsets) in enumerate(zip(windows["question"], windows["offsets"], strict=True)):
+        start, end = starts[window, : len(offsets)], ends[window, : len(offsets)]
+        empty[number] = min(empty[number], float(start[0] + end[0]))
+        inside = np.array([place is not None for place in offsets])
+        for first in np.argsort(-np.where(inside, start, -np.inf))[: options.n_best]:
+            for last in np.argsort(-np.where(inside, end, -np.inf))[: options.n_best]:
+                if not (inside[first] and inside[last] and first <= last < first + options.max_answer_length):
+                    continue
+                score = float(start[first] + end[last])
+                if score > best[number][0]:
+                    context = questions[number].context
+                    best[number] = (score, context[offsets[first][0] : offsets[last][1]])
+    return {
+        questions[number].id: "" if may_be_empty and empty[number] > score else text
+        for number, (score, text) in best.items()
+    }
+
+
+def set_up(options: SquadArguments, args: TrainingArguments) -> tuple[Trainer, datasets.Dataset, list[Question], dict]:
+    """Raises: ValueError for bad input, before anything is trained."""
+    remote = {"trust_remote_code": options.trust_remote_code, "revision": options.revision}
+    config = AutoConfig.from_pretrained(options.model, **remote)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
+    for name, most, of in (
+        ("max_seq_length", config.max_position_embeddings, "the positions of the model"),
+        ("doc_stride", options.max_seq_length // 2, "half of max_seq_length"),
+    ):
+        if getattr(options, name) > most:
+            raise ValueError(f"{name}: expected at most {most}, {of}, got {getattr(options, name)}")
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"model: expected a tokenizer of at most {config.vocab_size} tokens, the vocabulary of the model, "
+            f"got one of {len(tokenizer)}"
+        )
+    train, validation = read_squad(options.train_file), read_squad(options.validation_file)
+    windows = make_windows(train, tokenizer, options)
+    spans = [answer_span(train[n], o) for n, o in zip(windows["question"], windows["offsets"], strict=True)]
+    columns = {name: windows[name] for name in tokenizer.model_input_names if name in windows}
+    rows = datasets.Dataset.from_dict(
+        {**columns, "start_positions": [a for a, _ in spans], "end_positions": [b for _, b in spans]}
+    )
+    transformers.set_seed(args.seed)
+    trainer = Trainer(
+        model=AutoModelForQuestionAnswering.from_pretrained(options.model, config=config, **remote),
+        args=args,
+        train_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+    )
+    windows = make_windows(validation, tokenizer, options)
+    evaluated = datasets.Dataset.from_dict(
+        {name: windows[name] for name in tokenizer.model_input_names if name in windows}
+    )
+    return trainer, evaluated, validation, windows
+
+
+def main() -> None:
+    parser = HfArgumentParser(
+        (SquadArguments, TrainingArguments),  # type: ignore[arg-type]
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    options, args = parser.parse_args_into_dataclasses()
+    args.dataloader_pin_memory &= torch.accelerator.is_available()
+    commit, folder = reporting.commit(), Path(args.output_dir)
+    try:
+        trainer, evaluated, validation, windows = set_up(options, args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if folder.is_dir() else None)
+    trainer.save_model()
+    starts, ends = trainer.predict(evaluated).predictions
+    if not trainer.is_world_process_zero():
+        return
+    predictions = best_answers(validation, windows, starts, ends, options)
+    metric = evaluate.load(METRIC)
+    scores = metric.compute(
+        predictions=[predictions[question.id] for question in validation],
+        references=[list(question.answers) for question in validation],
+    )
+    reporting.write_json(folder / "predictions.json", predictions)
+    provenance = {"command": shlex.join(["python", *sys.argv]), "commit": commit, "versions": reporting.versions()}
+    counts = {
+        "questions": len(validation),
+        "windows": len(evaluated),
+        "windows_to_train_on": len(trainer.train_dataset),
+    }
+    reporting.write_json(folder / "results.json", {**provenance, "seed": args.seed, **counts, "metrics": scores})
+    print(" ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+
+
+if __name__ == "__main__":
+    main()

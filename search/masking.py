@@ -1,0 +1,52 @@
+"""BERT's masking: which tokens are to be predicted, and what stands in their place."""
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+IGNORE_INDEX = -100
+MASK_PROBABILITY = 0.15
+_CONTINUES_A_WORD = "##"
+
+
+class Masking:
+    """15 % of the tokens that are not special become labels; of these 80 % `[MASK]`, 10 % random, 10 % as they are.
+
+    Args:
+        whole_words: the pieces of a word become labels together.
+
+    Raises: ValueError for whole words of a tokenizer that does not mark the pieces inside words as WordPiece does.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, whole_words: bool = False):
+        self.special = np.array(sorted(tokenizer.all_special_ids))
+        self.mask_token_id = tokenizer.mask_token_id
+        self.vocab_size = len(tokenizer)
+        self.inside_words = None
+        if whole_words:
+            pieces = tokenizer.convert_ids_to_tokens(range(self.vocab_size))
+            self.inside_words = np.array([str(piece).startswith(_CONTINUES_A_WORD) for piece in pieces])
+            if not self.inside_words.any():
+                raise ValueError(
+                    f"whole_word_masking: expected a WordPiece tokenizer, whose pieces inside words begin with "
+                    f"{_CONTINUES_A_WORD}, got a {type(tokenizer).__name__} without such pieces"
+                )
+
+    def __call__(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and labels, int64 of the shape of `tokens` (…, tokens); at least one label in all."""
+        maskable = ~np.isin(tokens, self.special)
+        draws = rng.random(tokens.shape)
+        if self.inside_words is not None:
+            # A piece inside a word takes the draw of the word's first piece.
+            positions = np.where(self.inside_words[tokens], 0, np.arange(tokens.shape[-1]))
+            draws = np.take_along_axis(draws, np.maximum.accumulate(positions, axis=-1), axis=-1)
+        labelled = (draws < MASK_PROBABILITY) & maskable
+        if not labelled.any():  # a batch without a label has no loss
+            labelled = (draws == draws.flat[rng.choice(np.flatnonzero(maskable))]) & maskable
+        labels = np.where(labelled, tokens, IGNORE_INDEX)
+        how = rng.random(tokens.shape)
+        inputs = np.where(labelled & (how < 0.8), self.mask_token_id, tokens)
+        random_tokens = rng.integers(self.vocab_size, size=tokens.shape)
+        inputs = np.where(labelled & (how >= 0.9), random_tokens, inputs)
+        return torch.from_numpy(inputs.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
