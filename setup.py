@@ -3,6 +3,8 @@ from pathlib import Path
 from setuptools import setup
 
 
+EXAMPLES = ["evaluate", "matplotlib", "scikit-learn", "scipy"]
+
 setup(
     name="autobert-zero",
     version="0.1.0",
@@ -28,7 +30,9 @@ setup(
         "transformers>=5.4,<6",
     ],
     extras_require={
+        "examples": EXAMPLES,
         "test": [
+            *EXAMPLES,
             "mypy",
             "onnx",
             "onnxruntime",
@@ -39,11 +43,10 @@ setup(
             "pytest",
             "pytest-xdist",
             "ruff",
-            "scipy",
             "setuptools",
             "tensorboard",
             "wheel",
-        ]
+        ],
     },
     entry_points={"console_scripts": ["autobert-zero=autobert_zero.search.cli:main"]},
 )

@@ -65,14 +65,9 @@ class Packer:
         return length - (1 if self.objective == "mlm" else 3)
 
     def count(self, length: int) -> int:
-        """Sequences in an epoch. Raises: ValueError for a text without a single one."""
+        """Sequences in an epoch, wherever it begins."""
         width = self._width(length)
-        count = (len(self.tokens) - width + 1) // width
-        if count < 1:
-            raise ValueError(
-                f"train_file: expected at least {2 * width - 1} tokens for sequences of {length}, got {len(self.tokens)}"
-            )
-        return count
+        return max(0, (len(self.tokens) - width + 1) // width)
 
     def _make_order(self, length: int, epoch: int) -> tuple[np.ndarray, int]:
         """Where the sequences of an epoch stand, and by how much all are shifted, so that no two epochs cut alike."""
@@ -151,14 +146,20 @@ class Curriculum:
 
 
 class Blocks(Dataset):
-    """`total` blocks of one text, in the order in which they are trained on: take them in sequence."""
+    """`total` blocks of one text, in the order in which they are trained on: take them in sequence.
+
+    Raises: ValueError for a text without a single sequence.
+    """
 
     def __init__(self, packer: Packer, curriculum: Curriculum, total: int):
         self.packer = packer
         self.curriculum = curriculum
         self.total = total
-        for length in {curriculum.sequences(0)[0], curriculum.sequences(max(0, total - 1))[0]}:
-            packer.count(length)  # says what a text too short lacks
+        if not packer.count(curriculum.long):
+            raise ValueError(
+                f"train_file: expected about {2 * curriculum.long} tokens or more for sequences of {curriculum.long}, "
+                f"got {len(packer.tokens)}"
+            )
 
     def __len__(self) -> int:
         return self.total
@@ -175,7 +176,9 @@ class StreamedBlocks(IterableDataset):
         pack: makes the packer of some of them, of which it also gets the number.
         documents: so many are in memory, and take turns at random.
 
-    Raises: ValueError for no documents, and in a worker of a `DataLoader`, of which there must be none.
+    Documents left over at the end that are too short for a block are skipped.
+
+    Raises: ValueError for a text without a block, and in a worker of a `DataLoader`, of which there must be none.
     """
 
     def __init__(
@@ -187,26 +190,22 @@ class StreamedBlocks(IterableDataset):
     ):
         self.read, self.pack, self.curriculum, self.documents = read, pack, curriculum, documents
 
-    def _packers(self) -> Iterator[Packer]:
-        number = 0
-        while True:
-            documents = iter(self.read())
-            while held := list(itertools.islice(documents, self.documents)):
-                yield self.pack(held, number)
-                number += 1
-            if number == 0:
-                raise ValueError("dataset_name: expected text, got none")
-
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         if get_worker_info() is not None:
             raise ValueError("dataloader_num_workers: expected 0 with streaming, so that blocks keep their order")
-        number = 0
-        for packer in self._packers():
-            for here in range(packer.count(self.curriculum.long)):
-                length, numbers = self.curriculum.sequences(number)
-                each = len(numbers)
-                yield packer.block(length, range(here * each, (here + 1) * each), mask_name=number)
-                number += 1
+        block, buffer = 0, 0
+        while True:
+            documents, before = iter(self.read()), block
+            while held := list(itertools.islice(documents, self.documents)):
+                packer = self.pack(held, buffer)
+                buffer += 1
+                for here in range(packer.count(self.curriculum.long)):
+                    length, numbers = self.curriculum.sequences(block)
+                    first = here * len(numbers)
+                    yield packer.block(length, range(first, first + len(numbers)), mask_name=block)
+                    block += 1
+            if block == before:
+                raise ValueError(f"dataset_name: expected text for a sequence of {self.curriculum.long} tokens")
 
 
 def join_blocks(blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ import shlex
 import statistics
 import sys
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def load_task(name: str, data_dir: str | None) -> dict[str, datasets.Dataset]:
                 if path.is_file():
                     try:
                         parts[part] = datasets.Dataset.from_json(str(path), keep_in_memory=True)
-                    except (ValueError, datasets.exceptions.DatasetsError) as error:
+                    except (OSError, EOFError, zlib.error, ValueError, datasets.exceptions.DatasetsError) as error:
                         raise ValueError(f"data_dir: cannot read {path}: {error.__cause__ or error}") from None
                     break
     for part in ["train", *task.evaluated("validation")]:

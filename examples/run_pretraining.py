@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
 from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, AutoModelForPreTraining, HfArgumentParser, Trainer
 from transformers import TrainingArguments as TransformersArguments
@@ -385,7 +386,7 @@ def main() -> None:
     )
     try:
         pretraining = Pretraining.set_up(*parser.parse_args_into_dataclasses())
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         parser.error(str(error))
     if (Path(pretraining.trainer.args.output_dir) / "results.json").exists():
         print(f"{pretraining.trainer.args.output_dir} holds this training, finished.")

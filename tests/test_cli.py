@@ -397,7 +397,10 @@ def test_a_search_in_which_all_fails_ends(tiny_settings, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed_genomes": ["no.json"]}, "seed_genomes: expected `published`, `bert` or a file: expected a JSON file with a genome"),
+        (
+            {"seed_genomes": ["no.json"]},
+            "seed_genomes: expected `published`, `bert` or a file: expected a JSON file with a genome",
+        ),
         ({"max_parameters": 5}, "max_parameters=5: expected limits that some genomes keep"),
         ({"log_with": ["paper"]}, "log_with: "),
     ],

@@ -1,0 +1,217 @@
+"""The GLUE script on a few rows, its metric against hand-computed and published formulas, and what it refuses."""
+
+import gzip
+import json
+import math
+import sys
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import run_glue
+from run_glue import METRIC, TASKS, load_task
+from scipy import stats
+from sklearn import metrics
+
+from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
+from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
+from autobert_zero.search.data import train_tokenizer
+
+from .conftest import tiny_config
+
+
+GOOD, BAD = "the film is good and warm", "a dull and bad film"
+
+
+def write_task(folder: Path, name: str, rows: int = 60, test: bool = False, **changed) -> Path:
+    """A task in the layout of a local folder: what its label is can be read off its first text."""
+    task = TASKS[name]
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    parts = ["train", *task.evaluated("validation"), *(task.evaluated("test") if test else ())]
+    for part in parts:
+        lines = []
+        for number in range(rows):
+            label = number % max(2, len(task.labels))
+            texts = dict.fromkeys(task.columns, GOOD if label else BAD)
+            label = label if task.labels else 1.0 + 2.5 * label
+            lines.append({**texts, "label": -1 if part.startswith("test") else label, "idx": number, **changed})
+        with gzip.open(folder / name / f"{part}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer([GOOD, BAD] * 3, vocab_size=100, model_max_length=32)
+    tokenizer.save_pretrained(folder)
+    config = tiny_config(Genome([Convolution(3), SELF_ATTENTION]), vocab_size=len(tokenizer), hidden_dropout_prob=0.0)
+    AutoBertZeroModel(config).save_pretrained(folder)
+    return folder
+
+
+def run(monkeypatch, model, data, output, *more: str) -> dict:
+    arguments = {
+        "model": model,
+        "data_dir": data,
+        "output_dir": output,
+        "max_seq_length": 16,
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 4,
+        "learning_rate": 0.01,
+        "seeds": 2,
+        "disable_tqdm": "true",
+    }
+    given = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["run_glue.py", "--trust_remote_code", *given, *more])
+    run_glue.main()
+    return json.loads((output / "results.json").read_text())
+
+
+def test_all_tasks_of_a_folder(monkeypatch, model, tmp_path, capsys):
+    """It learns what can be learned, says so in one table, writes submissions, and does nothing twice."""
+    for name in ("rte", "stsb", "cola"):
+        write_task(tmp_path / "data", name, test=name != "cola")
+    out = tmp_path / "out"
+    results = run(monkeypatch, model, tmp_path / "data", out, "--task_name", "all", "--learning_rates", "1e-7", "0.01")
+    assert list(results["tasks"]) == ["cola", "stsb", "rte"]
+    for name, found in results["tasks"].items():
+        assert found["learning_rate"] == 0.01 and found["grid"]["0.01"] > found["grid"]["1e-07"], name
+        assert len(found["scores"]) == 2 and min(found["scores"]) > 80, (name, found)
+        assert found["rows"] == {"train": 60, "validation": 60}
+    assert set(results["tasks"]["stsb"]["metrics"][0]) == {"pearson", "spearmanr"}
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("median", "spread", "mean", "rte"))
+
+    rte = (out / "submission-seed-43" / "RTE.tsv").read_text().splitlines()
+    assert rte[:3] == ["index\tprediction", "0\tentailment", "1\tnot_entailment"] and len(rte) == 61
+    stsb = (out / "submission-seed-42" / "STS-B.tsv").read_text().splitlines()
+    assert 0 <= float(stsb[1].split("\t")[1]) < float(stsb[2].split("\t")[1]) <= 5
+    assert not list(out.glob("*/CoLA.tsv"))
+
+    lines = (out / "rows.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 3 * (2 + 2)
+    # Its last line torn, and the one before it lost: two are trained again, and give the same.
+    (out / "rows.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-1][:9])
+    again = run(monkeypatch, model, tmp_path / "data", out, "--task_name", "all", "--learning_rates", "1e-7", "0.01")
+    repeated = capsys.readouterr().out
+    assert repeated.count("'score'") == 2
+    assert {n: t["scores"] for n, t in again["tasks"].items()} == {n: t["scores"] for n, t in results["tasks"].items()}
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, model, tmp_path / "data", out, "--task_name", "all", "--max_train_samples", "8")
+    assert "of a run that differs in learning_rates, max_train_samples" in capsys.readouterr().err
+
+
+def test_matched_and_mismatched(monkeypatch, model, tmp_path):
+    write_task(tmp_path / "data", "mnli", rows=9, test=True)
+    out = tmp_path / "out"
+    results = run(monkeypatch, model, tmp_path / "data", out, "--task_name", "mnli", "--seeds", "1", "--save_models")
+    [scores] = results["tasks"]["mnli"]["metrics"]
+    assert set(scores) == {"validation_matched accuracy", "validation_mismatched accuracy"}
+    assert sorted(path.name for path in out.glob("submission-seed-42/*")) == ["MNLI-m.tsv", "MNLI-mm.tsv"]
+    config = json.loads((out / "mnli" / "seed-42" / "config.json").read_text())
+    assert config["id2label"] == {"0": "entailment", "1": "neutral", "2": "contradiction"}
+
+
+def score(task: str, predictions: list, references: list) -> dict[str, float]:
+    return evaluate.load(METRIC, task).compute(predictions=predictions, references=references)
+
+
+def test_the_metric_by_hand():
+    # Of six, three true positives, one false positive, one false negative, one true negative.
+    predictions, references = [1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0]
+    assert score("sst2", predictions, references) == {"accuracy": pytest.approx(4 / 6)}
+    assert score("mrpc", predictions, references) == {"accuracy": pytest.approx(4 / 6), "f1": pytest.approx(6 / 8)}
+    assert score("cola", predictions, references)["matthews_correlation"] == pytest.approx(
+        (3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2)
+    )
+    found = score("stsb", [1.0, 2.0, 3.0], [1.0, 2.0, 5.0])
+    assert found == {"pearson": pytest.approx(4 / math.sqrt(2 * 26 / 3)), "spearmanr": pytest.approx(1.0)}
+    assert score("cola", [1, 1], [0, 1]) == {"matthews_correlation": 0.0}
+    assert score("stsb", [1.0, 1.0], [0.0, 1.0]) == {"pearson": 0.0, "spearmanr": 0.0}
+    assert score("mrpc", [0, 0], [0, 0]) == {"accuracy": 1.0, "f1": 0.0}
+    with pytest.raises(ValueError, match="task: expected one of"):
+        evaluate.load(METRIC, "xnli")
+
+
+def test_the_metric_is_scikit_learn_s_and_scipy_s():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        a, b = rng.integers(2, size=(2, 40))
+        x, y = rng.normal(size=(2, 40))
+        assert score("cola", a, b)["matthews_correlation"] == pytest.approx(metrics.matthews_corrcoef(b, a))
+        assert score("qqp", a, b)["f1"] == pytest.approx(metrics.f1_score(b, a))
+        assert score("stsb", x, y)["pearson"] == pytest.approx(stats.pearsonr(x, y).statistic)
+        assert score("stsb", x, y)["spearmanr"] == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("cola", {"label": 2}, r"cola, train: expected as label one of .*'acceptable', 1.*, got 2 in idx 0"),
+        ("cola", {"label": None}, "cola, train: expected a column of labels"),
+        ("cola", {"label": "acceptabel"}, "cola, train: expected as label .* got 'acceptabel' in idx 0"),
+        ("stsb", {"label": 5.5}, r"stsb, train: expected as label a number from 0.0 to 5.0, got 5.5 in idx 0"),
+        ("stsb", {"sentence2": None, "idx": 3}, "stsb, train: expected rows 0 to 3, without idx .0, 1, 2., 3 in all"),
+    ],
+)
+def test_bad_rows(tmp_path, name, changed, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(name, str(write_task(tmp_path, name, **changed)))
+
+
+def test_bad_files(tmp_path):
+    write_task(tmp_path, "rte")
+    path = tmp_path / "rte" / "train.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
+    path.write_bytes(gzip.compress("".join(lines[:5] + lines[7:]).encode()))
+    with pytest.raises(ValueError, match=r"rte, train: expected rows 0 to 59, without idx \[5, 6\], 2 in all"):
+        load_task("rte", str(tmp_path))
+    path.write_bytes(gzip.compress("".join(lines).encode()))
+    (tmp_path / "rte" / "validation.jsonl.gz").write_bytes(gzip.compress(b'{"sentence": "a", "label": 1, "idx": 0}\n'))
+    with pytest.raises(ValueError, match=r"rte, validation: expected columns .*without \['sentence1', 'sentence2'\]"):
+        load_task("rte", str(tmp_path))
+    (tmp_path / "rte" / "validation.jsonl.gz").unlink()
+    with pytest.raises(ValueError, match=r"expected rte/validation.jsonl.gz in .*, got \['train'\]"):
+        load_task("rte", str(tmp_path))
+    path.write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match="data_dir: cannot read"):
+        load_task("rte", str(tmp_path))
+
+
+def test_labels_by_name_are_numbered_in_the_order_of_the_task(tmp_path):
+    write_task(tmp_path, "qnli")
+    for part in ("train", "validation"):
+        path = tmp_path / "qnli" / f"{part}.jsonl.gz"
+        text = gzip.decompress(path.read_bytes()).decode()
+        for number, label in enumerate(TASKS["qnli"].labels):
+            text = text.replace(f'"label": {number}', f'"label": "{label}"')
+        path.write_bytes(gzip.compress(text.encode()))
+    assert load_task("qnli", str(tmp_path))["train"]["label"][:4] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task_name", "imdb"), "task_name: expected all or one of"),
+        (("--task_name", "rte", "--max_seq_length", "64"), "max_seq_length: expected at most 32, the positions"),
+        (("--task_name", "mrpc"), "expected mrpc/train.jsonl.gz"),
+    ],
+)
+def test_bad_arguments(monkeypatch, model, tmp_path, capsys, arguments, message):
+    write_task(tmp_path / "data", "rte")
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, model, tmp_path / "data", tmp_path / "out", *arguments)
+    assert f"error: {message}" in capsys.readouterr().err.replace("data_dir: ", "")
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_a_tokenizer_too_large_for_the_model(monkeypatch, model, tmp_path, capsys):
+    write_task(tmp_path / "data", "rte")
+    other = tmp_path / "model"
+    AutoBertZeroModel(tiny_config(Genome([Convolution(3)]), vocab_size=20)).save_pretrained(other)
+    train_tokenizer([GOOD, BAD], vocab_size=100, model_max_length=32).save_pretrained(other)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, other, tmp_path / "data", tmp_path / "out", "--task_name", "rte")
+    assert "expected a tokenizer of at most 20 tokens" in capsys.readouterr().err

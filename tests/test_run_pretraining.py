@@ -1,0 +1,207 @@
+"""The pre-training script as its users run it: in processes of their own, killed, and continued."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import run_pretraining
+from run_pretraining import last_checkpoint, losses_by_share
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+
+from .conftest import run_without_package, write_corpus
+
+
+SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "run_pretraining.py"
+SIZES = "hidden_size=12,num_attention_heads=3,intermediate_size=20"
+
+
+def command(folder, **arguments) -> list[str]:
+    values = {
+        "train_file": folder / "text.txt",
+        "genome": "bert-small",
+        "config_overrides": SIZES,
+        "vocab_size": 150,
+        "max_seq_length": 32,
+        "max_steps": 12,
+        "per_device_train_batch_size": 2,
+        "save_steps": 4,
+        "disable_tqdm": "true",
+        "output_dir": folder / "out",
+        "prepared_dir": folder / "prepared",
+        **arguments,
+    }
+    given = [
+        (f"--{name}", *(value if isinstance(value, list) else [value]))
+        for name, value in values.items()
+        if value is not None
+    ]
+    return [sys.executable, str(SCRIPT), *map(str, itertools.chain.from_iterable(given))]
+
+
+def run(folder, code: int = 0, **arguments) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(folder, **arguments), capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_corpus(tmp_path / "text.txt", documents=60)
+    return tmp_path
+
+
+def test_a_killed_run_continues_as_if_it_had_not_been(folder):
+    """Killed after a checkpoint; what comes out has the same bits, and what is done is not done again."""
+    genome = [
+        {"kind": "convolution", "kernel_size": 5},
+        {"kind": "attention", "expression": "matmul(softmax(q), matmul(transpose(k), v))"},
+    ]
+    (folder / "genome.json").write_text(json.dumps(genome))
+    options = {
+        "genome": folder / "genome.json",
+        "objective": "sop",
+        "short_seq_length": 16,
+        "short_fraction": 0.5,
+        "gradient_accumulation_steps": 2,
+        "whole_word_masking": "true",
+    }
+    run(folder, **options)
+    process = subprocess.Popen(
+        command(folder, **options, **{"output_dir": folder / "killed"}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "killed" / "checkpoint-4" / "trainer_state.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "killed" / "results.json").exists()
+    # As if it had been killed while it wrote: without its last file, a checkpoint is none.
+    (folder / "killed" / "checkpoint-99").mkdir()
+    run(folder, **options, output_dir=folder / "killed")
+    one, other = (load_file(folder / name / "model.safetensors") for name in ("out", "killed"))
+    assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+    results = [json.loads((folder / name / "results.json").read_text()) for name in ("out", "killed")]
+    assert results[0]["losses"] == results[1]["losses"]
+    assert set(results[0]["losses"]["report"]) == {"0.25", "0.5", "0.75", "1"}
+    assert results[0]["tokens"] == 12 * 4 * 32
+    before = (folder / "out" / "model.safetensors").stat().st_mtime_ns
+    assert "finished" in run(folder, **options).stdout
+    assert (folder / "out" / "model.safetensors").stat().st_mtime_ns == before
+    done = run(folder, code=2, **{**options, "genome": "bert-small"})
+    assert "holds a training that differs in config" in done.stderr
+
+    model = AutoModelForPreTraining.from_pretrained(folder / "out", trust_remote_code=True)
+    assert [dict(gene) for gene in model.config.genome] == genome and not model.config.sparse_prediction
+    output, _ = run_without_package(
+        "import sys, transformers as t\n"
+        "m = t.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "print(t.AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True).decode(m.config.pad_token_id))",
+        str(folder / "out"),
+        cwd=folder,
+    )
+    assert output.strip() == "[PAD]"
+
+
+def test_it_learns_and_other_architectures_learn_from_the_same_batches(folder):
+    """Beyond what token frequencies tell; and BERT of transformers sees the same text and the same masks."""
+    (folder / "genome.json").write_text(json.dumps([{"kind": "convolution", "kernel_size": 5}] * 2))
+    learning = {
+        "genome": folder / "genome.json",
+        "max_steps": 150,
+        "learning_rate": 1e-2,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 8,
+    }
+    run(folder, **learning, config_overrides=f"{SIZES},initializer_range=0.2", eval_file=[folder / "text.txt"])
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert results["losses"]["report"]["1"] < results["unigram_losses"]["report"] - 0.3
+    assert results["losses"]["text"]["1"] < results["unigram_losses"]["text"]
+    run(
+        folder,
+        max_steps=2,
+        genome=None,
+        model_type="bert",
+        config_overrides=f"{SIZES},num_hidden_layers=2",
+        output_dir=folder / "bert",
+    )
+    other = json.loads((folder / "bert" / "results.json").read_text())
+    assert other["unigram_losses"]["report"] == results["unigram_losses"]["report"]
+    assert other["identity"]["text"] == results["identity"]["text"]
+    model = AutoModelForMaskedLM.from_pretrained(folder / "bert")
+    assert model.config.model_type == "bert" and model.config.vocab_size == len(
+        AutoTokenizer.from_pretrained(folder / "bert")
+    )
+
+
+def test_streamed(folder):
+    run(folder, max_steps=1)  # for its tokenizer
+    rows = [text.replace("\n", " ") for text in (folder / "text.txt").read_text().split("\n\n") if text.strip()]
+    (folder / "data").mkdir()
+    (folder / "data" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    options = {
+        "train_file": None,
+        "dataset_name": folder / "data",
+        "streaming": "true",
+        "tokenizer": folder / "out",
+        "streamed_report": 10,
+        "streamed_documents": 20,
+        "output_dir": folder / "streamed",
+    }
+    run(folder, **options)
+    results = json.loads((folder / "streamed" / "results.json").read_text())
+    assert results["losses"]["report"]["1"] > 0
+    done = run(folder, code=2, **{**options, "max_steps": -1})
+    assert "max_steps: expected a number with streaming" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes(folder):
+    """Twice the blocks of one process in an update: as many updates see twice the tokens."""
+    arguments = command(folder, use_cpu="true", ddp_backend="gloo")[1:]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *arguments]
+    done = subprocess.run(
+        launched, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert results["processes"] == 2 and results["tokens"] == 12 * 2 * 2 * 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"genome": "nonsense"}, "genome: expected a preset, a JSON file or a folder, got 'nonsense'"),
+        ({"genome": None}, "genome: expected either --genome or --model_type"),
+        ({"genome": None, "model_type": "berd"}, "model_type: expected one that transformers knows, got 'berd'"),
+        ({"config_overrides": "hiden_size=3"}, "config_overrides: key hiden_size"),
+        ({"config_overrides": "hidden_size=13"}, "num_attention_heads: expected a divisor of hidden_size=13"),
+        ({"config_overrides": "max_position_embeddings=16"}, "max_seq_length: expected at most .*16, got 32"),
+        ({"objective": "nap"}, "objective: expected one of"),
+        ({"objective": "nsp", "genome": None, "model_type": "convbert"}, "model_type: |objective: "),
+        ({"train_file": "no.txt", "prepared_dir": None}, "train_file: expected a file, got 'no.txt'"),
+        ({"max_seq_length": 4096}, "train_file: expected about 8192 tokens or more"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_trained(folder, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", command(folder, **arguments)[1:])
+    with pytest.raises(SystemExit, match="2"):
+        run_pretraining.main()
+    assert re.search(f"error: .*({message})", capsys.readouterr().err, re.DOTALL)
+    assert not (folder / "out" / "pretraining.json").exists()
+
+
+def test_small_parts(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    log = [{"loss": 1.0, "step": 5}, {"eval_a_loss": 3.0, "step": 5}, {"eval_a_loss": 2.0, "step": 10}]
+    assert losses_by_share(log, 10) == {"a": {"0.5": 3.0, "1": 2.0}}
