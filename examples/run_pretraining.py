@@ -8,8 +8,8 @@ architecture of transformers on the same batches, for comparison. All training i
 arguments hold: `--bf16`, `--gradient_accumulation_steps`, `--torch_compile`, `--report_to`, … Batches are counted in blocks of
 `--max_seq_length` tokens (one sequence, or several short ones), and never hold pads.
 
-Whole documents are held out as the search holds them out (`--split_seed`, `--report_fraction`): `eval_report_loss` is of text
-that neither this training nor a search on the same text has seen. The same command continues what was interrupted,
+Whole documents are held out as the search holds them out (`--split_seed`, `--select_fraction`, `--report_fraction`): choose
+settings by `eval_select_loss`; `eval_report_loss` is of text that neither this training nor a search has seen. The same command continues what was interrupted,
 as if it had not been, and does nothing where it is done. What came out is in `results.json`; the model loads by
 `AutoModel.from_pretrained(output_dir, trust_remote_code=True)`.
 """
@@ -41,6 +41,7 @@ from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfi
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
 from autobert_zero.search import reporting
 from autobert_zero.search.data import (
+    ROLES,
     load_tokenizer,
     read_documents,
     split_documents,
@@ -163,16 +164,16 @@ def make_model(config: Any, objective: str) -> transformers.PreTrainedModel:
 
 @dataclass
 class Text:
-    """Tokens to train on and to report on, (tokens,) each, and their tokenizer. `train` is None if they are streamed."""
+    """Tokens by role, (tokens,) each, and their tokenizer: what is trained on (*search*; missing if it is streamed), and
+    the parts to *select* settings by (missing likewise) and to *report*."""
 
     tokenizer: transformers.PreTrainedTokenizerBase
-    train: np.ndarray | None
-    report: np.ndarray
+    parts: dict[str, np.ndarray]
 
     def digest(self) -> str:
         digest = hashlib.sha256()
-        for tokens in (self.train, self.report):
-            digest.update(b"" if tokens is None else np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+        for role in sorted(self.parts):
+            digest.update(np.ascontiguousarray(self.parts[role], dtype="<i4").tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -186,16 +187,16 @@ def prepare(settings: TextSettings, options: PretrainingArguments) -> Text:
     if folder and (folder / "text.json").exists():
         if json.loads((folder / "text.json").read_text(encoding="utf-8")) != json.loads(json.dumps(names)):
             raise ValueError(f"prepared_dir: {folder} holds the tokens of other settings (see its text.json)")
-        arrays = (np.load(folder / f"{role}.npy", mmap_mode="r") for role in ("train", "report"))
-        return Text(load_tokenizer(str(folder)), *arrays)
+        return Text(
+            load_tokenizer(str(folder)), {role: np.load(folder / f"{role}.npy", mmap_mode="r") for role in ROLES}
+        )
     if settings.streaming:
         if not settings.tokenizer:
             raise ValueError("tokenizer: expected one with streaming, got none")
         tokenizer = load_tokenizer(settings.tokenizer)
         held_out = itertools.islice(stream_documents(settings), options.streamed_report)
-        return Text(tokenizer, None, tokenize(held_out, tokenizer))
+        return Text(tokenizer, {"report": tokenize(held_out, tokenizer)})
     parts = split_documents(read_documents(settings), settings, options.split_seed)
-    train = parts["search"] + parts["select"]
     tokenizer = (
         load_tokenizer(settings.tokenizer)
         if settings.tokenizer
@@ -203,12 +204,12 @@ def prepare(settings: TextSettings, options: PretrainingArguments) -> Text:
     )
     # Two bytes a token where they suffice.
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
-    text = Text(tokenizer, *(tokenize(part, tokenizer).astype(dtype) for part in (train, parts["report"])))
+    text = Text(tokenizer, {role: tokenize(part, tokenizer).astype(dtype) for role, part in parts.items()})
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(folder)
-        np.save(folder / "train.npy", text.train)
-        np.save(folder / "report.npy", text.report)
+        for role, tokens in text.parts.items():
+            np.save(folder / f"{role}.npy", tokens)
         reporting.write_json(folder / "text.json", names)  # last, so that it vouches for the others
     return text
 
@@ -221,8 +222,8 @@ def make_blocks(settings: TextSettings, options: PretrainingArguments, text: Tex
     pack = functools.partial(
         Packer, tokenizer=text.tokenizer, objective=options.objective, whole_word_masking=options.whole_word_masking
     )
-    if text.train is not None:
-        return Blocks(pack(text.train, seed=seed), curriculum, count * batch)
+    if not settings.streaming:
+        return Blocks(pack(text.parts["search"], seed=seed), curriculum, count * batch)
 
     def read():
         return itertools.islice(stream_documents(settings), options.streamed_report, None)
@@ -236,7 +237,7 @@ def make_blocks(settings: TextSettings, options: PretrainingArguments, text: Tex
 
 def evaluation_sets(options: PretrainingArguments, text: Text) -> dict[str, Blocks]:
     """By name, sequences that are the same, under the same masks, for every model and seed."""
-    arrays = {"report": text.report}
+    arrays = {role: tokens for role, tokens in text.parts.items() if role != "search"}
     for path in options.eval_file:
         documents = stream_documents(TextSettings(train_file=[path]))
         arrays[Path(path).name.split(".")[0]] = tokenize(documents, text.tokenizer)
@@ -306,9 +307,11 @@ class Pretraining:
             text = prepare(settings, options)
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         if args.max_steps <= 0:
-            if text.train is None:
+            if settings.streaming:
                 raise ValueError("max_steps: expected a number with streaming, got none")
-            args.max_steps = math.ceil(args.num_train_epochs * len(text.train) / options.max_seq_length / batch)
+            args.max_steps = math.ceil(
+                args.num_train_epochs * len(text.parts["search"]) / options.max_seq_length / batch
+            )
         config = make_config(model_arguments, len(text.tokenizer), text.tokenizer.pad_token_id, options.max_seq_length)
         args.train_sampling_strategy = "sequential"  # the order is the data set's own
         args.remove_unused_columns = False
@@ -351,7 +354,7 @@ class Pretraining:
         trainer.save_model()
         if not trainer.is_world_process_zero():
             return
-        frequencies = text.report if text.train is None else text.train
+        frequencies = text.parts.get("search", text.parts["report"])
         unigram = {
             name: unigram_loss(frequencies, (blocks[i]["labels"] for i in range(len(blocks))), text.tokenizer)
             for name, blocks in trainer.eval_dataset.items()

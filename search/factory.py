@@ -40,6 +40,7 @@ def make_space(settings: SearchSettings, sizes: Sizes) -> Any:
         settings.min_attention_layers,
         tuple(settings.layer_mutations),
         tuple(settings.operation_mutations),
+        settings.max_attention_layers,
     )
     limits = {"parameters": settings.max_parameters, "flops": settings.max_flops}
     limits = {name: limit for name, limit in limits.items() if limit is not None}

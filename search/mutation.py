@@ -56,7 +56,9 @@ def mutate_between_layers(genome: Genome, space: "BackboneSpace", rng: np.random
 def change_kind(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome | None:
     """A random attention in the place of a convolution, or the other way round."""
     attentions = [isinstance(gene, Attention) for gene in genome]
-    layers = [i for i, attends in enumerate(attentions) if not attends or sum(attentions) > space.min_attention_layers]
+    count = sum(attentions)
+    may_change = {True: count > space.min_attention_layers, False: count < space.most_attention_layers}
+    layers = [i for i, attends in enumerate(attentions) if may_change[attends]]
     if not layers:
         return None
     layer = layers[int(rng.integers(len(layers)))]

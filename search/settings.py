@@ -109,6 +109,7 @@ class SearchSettings(TextSettings):
     min_attention_layers: int = _setting(
         1, "Least number of attention layers: without one, no token sees beyond the kernels."
     )
+    max_attention_layers: int | None = _setting(None, "Most attention layers; 0 searches convolutions alone.")
 
     max_parameters: int | None = _setting(None, "Most parameters that a candidate may have.")
     max_flops: float | None = _setting(None, "Most floating-point operations of a forward pass of one sequence.")
@@ -246,6 +247,11 @@ class SearchSettings(TextSettings):
         self._expect("max_nodes", 5 <= self.max_nodes <= MAX_NODES, f"from 5 to {MAX_NODES}")
         self._expect(
             "min_attention_layers", 0 <= self.min_attention_layers <= self.num_hidden_layers, "0 to num_hidden_layers"
+        )
+        self._expect(
+            "max_attention_layers",
+            self.max_attention_layers is None or self.max_attention_layers >= self.min_attention_layers,
+            f"at least min_attention_layers={self.min_attention_layers}",
         )
         for name in ("strategy", "other_paths"):
             choices = get_args(get_type_hints(type(self))[name])

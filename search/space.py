@@ -25,7 +25,8 @@ MAX_TRIES = 100
 
 @dataclass(frozen=True)
 class BackboneSpace:
-    """Genomes of `num_layers` layers, each a convolution or an attention of bounded size that mixes tokens.
+    """Genomes of `num_layers` layers, each a convolution or an attention of bounded size that mixes tokens, and so many
+    attentions.
 
     Args:
         layer_mutations: proportions of the changes between layers, in the order of `mutation.LAYER_CHANGES`.
@@ -38,11 +39,18 @@ class BackboneSpace:
     min_attention_layers: int
     layer_mutations: tuple[float, ...] = (1.0, 1.0, 1.0)
     operation_mutations: tuple[float, ...] = (1.0, 1.0, 1.0, 0.0)
+    max_attention_layers: int | None = None
+
+    @property
+    def most_attention_layers(self) -> int:
+        return self.num_layers if self.max_attention_layers is None else self.max_attention_layers
 
     def contains(self, genome: Genome) -> bool:
         return (
             len(genome) == self.num_layers
-            and sum(isinstance(gene, Attention) for gene in genome) >= self.min_attention_layers
+            and self.min_attention_layers
+            <= sum(isinstance(gene, Attention) for gene in genome)
+            <= self.most_attention_layers
             and all(
                 self.contains_expression(gene.expression)
                 if isinstance(gene, Attention)
@@ -66,6 +74,9 @@ class BackboneSpace:
         missing = self.min_attention_layers - int(attends.sum())
         if missing > 0:
             attends[rng.choice(np.flatnonzero(~attends), size=missing, replace=False)] = True
+        spare = int(attends.sum()) - self.most_attention_layers
+        if spare > 0:
+            attends[rng.choice(np.flatnonzero(attends), size=spare, replace=False)] = False
         return Genome(self.random_attention(rng, draw) if a else self.random_convolution(rng) for a in attends)
 
     def random_convolution(self, rng: np.random.Generator) -> Gene:

@@ -72,9 +72,9 @@ def test_seed_genomes(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "expected `published`, `bert` or a JSON file with a genome, got .*No such file"),
-        ("[", "expected `published`, `bert` or a JSON file"),
-        ("{}", "expected `published`, `bert` or a JSON file"),
+        (None, "expected `published`, `bert` or a file: expected a JSON file with a genome, got .*No such file"),
+        ("[", "expected `published`, `bert` or a file"),
+        ("{}", "expected `published`, `bert` or a file"),
         ('[{"kind": "pooling"}]', "kind"),
         ('[{"kind": "convolution", "kernel_size": 3}]', "expected 4 layers, got 1"),
         (json.dumps([{"kind": "convolution", "kernel_size": 3}] * 4), "expected genomes of the space of this run"),

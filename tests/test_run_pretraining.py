@@ -93,6 +93,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(folder):
     assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
     results = [json.loads((folder / name / "results.json").read_text()) for name in ("out", "killed")]
     assert results[0]["losses"] == results[1]["losses"]
+    assert set(results[0]["losses"]) == {"select", "report"}
     assert set(results[0]["losses"]["report"]) == {"0.25", "0.5", "0.75", "1"}
     assert results[0]["tokens"] == 12 * 4 * 32
     before = (folder / "out" / "model.safetensors").stat().st_mtime_ns

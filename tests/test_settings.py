@@ -22,6 +22,7 @@ def test_unknown_names_are_refused():
         ({"num_attention_heads": 5}, "num_attention_heads: expected a divisor of hidden_size, got 5"),
         ({"max_nodes": 33}, "max_nodes: expected from 5 to 32, got 33"),
         ({"min_attention_layers": 9}, "min_attention_layers: .*got 9"),
+        ({"max_attention_layers": 0}, "max_attention_layers: expected at least min_attention_layers=1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate: expected a positive number"),
         ({"select_fraction": 0.7}, "select_fraction"),
         ({"strategy": "annealing"}, "strategy: .*'annealing'"),

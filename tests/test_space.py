@@ -74,6 +74,20 @@ def test_least_number_of_attentions(least):
     assert counts == set(range(least, 4))
 
 
+@pytest.mark.parametrize("most", range(4))
+def test_greatest_number_of_attentions(most):
+    space = dataclasses.replace(SPACE, min_attention_layers=0, max_attention_layers=most)
+    counts = set()
+    for number in range(100):
+        genome = space.random(stream(number, "most"))
+        for generation in range(4):
+            assert space.contains(genome)
+            counts.add(sum(isinstance(gene, Attention) for gene in genome))
+            genome = space.mutate(genome, stream(number, "child", generation))
+    assert counts == set(range(most + 1))
+    assert not dataclasses.replace(space, max_attention_layers=0).contains(Genome([SELF_ATTENTION] * 3))
+
+
 def test_between_layers_makes_every_kind_of_change():
     found, swaps = set(), 0
     for i in range(DRAWS):

@@ -1,0 +1,431 @@
+"""Backbones side by side: searched, pre-trained and fine-tuned by the same commands, on the same batches, at equal size.
+
+    python examples/reproduce/compare.py --scale tiny --rows bert ours --output_dir runs/compare --data_dir glue
+
+A row (`rows/*.yaml`) says what a backbone is, a scale (`scales/*.yaml`) how large everything is. For each row, in stages:
+
+1. a search, if the row is of one;
+2. pre-trainings at a share of the budget, one for each peak learning rate; the best *select* loss chooses;
+3. pre-trainings at that rate, one for each seed;
+4. fine-tunings of each on GLUE, if `--data_dir` or `--hub_glue` says where it is.
+
+The width of the feed-forward part is chosen so that all have BERT's number of parameters. Every command is printed, can be
+run by hand, and goes on where it stopped; so does this one. What is there so far is printed as a table in the end, and by
+`--table_only`.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import math
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES = HERE.parent
+sys.path.insert(0, str(EXAMPLES))
+
+from run_pretraining import ModelArguments, make_config, make_model  # noqa: E402
+
+from autobert_zero.configuration_autobert_zero import (  # noqa: E402
+    SELF_ATTENTION,
+    Convolution,
+    Genome,
+)
+from autobert_zero.search import reporting  # noqa: E402
+from autobert_zero.search.costs import Sizes  # noqa: E402
+from autobert_zero.search.factory import load_genome, read_genome  # noqa: E402
+
+
+# Widths of the feed-forward part are multiples of it.
+WIDTH_STEP = 8
+DEFAULT_ROWS = ("bert", "hybrid", "convbert", "published", "ours")
+
+
+def flags(values: dict[str, Any]) -> list[str]:
+    """`{"a_b": 1, "c": [2, 3]}` as `--a_b 1 --c 2 3`."""
+    found = []
+    for name, value in values.items():
+        if value is not None and value != []:
+            found += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return found
+
+
+@dataclass
+class Comparison:
+    """What there is to run, and where its results lie."""
+
+    scale: dict[str, Any]
+    rows: dict[str, dict[str, Any]]
+    folder: Path
+    train_file: list[str]
+    eval_file: list[str]
+    data_dir: str | None
+    launch: list[str]
+
+    # Folders
+
+    def search_folder(self, row: str) -> Path:
+        return self.folder / row / "search"
+
+    def grid_folder(self, row: str, rate: float) -> Path:
+        return self.folder / row / f"rate-{rate:g}"
+
+    def seed_folder(self, row: str, seed: int) -> Path:
+        return self.folder / row / f"seed-{seed}"
+
+    # What a row is
+
+    def genome(self, row: str) -> Genome | None:
+        """None for another architecture. Raises: FileNotFoundError before the search of the row is done."""
+        layers = self.scale["model"]["num_hidden_layers"]
+        given = self.rows[row]
+        if "model_type" in given:
+            return None
+        if "search" in given:
+            summary = self.search_folder(row) / "summary.json"
+            if not summary.exists():
+                raise FileNotFoundError(summary)
+            return load_genome(summary)
+        if given["genome"] == "hybrid":
+            return Genome(Convolution(7) if layer % 2 == 0 else SELF_ATTENTION for layer in range(layers))
+        return read_genome(given["genome"], layers)
+
+    def _config(self, row: str, intermediate_size: int) -> Any:
+        model = ModelArguments(**self._model_arguments(row, intermediate_size))
+        return make_config(model, self.scale["vocab_size"], 0, self.scale["pretraining"]["max_seq_length"])
+
+    def _count(self, row: str, intermediate_size: int) -> int:
+        with torch.device("meta"):
+            model = make_model(self._config(row, intermediate_size), "mlm")
+        return sum(p.numel() for p in model.parameters())
+
+    def intermediate_size(self, row: str) -> int:
+        """Width of the feed-forward part with which the row has as many parameters as self-attention throughout."""
+        width = self.scale["model"]["intermediate_size"]
+        sizes = Sizes(
+            *(self.scale["model"][name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")),
+            self.scale["vocab_size"],
+            self.scale["pretraining"]["max_seq_length"],
+            tokens=1,
+        )
+        target = sizes.parameters(read_genome("bert", self.scale["model"]["num_hidden_layers"]))
+        count = self._count(row, width)
+        each = (self._count(row, 2 * width) - count) / width
+        return max(WIDTH_STEP, WIDTH_STEP * round((width + (target - count) / each) / WIDTH_STEP))
+
+    def flops(self, row: str) -> int:
+        """Of a forward pass of the backbone over one sequence."""
+        config, length = self._config(row, self.intermediate_size(row)), self.scale["pretraining"]["max_seq_length"]
+        if genome := self.genome(row):
+            names = (
+                "hidden_size",
+                "num_attention_heads",
+                "intermediate_size",
+                "vocab_size",
+                "max_position_embeddings",
+            )
+            return Sizes(*(getattr(config, name) for name in names), tokens=length).flops(genome)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            make_model(config, "mlm").base_model(torch.ones((1, length), dtype=torch.long))
+        return counter.get_total_flops()
+
+    # Commands
+
+    def _model_arguments(self, row: str, intermediate_size: int) -> dict[str, Any]:
+        given = self.rows[row]
+        overrides = self._resolved(
+            {**self.scale["model"], "intermediate_size": intermediate_size, **given.get("config", {})}
+        )
+        if "model_type" in given:
+            what = {"model_type": given["model_type"]}
+        else:
+            what = {"genome": str(self.folder / row / "genome.json")}
+            del overrides["num_hidden_layers"]  # the genome says it
+        return {**what, "config_overrides": ",".join(f"{k}={v}" for k, v in overrides.items())}
+
+    def _resolved(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A value may be the name of one of the model."""
+        model = self.scale["model"]
+        return {k: model.get(v, v) if isinstance(v, str) else v for k, v in values.items()}
+
+    def _text(self) -> dict[str, Any]:
+        return {"train_file": self.train_file, "vocab_size": self.scale["vocab_size"]}
+
+    def _pretraining(self, row: str, rate: float, seed: int, share: float, folder: Path) -> list[str]:
+        given = dict(self.scale["pretraining"])
+        for name in ("learning_rates", "grid_share", "seeds"):
+            del given[name]
+        values = {
+            **self._model_arguments(row, self.intermediate_size(row)),
+            **self._text(),
+            **given,
+            "learning_rate": rate,
+            "seed": seed,
+            "max_steps": round(given["max_steps"] * share),
+            "eval_file": self.eval_file,
+            "prepared_dir": str(self.folder / "text"),
+            "output_dir": str(folder),
+            "disable_tqdm": "true",
+        }
+        return [*self.launch, str(EXAMPLES / "run_pretraining.py"), *flags(values)]
+
+    def searches(self) -> Iterable[list[str]]:
+        model = self.scale["model"]
+        for row, given in self.rows.items():
+            if "search" in given:
+                names = (
+                    "num_hidden_layers",
+                    "hidden_size",
+                    "num_attention_heads",
+                    "intermediate_size",
+                    "initializer_range",
+                )
+                settings = self._resolved({n: model[n] for n in names} | self.scale["search"] | given["search"])
+                values = {**self._text(), **settings, "output_dir": str(self.search_folder(row))}
+                yield [*self.launch, "-m", "autobert_zero.search", *flags(values)]
+
+    def write_genomes(self) -> None:
+        for row in self.rows:
+            if genome := self.genome(row):
+                (self.folder / row).mkdir(parents=True, exist_ok=True)
+                reporting.write_json(self.folder / row / "genome.json", genome.to_list())
+
+    def grids(self) -> Iterable[list[str]]:
+        plan = self.scale["pretraining"]
+        for row in self.rows:
+            for rate in plan["learning_rates"] if len(plan["learning_rates"]) > 1 else []:
+                yield self._pretraining(row, rate, plan["seeds"][0], plan["grid_share"], self.grid_folder(row, rate))
+
+    def grid(self, row: str) -> dict[float, float | None]:
+        """*Select* loss at the end of each short pre-training that is done."""
+        found = {}
+        for rate in self.scale["pretraining"]["learning_rates"]:
+            result = _read(self.grid_folder(row, rate) / "results.json")
+            found[rate] = result and result["losses"]["select"]["1"]
+        return found
+
+    def rate(self, row: str) -> float:
+        losses = self.grid(row)
+        known = {rate: loss for rate, loss in losses.items() if loss is not None and math.isfinite(loss)}
+        return min(known, key=known.__getitem__) if known else next(iter(losses))
+
+    def pretrainings(self) -> Iterable[list[str]]:
+        for row in self.rows:
+            for seed in self.scale["pretraining"]["seeds"]:
+                yield self._pretraining(row, self.rate(row), seed, 1.0, self.seed_folder(row, seed))
+
+    def fine_tunings(self) -> Iterable[list[str]]:
+        given = dict(self.scale["glue"])
+        tasks = given.pop("tasks")
+        for row in self.rows:
+            for seed in self.scale["pretraining"]["seeds"]:
+                for task in tasks:
+                    folder = self.seed_folder(row, seed)
+                    values = {
+                        "model": str(folder),
+                        "task_name": task,
+                        "data_dir": self.data_dir,
+                        **given,
+                        "output_dir": str(folder / "glue" / task),
+                        "disable_tqdm": "true",
+                        "report_to": "none",
+                    }
+                    yield [*self.launch, str(EXAMPLES / "run_glue.py"), "--trust_remote_code", *flags(values)]
+
+    # Results
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """By row, what there is so far. Means over seeds, with standard errors where there are several."""
+        found = {}
+        for row, given in self.rows.items():
+            seeds = self.scale["pretraining"]["seeds"]
+            trained = {s: r for s in seeds if (r := _read(self.seed_folder(row, s) / "results.json"))}
+            if not trained:
+                continue
+            losses: dict[str, dict[str, list[float]]] = {}
+            for result in trained.values():
+                for name, by_share in result["losses"].items():
+                    for share, loss in by_share.items():
+                        losses.setdefault(name, {}).setdefault(share, []).append(loss)
+            glue = self._glue(row, list(trained))
+            first = next(iter(trained.values()))
+            genome = self.genome(row)
+            found[row] = {
+                "name": given["name"],
+                "genome": genome and genome.to_list(),
+                "parameters": first["parameters"],
+                "flops": self.flops(row),
+                "grid": {f"{rate:g}": loss for rate, loss in self.grid(row).items()},
+                "learning_rate": self.rate(row),
+                "tokens": first["tokens"],
+                "losses": {
+                    name: {share: mean_and_error(values) for share, values in by_share.items()}
+                    for name, by_share in losses.items()
+                },
+                "unigram_losses": first["unigram_losses"],
+                "tokens_per_second": [r["tokens_per_second"] for r in trained.values()],
+                "seconds_of_last_session": [r["seconds_of_last_session"] for r in trained.values()],
+                "glue": glue,
+                "commits": sorted({str(r["commit"]) for r in trained.values()}),
+                "versions": first["versions"],
+                "command": first["command"],
+                "text": first["identity"]["text"],
+            }
+        return found
+
+    def _glue(self, row: str, seeds: list[int]) -> dict[str, Any]:
+        """Scores of each task, of all fine-tunings of all pre-trained seeds; and of each fine-tuning seed their mean."""
+        scores: dict[str, list[float]] = {}
+        means = []
+        for seed in seeds:
+            done = {}
+            for path in sorted((self.seed_folder(row, seed) / "glue").glob("*/results.json")):
+                done |= {name: task["scores"] for name, task in json.loads(path.read_text())["tasks"].items()}
+            for name, values in done.items():
+                scores.setdefault(name, []).extend(values)
+            expected = set(self.scale["glue"]["tasks"])
+            if done and (expected == {"all"} or set(done) == expected):
+                means += [statistics.fmean(each) for each in zip(*done.values(), strict=True)]
+        return {
+            "tasks": {name: mean_and_error(values) for name, values in scores.items()},
+            "mean": mean_and_error(means) if means else None,
+            "each_mean": [round(mean, 3) for mean in means],
+        }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def mean_and_error(values: list[float]) -> list[float | None]:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return [round(statistics.fmean(values), 4), None if error is None else round(error, 4)]
+
+
+def shown(value: list[float | None] | None, digits: int) -> str:
+    if value is None:
+        return ""
+    mean, error = value
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown: sizes, losses after shares of the budget, and GLUE."""
+    evaluated = list(dict.fromkeys(name for r in results.values() for name in r["losses"] if name != "select"))
+    tasks = list(dict.fromkeys(name for r in results.values() for name in r["glue"]["tasks"]))
+    shares = ("0.25", "0.5", "1")
+    head = ["", "parameters", "MFLOP", "rate", *(f"{name}, {share}" for name in evaluated for share in shares)]
+    head += [*tasks, *(["GLUE"] if tasks else [])]
+    lines = []
+    for result in results.values():
+        cells = [result["name"], f"{result['parameters']:,}", f"{result['flops'] / 1e6:,.0f}"]
+        cells.append(f"{result['learning_rate']:g}")
+        cells += [shown(result["losses"].get(name, {}).get(share), 3) for name in evaluated for share in shares]
+        cells += [shown(result["glue"]["tasks"].get(name), 1) for name in tasks]
+        lines.append(cells + ([shown(result["glue"]["mean"], 2)] if tasks else []))
+    unigram = next((r["unigram_losses"] for r in results.values()), {})
+    last = ["unigram", "", "", ""] + [f"{unigram[n]:.3f}" if s == "1" else "" for n in evaluated for s in shares]
+    lines.append(last + [""] * (len(head) - len(last)))
+    divider = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, divider, *lines))
+
+
+def run_all(commands: list[list[str]], jobs: int, folder: Path) -> None:
+    """Commands, so many at a time, each with its share of the cores; what they say goes to files in `logs`.
+
+    Raises: RuntimeError after all are done, if some failed, with the end of what each said.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+
+    def run(command: list[str]) -> str | None:
+        output = Path(command[command.index("--output_dir") + 1]).relative_to(folder)
+        log = folder / "logs" / ("-".join(output.parts) + ".log")
+        print(f"$ {shlex.join(['python', *command[1:]] if command[0] == sys.executable else command)}", flush=True)
+        with open(log, "w", encoding="utf-8") as file:
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
+        if code:
+            return f"exit code {code} ({log}):\n" + "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        if failures := [message for message in pool.map(run, commands) if message]:
+            raise RuntimeError("\n\n".join(failures))
+
+
+def load_yaml(kind: str, name: str) -> dict[str, Any]:
+    """A file beside this one by its name, or any other by its path. Raises: ValueError where there is none."""
+    path = HERE / kind / f"{name}.yaml"
+    path = path if path.exists() else Path(name)
+    if not path.is_file():
+        known = sorted(p.stem for p in (HERE / kind).glob("*.yaml"))
+        raise ValueError(f"{kind}: expected one of {known} or a file, got {name!r}")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--scale", required=True, help="Name of a file in scales, or a path.")
+    parser.add_argument("--rows", nargs="+", default=DEFAULT_ROWS, help="Names of files in rows, or paths.")
+    parser.add_argument("--output_dir", required=True, type=Path, help="Folder of all that is run.")
+    parser.add_argument("--train_file", nargs="*", default=[], help="Text; default: Python's language reference.")
+    parser.add_argument("--eval_file", nargs="*", default=[], help="More text to take losses on.")
+    parser.add_argument("--data_dir", help="Folder of the GLUE tasks.")
+    parser.add_argument("--hub_glue", action="store_true", help="Take the GLUE tasks from the Hub.")
+    parser.add_argument("--launch", default=sys.executable, help="What starts each command: 'accelerate launch'.")
+    parser.add_argument("--jobs", type=int, default=1, help="Commands at a time.")
+    parser.add_argument("--table_only", action="store_true", help="Run nothing.")
+    parser.add_argument("--results", type=Path, help="JSON file for the table.")
+    given = parser.parse_args(arguments)
+    try:
+        rows = {Path(name).stem: load_yaml("rows", name) for name in given.rows}
+        scale = load_yaml("scales", given.scale)
+    except ValueError as error:
+        parser.error(str(error))
+    comparison = Comparison(
+        scale,
+        rows,
+        given.output_dir,
+        given.train_file,
+        given.eval_file,
+        given.data_dir,
+        shlex.split(given.launch),
+    )
+    if not given.table_only:
+        try:
+            run_all(list(comparison.searches()), given.jobs, given.output_dir)
+            comparison.write_genomes()
+            # One at first, which prepares the text for all.
+            grids = list(comparison.grids())
+            run_all(grids[:1], 1, given.output_dir)
+            run_all(grids[1:], given.jobs, given.output_dir)
+            run_all(list(comparison.pretrainings()), given.jobs, given.output_dir)
+            if given.data_dir is not None or given.hub_glue:
+                run_all(list(comparison.fine_tunings()), given.jobs, given.output_dir)
+        except RuntimeError as error:
+            sys.exit(f"error: {error}")
+    results = comparison.results()
+    print(table(results))
+    if given.results:
+        processes = {"jobs": given.jobs, "launch": Path(given.launch).name}
+        reporting.write_json(given.results, {"scale": scale, "rows": results, **processes})
+
+
+if __name__ == "__main__":
+    main()
