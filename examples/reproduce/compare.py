@@ -30,13 +30,13 @@ from typing import Any
 
 import torch
 import yaml
-from torch.utils.flop_counter import FlopCounterMode
 
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent
 sys.path.insert(0, str(EXAMPLES))
 
+from analyze import backbone_flops  # noqa: E402
 from run_pretraining import ModelArguments, make_config, make_model  # noqa: E402
 
 from autobert_zero.configuration_autobert_zero import (  # noqa: E402
@@ -128,27 +128,16 @@ class Comparison:
 
     def flops(self, row: str) -> int:
         """Of a forward pass of the backbone over one sequence."""
-        config, length = self._config(row, self.intermediate_size(row)), self.scale["pretraining"]["max_seq_length"]
-        if genome := self.genome(row):
-            names = (
-                "hidden_size",
-                "num_attention_heads",
-                "intermediate_size",
-                "vocab_size",
-                "max_position_embeddings",
-            )
-            return Sizes(*(getattr(config, name) for name in names), tokens=length).flops(genome)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            make_model(config, "mlm").base_model(torch.ones((1, length), dtype=torch.long))
-        return counter.get_total_flops()
+        model = make_model(self._config(row, self.intermediate_size(row)), "mlm")
+        return backbone_flops(model.base_model, self.scale["pretraining"]["max_seq_length"])
 
     # Commands
 
     def _model_arguments(self, row: str, intermediate_size: int) -> dict[str, Any]:
         given = self.rows[row]
-        overrides = self._resolved(
-            {**self.scale["model"], "intermediate_size": intermediate_size, **given.get("config", {})}
-        )
+        positions = self.scale["pretraining"]["max_seq_length"]
+        sizes = {**self.scale["model"], "intermediate_size": intermediate_size, "max_position_embeddings": positions}
+        overrides = self._resolved(sizes | given.get("config", {}))
         if "model_type" in given:
             what = {"model_type": given["model_type"]}
         else:

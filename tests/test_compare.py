@@ -1,0 +1,187 @@
+"""The comparison script: every scale and row is one that the scripts take, sizes are equal, results come from files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run_glue
+import run_pretraining
+import yaml
+from reproduce import compare
+from reproduce.compare import HERE, Comparison, load_yaml, mean_and_error, run_all, table
+from transformers import HfArgumentParser
+
+from autobert_zero.configuration_autobert_zero import Attention, Convolution
+from autobert_zero.search.cli import parse_settings
+from autobert_zero.search.settings import TextSettings
+
+from .conftest import write_corpus
+from .test_run_glue import write_task
+
+
+ROWS = sorted(path.stem for path in (HERE / "rows").glob("*.yaml"))
+SCALES = sorted(path.stem for path in (HERE / "scales").glob("*.yaml"))
+FOUND = [
+    {"kind": "convolution", "kernel_size": 65},
+    {"kind": "attention", "expression": "matmul(matmul(q, transpose(q)), q)"},
+]
+
+
+def comparison(folder: Path, scale: str, rows: list[str]) -> Comparison:
+    made = Comparison(
+        load_yaml("scales", scale),
+        {row: load_yaml("rows", row) for row in rows},
+        folder,
+        [],
+        [],
+        None,
+        [sys.executable],
+    )
+    for row in rows:  # as if all searches had been done
+        if "search" in made.rows[row]:
+            made.search_folder(row).mkdir(parents=True)
+            genome = (FOUND * 6)[: made.scale["model"]["num_hidden_layers"]]
+            (made.search_folder(row) / "summary.json").write_text(json.dumps({"best": {"genome": genome}}))
+    made.write_genomes()
+    return made
+
+
+def test_the_rows_and_scales_that_there_are():
+    assert set(ROWS) >= {"bert", "published", "attentions", "convolutions", "one_kernel_size", "random_search", "ours"}
+    assert SCALES == ["base", "cpu", "gpu", "tiny"]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_scripts_take_every_command(tmp_path, scale):
+    made = comparison(tmp_path, scale, ROWS)
+    searches = {Path(c[c.index("--output_dir") + 1]).parent.name: c for c in made.searches()}
+    settings = {row: parse_settings(command[3:]) for row, command in searches.items()}
+    assert set(settings) == {"attentions", "convolutions", "one_kernel_size", "random_search", "ours"}
+    layers = made.scale["model"]["num_hidden_layers"]
+    assert settings["attentions"].min_attention_layers == layers and settings["ours"].strategy == "op_nas"
+    assert settings["convolutions"].max_attention_layers == 0 and settings["one_kernel_size"].kernel_sizes == [7]
+
+    pretraining = HfArgumentParser(
+        (run_pretraining.ModelArguments, TextSettings, run_pretraining.PretrainingArguments, _Arguments)
+    )
+    plan = made.scale["pretraining"]
+    commands = [*made.grids(), *made.pretrainings()]
+    assert len(commands) == len(ROWS) * (len(plan["learning_rates"]) + len(plan["seeds"]))
+    for command in commands:
+        *_, arguments = pretraining.parse_args_into_dataclasses(command[2:])
+        assert arguments.learning_rate in plan["learning_rates"]
+    glue = HfArgumentParser((run_glue.GlueArguments, _Arguments))
+    for command in made.fine_tunings():
+        glue.parse_args_into_dataclasses(command[2:])
+
+
+class _Arguments:
+    """Replaced below: the arguments of Trainer, without its look at the device, which a GPU's scale would not survive."""
+
+
+_Arguments = type("_Arguments", (run_pretraining.TrainingArguments,), {"__post_init__": lambda self: None})
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_all_rows_have_equally_many_parameters(tmp_path, scale):
+    made = comparison(tmp_path, scale, ROWS)
+    counts = {row: made._count(row, made.intermediate_size(row)) for row in ROWS}
+    assert made.intermediate_size("bert") == made.scale["model"]["intermediate_size"]
+    assert max(counts.values()) < 1.03 * min(counts.values()), counts
+    hybrid = made.genome("hybrid")
+    assert isinstance(hybrid[0], Convolution) and isinstance(hybrid[1], Attention) and made.genome("convbert") is None
+
+
+def test_a_table_of_what_there_is(tmp_path):
+    made = comparison(tmp_path, "cpu", ["bert", "convbert", "ours"])
+    assert made.results() == {}
+    assert made.rate("bert") == 1e-3
+    for rate, loss in ((1e-3, 5.0), (2e-3, 4.0), (4e-3, float("nan"))):
+        folder = made.grid_folder("bert", rate)
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"losses": {"select": {"1": loss}}}))
+    assert made.rate("bert") == 2e-3
+    result = {
+        "parameters": 1000,
+        "tokens": 100,
+        "unigram_losses": {"report": 6.5},
+        "tokens_per_second": 9.0,
+        "seconds_of_last_session": 11.0,
+        "commit": "abc",
+        "versions": {},
+        "command": "python",
+        "identity": {"text": "0"},
+    }
+    for seed, loss in ((0, 4.0), (1, 4.5)):
+        folder = made.seed_folder("bert", seed)
+        folder.mkdir(parents=True)
+        losses = {"report": {"0.25": 6.0, "0.5": 5.0, "1": loss}, "select": {"1": 0.0}}
+        (folder / "results.json").write_text(json.dumps({**result, "losses": losses}))
+    for task, scores in (("rte", [50.0, 52.0]), ("cola", [10.0, 12.0])):
+        folder = made.seed_folder("bert", 0) / "glue" / task
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"tasks": {task: {"scores": scores}}}))
+    found = made.results()
+    assert list(found) == ["bert"]
+    assert found["bert"]["losses"]["report"]["1"] == [4.25, 0.25]
+    assert found["bert"]["glue"]["tasks"] == {"cola": [11.0, 1.0], "rte": [51.0, 1.0]}
+    assert found["bert"]["glue"]["mean"] is None  # tasks are missing
+    shown = table(found)
+    assert "| BERT | 1,000 |" in shown and "4.250 ± 0.250" in shown and "6.500" in shown and "51.0 ± 1.0" in shown
+    assert mean_and_error([3.0]) == [3.0, None]
+
+
+def test_a_command_that_fails_ends_the_run_with_what_it_said(tmp_path, capsys):
+    fails = [sys.executable, "-c", "import sys; sys.exit('no such thing')", "--output_dir", str(tmp_path / "a" / "b")]
+    works = [sys.executable, "-c", "print('done')", "--output_dir", str(tmp_path / "c")]
+    with pytest.raises(RuntimeError, match=r"exit code 1 \(.*a-b.log\):\nno such thing"):
+        run_all([fails, works], 2, tmp_path)
+    assert (tmp_path / "logs" / "c.log").read_text() == "done\n"
+    assert capsys.readouterr().out.count("$ python -c") == 2
+
+
+def test_what_is_refused(capsys):
+    for arguments in (["--scale", "huge"], ["--scale", "tiny", "--rows", "gpt"]):
+        with pytest.raises(SystemExit, match="2"):
+            compare.main([*arguments, "--output_dir", "x"])
+        assert "expected one of [" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_stages(tmp_path):
+    """From the search to the table, twice: the second time nothing is left to do."""
+    write_corpus(tmp_path / "text.txt", documents=80)
+    for name in ("rte", "mrpc"):
+        write_task(tmp_path / "glue", name)
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    scale = load_yaml("scales", "tiny")
+    scale["model"] = {**sizes, "initializer_range": 0.1}
+    scale["vocab_size"] = 150
+    scale["search"] |= {"sequence_length": 16, "supernet_steps": 4, "max_evaluations": 4, "population_size": 3}
+    scale["search"] |= {"eval_sequences": 8, "kernel_sizes": [3, 5]}
+    scale["pretraining"] |= {"max_seq_length": 16, "max_steps": 8, "max_eval_sequences": 8, "seeds": [0]}
+    scale["glue"] |= {"max_seq_length": 16}
+    (tmp_path / "scale.yaml").write_text(yaml.safe_dump(scale))
+    command = [
+        sys.executable,
+        str(HERE / "compare.py"),
+        "--scale",
+        str(tmp_path / "scale.yaml"),
+        "--rows",
+        "bert",
+        "ours",
+    ]
+    command += ["--output_dir", str(tmp_path / "out"), "--train_file", str(tmp_path / "text.txt")]
+    command += ["--data_dir", str(tmp_path / "glue"), "--jobs", "2", "--results", str(tmp_path / "table.json")]
+    outputs = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+        outputs.append(done.stdout)
+    assert outputs[0].splitlines()[-4:] == outputs[1].splitlines()[-4:]
+    results = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert results["ours"]["glue"]["mean"] and results["bert"]["genome"] != results["ours"]["genome"]
+    assert results["ours"]["losses"]["report"]["1"][0] > 0
+    assert "finished" in (tmp_path / "out" / "logs" / "ours-seed-0.log").read_text()
