@@ -31,6 +31,7 @@ setup(
     ],
     extras_require={
         "examples": EXAMPLES,
+        "glue": ["scikit-learn", "scipy"],
         "test": [
             *EXAMPLES,
             "mypy",

@@ -20,14 +20,12 @@ import shlex
 import statistics
 import sys
 import time
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import evaluate
-import numpy as np
 import torch
 import transformers
 from transformers import (
@@ -41,43 +39,12 @@ from transformers import (
 from transformers import TrainingArguments as TransformersArguments
 
 from autobert_zero.search import reporting
+from autobert_zero.search.glue import TASKS, decide, headline, load_task
 
 
-HUB_NAME = "nyu-mll/glue"
 METRIC = str(Path(__file__).with_name("glue_metric.py"))
-SPLITS = ("train", "validation", "test")
-SCORE_RANGE = (0.0, 5.0)  # of stsb
 
 
-@dataclass(frozen=True)
-class Task:
-    """Columns of the text, names of the labels in the order of their numbers (none: a score), and the name of the file
-    of a submission. `matched` says that validation and test come twice, from matched and mismatched sources."""
-
-    columns: tuple[str, ...]
-    labels: tuple[str, ...]
-    submission: str
-    matched: bool = False
-
-    def evaluated(self, split: str) -> dict[str, str]:
-        """Parts that `split` consists of, with what is added to the name of the submission."""
-        if self.matched:
-            return {f"{split}_matched": "-m", f"{split}_mismatched": "-mm"}
-        return {split: ""}
-
-
-_TWO_SENTENCES = ("sentence1", "sentence2")
-TASKS = {
-    "cola": Task(("sentence",), ("unacceptable", "acceptable"), "CoLA"),
-    "sst2": Task(("sentence",), ("negative", "positive"), "SST-2"),
-    "mrpc": Task(_TWO_SENTENCES, ("not_equivalent", "equivalent"), "MRPC"),
-    "stsb": Task(_TWO_SENTENCES, (), "STS-B"),
-    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate"), "QQP"),
-    "mnli": Task(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "MNLI", matched=True),
-    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment"), "QNLI"),
-    "rte": Task(_TWO_SENTENCES, ("entailment", "not_entailment"), "RTE"),
-    "wnli": Task(_TWO_SENTENCES, ("not_entailment", "entailment"), "WNLI"),
-}
 # Submissions of these name the label, those of the others have its number.
 NAMED_LABELS = ("mnli", "qnli", "rte")
 
@@ -110,76 +77,6 @@ class TrainingArguments(TransformersArguments):
     weight_decay: float = field(default=0.01, metadata={"help": "Of all but biases and norms."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows of a device in an update."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of a device in an evaluation."})
-
-
-def _check(name: str, part: str, rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows with labels of the type the model takes, of a test part without any.
-
-    Raises: ValueError for missing columns, missing rows, and labels out of the range of the task.
-    """
-    task, where = TASKS[name], f"{name}, {part}"
-    if missing := [column for column in (*task.columns, "idx") if column not in rows.column_names]:
-        raise ValueError(f"{where}: expected columns {[*task.columns, 'label', 'idx']}, without {missing}")
-    numbers = rows["idx"][:]
-    if name != "mrpc" and (gone := sorted(set(range(max(numbers) + 1)) - set(numbers))):
-        raise ValueError(f"{where}: expected rows 0 to {max(numbers)}, without idx {gone[:10]}, {len(gone)} in all")
-    has_labels = "label" in rows.column_names and not all(value in (None, -1) for value in rows["label"][:])
-    if part.startswith("test"):
-        return rows.remove_columns("label") if "label" in rows.column_names else rows
-    if not has_labels:
-        raise ValueError(f"{where}: expected a column of labels, got {rows.column_names}")
-    feature = rows.features["label"]
-    if isinstance(feature, datasets.ClassLabel) and tuple(feature.names) != task.labels:
-        raise ValueError(f"{where}: expected labels in the order {list(task.labels)}, got {feature.names}")
-    labels = rows["label"][:]
-    if task.labels:
-        numbered = {label: number for number, label in enumerate(task.labels)}
-        labels = [numbered.get(label, label) for label in labels]
-        wrong = [(i, v) for i, v in zip(numbers, labels, strict=True) if v not in numbered.values() or v is True]
-        expected = f"one of {list(numbered.items())}"
-    else:
-        low, high = SCORE_RANGE
-        wrong = [
-            (i, v)
-            for i, v in zip(numbers, labels, strict=True)
-            if not isinstance(v, int | float) or not low <= v <= high
-        ]
-        expected = f"a number from {low} to {high}"
-    if wrong:
-        raise ValueError(f"{where}: expected as label {expected}, got {wrong[0][1]!r} in idx {wrong[0][0]}")
-    kind = datasets.Value("int64" if task.labels else "float32")
-    return rows.remove_columns("label").add_column("label", labels, feature=kind)
-
-
-def load_task(name: str, data_dir: str | None) -> dict[str, datasets.Dataset]:
-    """All parts of a task that exist. Raises: ValueError for what `_check` finds, and a task that cannot be read."""
-    task = TASKS[name]
-    if data_dir is None:
-        try:
-            parts = dict(datasets.load_dataset(HUB_NAME, name))
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(f"task_name: cannot load {name} of {HUB_NAME}: {error}") from None
-    else:
-        wanted = ["train", *task.evaluated("validation"), *task.evaluated("test")]
-        parts = {}
-        for part in wanted:
-            for suffix in (".jsonl.gz", ".jsonl"):
-                path = Path(data_dir, name, part + suffix)
-                if path.is_file():
-                    try:
-                        parts[part] = datasets.Dataset.from_json(str(path), keep_in_memory=True)
-                    except (OSError, EOFError, zlib.error, ValueError, datasets.exceptions.DatasetsError) as error:
-                        raise ValueError(f"data_dir: cannot read {path}: {error.__cause__ or error}") from None
-                    break
-    for part in ["train", *task.evaluated("validation")]:
-        if part not in parts:
-            raise ValueError(f"data_dir: expected {name}/{part}.jsonl.gz in {data_dir}, got {sorted(parts)}")
-    return {part: _check(name, part, rows) for part, rows in parts.items()}
-
-
-def headline(metrics: dict[str, float]) -> float:
-    """The score of a task as GLUE counts it, in points: the mean of its metrics (of MNLI that of both parts)."""
-    return 100 * statistics.fmean(metrics.values())
 
 
 class FineTuning:
@@ -224,14 +121,13 @@ class FineTuning:
             rows = rows.shuffle(seed=0, keep_in_memory=True).select(range(count))
         return rows
 
-    def _decide(self, logits: np.ndarray) -> np.ndarray:
-        return logits.argmax(-1) if self.task.labels else np.clip(logits.squeeze(-1), *SCORE_RANGE)
-
     def _metrics(self, trainer: Trainer, parts: dict[str, datasets.Dataset]) -> dict[str, float]:
         found = {}
         for part, rows in parts.items():
             output = trainer.predict(rows)
-            scores = self.metric.compute(predictions=self._decide(output.predictions), references=output.label_ids)
+            scores = self.metric.compute(
+                predictions=decide(self.name, output.predictions), references=output.label_ids
+            )
             found |= {k if len(parts) == 1 else f"{part} {k}": round(v, 6) for k, v in scores.items()}
         return found
 
@@ -278,7 +174,7 @@ class FineTuning:
         return {"metrics": metrics, "score": round(headline(metrics), 4), "rows": counts}
 
     def _submit(self, trainer: Trainer, rows: datasets.Dataset, suffix: str, seed: int) -> None:
-        decided = self._decide(trainer.predict(rows).predictions)
+        decided = decide(self.name, trainer.predict(rows).predictions)
         path = Path(self.args.output_dir, f"submission-seed-{seed}", f"{self.task.submission}{suffix}.tsv")
         if not trainer.is_world_process_zero():
             return

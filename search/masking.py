@@ -25,7 +25,7 @@ class Masking:
         self.vocab_size = len(tokenizer)
         self.inside_words = None
         if whole_words:
-            pieces = tokenizer.convert_ids_to_tokens(range(self.vocab_size))
+            pieces = tokenizer.convert_ids_to_tokens(list(range(self.vocab_size)))
             self.inside_words = np.array([str(piece).startswith(_CONTINUES_A_WORD) for piece in pieces])
             if not self.inside_words.any():
                 raise ValueError(

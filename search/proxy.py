@@ -1,6 +1,7 @@
 """The proxy task: masked language modelling. Short training from inherited weights gives a score; training from
 scratch gives the loss that is reported."""
 
+import copy
 import dataclasses
 import logging
 import math
@@ -108,8 +109,9 @@ class MaskedLMProxy:
         proxy = self
         if repetition:
             seed = int(stream(self.settings.seed, "repetition", repetition).integers(1 << 31))
-            settings = dataclasses.replace(self.settings, seed=seed, hurdle=None)
-            proxy = MaskedLMProxy(settings, self.corpus.reseeded(seed), self.device, self.stop)
+            proxy = copy.copy(self)
+            proxy.settings = dataclasses.replace(self.settings, seed=seed, hurdle=None)
+            proxy.corpus = self.corpus.reseeded(seed)
         try:
             proxy._score(genome, supernet, hurdle, outcome, start)
         except Stopped:
@@ -156,7 +158,11 @@ class MaskedLMProxy:
         progress(0)
         schedule = Schedule(steps, settings.candidate_learning_rate, settings.warmup_ratio, settings.weight_decay)
         self.train(model, schedule, "candidate", progress=progress, check=check)
-        outcome["score"] = -self.loss(model, "select")
+        outcome["score"] = self.final_score(model)
+
+    def final_score(self, model: AutoBertZeroForMaskedLM) -> float:
+        """The score of a candidate after its short training; higher is better."""
+        return -self.loss(model, "select")
 
     @torch.no_grad()
     def latency(self, model: AutoBertZeroForMaskedLM) -> float:

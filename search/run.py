@@ -30,6 +30,7 @@ from autobert_zero.search import reporting
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.evolution import HistoryMismatch, evolve, first_generation
 from autobert_zero.search.factory import make_sizes, make_space, make_strategy
+from autobert_zero.search.glue_proxy import GlueProxy, read_tasks
 from autobert_zero.search.history import History
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.records import Archive, Record, pareto_front
@@ -142,7 +143,6 @@ class Run:
                         for k, v in self.settings.to_dict().items()
                     }
                     self.accelerator.init_trackers("autobert_zero_search", flat)
-                self.proxy = MaskedLMProxy(self.settings, self.corpus, self.accelerator.device, self.stop)
                 with self._phase("super-network"):
                     self.supernet = self._train_supernet()
                 workers = Workers(self.accelerator, self._run_job, self.folder / "results", self.stop.check)
@@ -207,6 +207,19 @@ class Run:
         tokens = ", ".join(f"{count:,} to {role}" for role, count in corpus.num_tokens().items())
         self.say(f"Text: {self._source()}; tokens: {tokens}; vocabulary {len(corpus.tokenizer):,}.")
 
+        self.data = {"digest": corpus.digest(), "tokens": corpus.num_tokens()}
+        if self.settings.proxy == "mlm":
+            self.proxy = MaskedLMProxy(self.settings, corpus, self.accelerator.device, self.stop)
+            return
+        try:
+            tasks = read_tasks(self.settings, corpus)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        glue = GlueProxy(self.settings, corpus, self.accelerator.device, tasks, self.stop)
+        self.proxy, self.data["glue"] = glue, glue.digest()
+        rows = ", ".join(f"{name} {len(each.search):,} + {len(each.select):,}" for name, each in tasks.items())
+        self.say(f"GLUE, rows to fine-tune on + to select: {rows}.")
+
     def _make_space(self) -> None:
         settings = self.settings
         self.sizes = make_sizes(settings, len(self.corpus.tokenizer))
@@ -219,7 +232,7 @@ class Run:
         except ValueError as error:
             raise UsageError(str(error)) from None
         self.seeds = [str(genome) for genome in self.strategy.seeds]
-        self.identity = _digest([settings.identity(), self.seeds, self.corpus.digest()])
+        self.identity = _digest([settings.identity(), self.seeds, self.data])
         self._agree(self.identity, "processes differ in settings or text: give all of them the same command and files")
         self.paths = PathSampler(self.space, settings, [record.genome for record in first])
 
@@ -232,7 +245,7 @@ class Run:
     def _open_history(self, held: contextlib.ExitStack) -> History:
         header = {
             "settings": self.settings.identity(),
-            "data": {"digest": self.corpus.digest(), "tokens": self.corpus.num_tokens()},
+            "data": self.data,
             "seed_genomes": self.seeds,
             "seed": self.settings.seed,
             "threads": torch.get_num_threads(),
@@ -468,7 +481,7 @@ class Run:
             "seconds_of_last_session": self.seconds,
             "seconds_of_candidates": sum(record.seconds for record in history),
             "seed": settings.seed,
-            "data": {"source": self._source(), "digest": corpus.digest()},
+            "data": {"source": self._source(), **{k: v for k, v in self.data.items() if k != "tokens"}},
             "machine": {
                 "processes": self.accelerator.num_processes,
                 "threads": torch.get_num_threads(),

@@ -174,6 +174,17 @@ class SearchSettings(TextSettings):
         None, "Share of a candidate's updates after which it is dropped if it is among the worst; None: no hurdle."
     )
     hurdle_share: float = _setting(0.3, "Share of all candidates that counts as the worst.")
+    proxy: Literal["mlm", "glue"] = _setting(
+        "mlm",
+        "What scores a candidate after its updates: the masked-language-model loss on the select part, or fine-tuning on "
+        "GLUE, of which a tenth of the training parts scores.",
+    )
+    proxy_tasks: list[str] = _setting(["rte", "mrpc", "cola"], "Tasks of GLUE, with --proxy glue.")
+    glue_dir: str | None = _setting(
+        None, "Folder with TASK/{train,validation}.jsonl.gz in the columns of nyu-mll/glue; without it: the Hub."
+    )
+    glue_steps: int = _setting(100, "Updates of fine-tuning on each task.")
+    glue_learning_rate: float = _setting(5e-4, "Peak learning rate of fine-tuning.")
     finalists: int = _setting(3, "Best candidates that are scored again, by other seeds, before one is the winner.")
     finalist_repetitions: int = _setting(2, "How often; 0 takes the best score as it is.")
     final_steps: int = _setting(1400, "Updates of the best candidate, and of BERT, from scratch.")
@@ -212,6 +223,7 @@ class SearchSettings(TextSettings):
             "checkpoint_seconds": 0,
             "latency_batch_size": 1,
             "lookahead": 0,
+            "glue_steps": 1,
             "finalists": 1,
             "finalist_repetitions": 0,
         }.items():
@@ -230,7 +242,13 @@ class SearchSettings(TextSettings):
             "score" in self.objectives and set(self.objectives) <= set(OBJECTIVES) and self._distinct("objectives"),
             f"score and any others of {list(OBJECTIVES)}",
         )
-        for name in ("initializer_range", "learning_rate", "candidate_learning_rate", "priority_temperature"):
+        for name in (
+            "initializer_range",
+            "learning_rate",
+            "candidate_learning_rate",
+            "glue_learning_rate",
+            "priority_temperature",
+        ):
             self._expect(name, getattr(self, name) > 0, "a positive number")
         for name, value in self.to_dict().items():
             self._expect(name, not isinstance(value, float) or math.isfinite(value), "a finite number")
@@ -253,9 +271,10 @@ class SearchSettings(TextSettings):
             self.max_attention_layers is None or self.max_attention_layers >= self.min_attention_layers,
             f"at least min_attention_layers={self.min_attention_layers}",
         )
-        for name in ("strategy", "other_paths"):
+        for name in ("strategy", "other_paths", "proxy"):
             choices = get_args(get_type_hints(type(self))[name])
             self._expect(name, getattr(self, name) in choices, f"one of {list(choices)}")
+        self._expect("proxy_tasks", len(self.proxy_tasks) > 0 and self._distinct("proxy_tasks"), "distinct tasks")
         self._expect("streaming", not self.streaming or self.max_documents is not None, "max_documents with it")
 
     def _distinct(self, name: str) -> bool:

@@ -10,13 +10,14 @@ import evaluate
 import numpy as np
 import pytest
 import run_glue
-from run_glue import METRIC, TASKS, load_task
+from run_glue import METRIC
 from scipy import stats
 from sklearn import metrics
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
 from autobert_zero.search.data import train_tokenizer
+from autobert_zero.search.glue import TASKS, load_task
 
 from .conftest import tiny_config
 
@@ -24,7 +25,9 @@ from .conftest import tiny_config
 GOOD, BAD = "the film is good and warm", "a dull and bad film"
 
 
-def write_task(folder: Path, name: str, rows: int = 60, test: bool = False, **changed) -> Path:
+def write_task(
+    folder: Path, name: str, rows: int = 60, test: bool = False, texts: tuple[str, str] = (BAD, GOOD), **changed
+) -> Path:
     """A task in the layout of a local folder: what its label is can be read off its first text."""
     task = TASKS[name]
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -33,9 +36,9 @@ def write_task(folder: Path, name: str, rows: int = 60, test: bool = False, **ch
         lines = []
         for number in range(rows):
             label = number % max(2, len(task.labels))
-            texts = dict.fromkeys(task.columns, GOOD if label else BAD)
+            row = dict.fromkeys(task.columns, texts[min(label, 1)])
             label = label if task.labels else 1.0 + 2.5 * label
-            lines.append({**texts, "label": -1 if part.startswith("test") else label, "idx": number, **changed})
+            lines.append({**row, "label": -1 if part.startswith("test") else label, "idx": number, **changed})
         with gzip.open(folder / name / f"{part}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
     return folder

@@ -1,0 +1,150 @@
+"""The tasks of GLUE: their columns and labels, their rows from the Hub or from a folder, and their official numbers.
+
+Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", ICLR 2019.
+"""
+
+import statistics
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+
+HUB_NAME = "nyu-mll/glue"
+SCORE_RANGE = (0.0, 5.0)  # of stsb
+ACCURACY_AND_F1 = ("mrpc", "qqp")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Columns of the text, names of the labels in the order of their numbers (none: a score), and the name of the file
+    of a submission. `matched` says that validation and test come twice, from matched and mismatched sources."""
+
+    columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    submission: str
+    matched: bool = False
+
+    def evaluated(self, split: str) -> dict[str, str]:
+        """Parts that `split` consists of, with what is added to the name of the submission."""
+        if self.matched:
+            return {f"{split}_matched": "-m", f"{split}_mismatched": "-mm"}
+        return {split: ""}
+
+
+_TWO_SENTENCES = ("sentence1", "sentence2")
+TASKS = {
+    "cola": Task(("sentence",), ("unacceptable", "acceptable"), "CoLA"),
+    "sst2": Task(("sentence",), ("negative", "positive"), "SST-2"),
+    "mrpc": Task(_TWO_SENTENCES, ("not_equivalent", "equivalent"), "MRPC"),
+    "stsb": Task(_TWO_SENTENCES, (), "STS-B"),
+    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate"), "QQP"),
+    "mnli": Task(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "MNLI", matched=True),
+    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment"), "QNLI"),
+    "rte": Task(_TWO_SENTENCES, ("entailment", "not_entailment"), "RTE"),
+    "wnli": Task(_TWO_SENTENCES, ("not_entailment", "entailment"), "WNLI"),
+}
+
+
+def _check(name: str, part: str, rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows with labels of the type the model takes, of a test part without any.
+
+    Raises: ValueError for missing columns, missing rows, and labels out of the range of the task.
+    """
+    task, where = TASKS[name], f"{name}, {part}"
+    if missing := [column for column in (*task.columns, "idx") if column not in rows.column_names]:
+        raise ValueError(f"{where}: expected columns {[*task.columns, 'label', 'idx']}, without {missing}")
+    numbers = rows["idx"][:]
+    if name != "mrpc" and (gone := sorted(set(range(max(numbers) + 1)) - set(numbers))):
+        raise ValueError(f"{where}: expected rows 0 to {max(numbers)}, without idx {gone[:10]}, {len(gone)} in all")
+    has_labels = "label" in rows.column_names and not all(value in (None, -1) for value in rows["label"][:])
+    if part.startswith("test"):
+        return rows.remove_columns("label") if "label" in rows.column_names else rows
+    if not has_labels:
+        raise ValueError(f"{where}: expected a column of labels, got {rows.column_names}")
+    feature = rows.features["label"]
+    if isinstance(feature, datasets.ClassLabel) and tuple(feature.names) != task.labels:
+        raise ValueError(f"{where}: expected labels in the order {list(task.labels)}, got {feature.names}")
+    labels = rows["label"][:]
+    if task.labels:
+        numbered = {label: number for number, label in enumerate(task.labels)}
+        labels = [numbered.get(label, label) for label in labels]
+        wrong = [(i, v) for i, v in zip(numbers, labels, strict=True) if v not in numbered.values() or v is True]
+        expected = f"one of {list(numbered.items())}"
+    else:
+        low, high = SCORE_RANGE
+        wrong = [
+            (i, v)
+            for i, v in zip(numbers, labels, strict=True)
+            if not isinstance(v, int | float) or not low <= v <= high
+        ]
+        expected = f"a number from {low} to {high}"
+    if wrong:
+        raise ValueError(f"{where}: expected as label {expected}, got {wrong[0][1]!r} in idx {wrong[0][0]}")
+    kind = datasets.Value("int64" if task.labels else "float32")
+    return rows.remove_columns("label").add_column("label", labels, feature=kind)
+
+
+def load_task(name: str, data_dir: str | None) -> dict[str, datasets.Dataset]:
+    """All parts of a task that exist. Raises: ValueError for what `_check` finds, and a task that cannot be read."""
+    task = TASKS[name]
+    if data_dir is None:
+        try:
+            parts = dict(datasets.load_dataset(HUB_NAME, name))
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(f"task_name: cannot load {name} of {HUB_NAME}: {error}") from None
+    else:
+        wanted = ["train", *task.evaluated("validation"), *task.evaluated("test")]
+        parts = {}
+        for part in wanted:
+            for suffix in (".jsonl.gz", ".jsonl"):
+                path = Path(data_dir, name, part + suffix)
+                if path.is_file():
+                    try:
+                        parts[part] = datasets.Dataset.from_json(str(path), keep_in_memory=True)
+                    except (OSError, EOFError, zlib.error, ValueError, datasets.exceptions.DatasetsError) as error:
+                        raise ValueError(f"data_dir: cannot read {path}: {error.__cause__ or error}") from None
+                    break
+    for part in ["train", *task.evaluated("validation")]:
+        if part not in parts:
+            raise ValueError(f"data_dir: expected {name}/{part}.jsonl.gz in {data_dir}, got {sorted(parts)}")
+    return {part: _check(name, part, rows) for part, rows in parts.items()}
+
+
+def _correlation(function: Callable, predictions: np.ndarray, references: np.ndarray) -> float:
+    """With a constant it is not defined, and counts as 0."""
+    if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+        return 0.0
+    return float(function(predictions, references).statistic)
+
+
+def glue_metrics(name: str, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """The official numbers of a task: Matthews correlation (cola), Pearson and Spearman (stsb), accuracy and F1 (mrpc,
+    qqp), accuracy (others); (rows,) each. Needs scikit-learn and scipy."""
+    from scipy import stats
+    from sklearn import metrics
+
+    if name == "cola":
+        return {"matthews_correlation": float(metrics.matthews_corrcoef(references, predictions))}
+    if name == "stsb":
+        return {
+            "pearson": _correlation(stats.pearsonr, predictions, references),
+            "spearmanr": _correlation(stats.spearmanr, predictions, references),
+        }
+    accuracy = {"accuracy": float(np.mean(predictions == references))}
+    if name in ACCURACY_AND_F1:
+        return {**accuracy, "f1": float(metrics.f1_score(references, predictions, zero_division=0.0))}
+    return accuracy
+
+
+def decide(name: str, logits: np.ndarray) -> np.ndarray:
+    """Labels, or scores within their range, from (rows, labels) logits."""
+    return logits.argmax(-1) if TASKS[name].labels else np.clip(logits[..., 0], *SCORE_RANGE)
+
+
+def headline(metrics: dict[str, float]) -> float:
+    """The score of a task as GLUE counts it, in points: the mean of its metrics (of MNLI that of both parts)."""
+    return 100 * statistics.fmean(metrics.values())
