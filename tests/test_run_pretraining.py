@@ -46,10 +46,20 @@ def command(folder, **arguments) -> list[str]:
     return [sys.executable, str(SCRIPT), *map(str, itertools.chain.from_iterable(given))]
 
 
-def run(folder, code: int = 0, **arguments) -> subprocess.CompletedProcess:
-    done = subprocess.run(command(folder, **arguments), capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Runs the script in this process; returns what it printed, or the error message."""
+
+    def run_script(code: int = 0, **arguments) -> str:
+        monkeypatch.setattr(sys, "argv", command(folder, **arguments)[1:])
+        if code:
+            with pytest.raises(SystemExit, match=str(code)):
+                run_pretraining.main()
+            return capsys.readouterr().err
+        run_pretraining.main()
+        return capsys.readouterr().out
+
+    return run_script
 
 
 @pytest.fixture
@@ -58,7 +68,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_killed_run_continues_as_if_it_had_not_been(folder):
+def test_a_killed_run_continues_as_if_it_had_not_been(folder, run):
     """Killed after a checkpoint; what comes out has the same bits, and what is done is not done again."""
     genome = [
         {"kind": "convolution", "kernel_size": 5},
@@ -73,11 +83,12 @@ def test_a_killed_run_continues_as_if_it_had_not_been(folder):
         "gradient_accumulation_steps": 2,
         "whole_word_masking": "true",
     }
-    run(folder, **options)
+    run(**options)
     process = subprocess.Popen(
         command(folder, **options, **{"output_dir": folder / "killed"}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as many as here
     )
     deadline = time.monotonic() + 120
     while not (folder / "killed" / "checkpoint-4" / "trainer_state.json").exists():
@@ -88,7 +99,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(folder):
     assert not (folder / "killed" / "results.json").exists()
     # As if it had been killed while it wrote: without its last file, a checkpoint is none.
     (folder / "killed" / "checkpoint-99").mkdir()
-    run(folder, **options, output_dir=folder / "killed")
+    run(**options, output_dir=folder / "killed")
     one, other = (load_file(folder / name / "model.safetensors") for name in ("out", "killed"))
     assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
     results = [json.loads((folder / name / "results.json").read_text()) for name in ("out", "killed")]
@@ -97,10 +108,10 @@ def test_a_killed_run_continues_as_if_it_had_not_been(folder):
     assert set(results[0]["losses"]["report"]) == {"0.25", "0.5", "0.75", "1"}
     assert results[0]["tokens"] == 12 * 4 * 32
     before = (folder / "out" / "model.safetensors").stat().st_mtime_ns
-    assert "finished" in run(folder, **options).stdout
+    assert "finished" in run(**options)
     assert (folder / "out" / "model.safetensors").stat().st_mtime_ns == before
-    done = run(folder, code=2, **{**options, "genome": "bert-small"})
-    assert "holds a training that differs in config" in done.stderr
+    done = run(code=2, **{**options, "genome": "bert-small"})
+    assert "holds a training that differs in config" in done
 
     model = AutoModelForPreTraining.from_pretrained(folder / "out", trust_remote_code=True)
     assert [dict(gene) for gene in model.config.genome] == genome and not model.config.sparse_prediction
@@ -114,7 +125,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(folder):
     assert output.strip() == "[PAD]"
 
 
-def test_it_learns_and_other_architectures_learn_from_the_same_batches(folder):
+def test_it_learns_and_other_architectures_learn_from_the_same_batches(folder, run):
     """Beyond what token frequencies tell; and BERT of transformers sees the same text and the same masks."""
     (folder / "genome.json").write_text(json.dumps([{"kind": "convolution", "kernel_size": 5}] * 2))
     learning = {
@@ -124,12 +135,11 @@ def test_it_learns_and_other_architectures_learn_from_the_same_batches(folder):
         "save_strategy": "no",
         "per_device_train_batch_size": 8,
     }
-    run(folder, **learning, config_overrides=f"{SIZES},initializer_range=0.2", eval_file=[folder / "text.txt"])
+    run(**learning, config_overrides=f"{SIZES},initializer_range=0.2", eval_file=[folder / "text.txt"])
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["losses"]["report"]["1"] < results["unigram_losses"]["report"] - 0.3
     assert results["losses"]["text"]["1"] < results["unigram_losses"]["text"]
     run(
-        folder,
         max_steps=2,
         genome=None,
         model_type="bert",
@@ -145,8 +155,8 @@ def test_it_learns_and_other_architectures_learn_from_the_same_batches(folder):
     )
 
 
-def test_streamed(folder):
-    run(folder, max_steps=1)  # for its tokenizer
+def test_streamed(folder, run):
+    run(max_steps=1)  # for its tokenizer
     rows = [text.replace("\n", " ") for text in (folder / "text.txt").read_text().split("\n\n") if text.strip()]
     (folder / "data").mkdir()
     (folder / "data" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
@@ -159,11 +169,11 @@ def test_streamed(folder):
         "streamed_documents": 20,
         "output_dir": folder / "streamed",
     }
-    run(folder, **options)
+    run(**options)
     results = json.loads((folder / "streamed" / "results.json").read_text())
     assert results["losses"]["report"]["1"] > 0
-    done = run(folder, code=2, **{**options, "max_steps": -1})
-    assert "max_steps: expected a number with streaming" in done.stderr
+    done = run(code=2, **{**options, "max_steps": -1})
+    assert "max_steps: expected a number with streaming" in done
 
 
 @pytest.mark.slow
@@ -194,11 +204,8 @@ def test_two_processes(folder):
         ({"max_seq_length": 4096}, "train_file: expected about 8192 tokens or more"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_trained(folder, arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", command(folder, **arguments)[1:])
-    with pytest.raises(SystemExit, match="2"):
-        run_pretraining.main()
-    assert re.search(f"error: .*({message})", capsys.readouterr().err, re.DOTALL)
+def test_bad_input_is_refused_before_anything_is_trained(folder, run, arguments, message):
+    assert re.search(f"error: .*({message})", run(code=2, **arguments), re.DOTALL)
     assert not (folder / "out" / "pretraining.json").exists()
 
 
