@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: search test test-slow test-matrix conformance lint nas-bench rank-fidelity search-efficiency scaling
+.PHONY: search test test-slow test-matrix conformance lint nas-bench rank-fidelity search-efficiency scaling pretraining-speed
 
 # The environment, brought up to date when what it is made of changes.
 .venv/installed: setup.py constraints.txt
@@ -58,6 +58,11 @@ rank-fidelity: .venv/installed
 search-efficiency: .venv/installed
 	$(LAUNCH) benchmarks/search_efficiency.py --output_dir runs/efficiency $(SCALE) --supernet_steps 1500 \
 	    --candidate_steps 20 --max_evaluations 60 --results results/search_efficiency.json
+
+pretraining-speed: .venv/installed
+	$(BIN)/python benchmarks/pretraining.py --genome autobert-zero-small --train_file $(TEXT) --max_seq_length 128 \
+	    --config_overrides hidden_size=128,num_attention_heads=4,intermediate_size=512 --vocab_size 8192 \
+	    --max_steps 30 --per_device_train_batch_size 16 --output_dir runs/speed --results results/pretraining_speed.json
 
 scaling: .venv/installed
 	$(BIN)/python benchmarks/scaling.py driver --output results/scaling/driver.json
