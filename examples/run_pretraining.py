@@ -21,6 +21,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -180,13 +181,16 @@ class Text:
 def prepare(settings: TextSettings, options: PretrainingArguments) -> Text:
     """Read, split and tokenize, or take all that from the folder where an earlier run has kept it.
 
-    Raises: ValueError for bad text, and for a folder with the tokens of other settings.
+    Raises: ValueError for bad text, and for a folder with the tokens of other settings or of files as they once were.
     """
-    names = {"text": dataclasses.asdict(settings), "split_seed": options.split_seed}
+    files = [
+        [os.path.getsize(path), os.stat(path).st_mtime_ns] for path in settings.train_file if os.path.exists(path)
+    ]
+    names = {"text": dataclasses.asdict(settings), "files": files, "split_seed": options.split_seed}
     folder = Path(options.prepared_dir) if options.prepared_dir and not settings.streaming else None
     if folder and (folder / "text.json").exists():
         if json.loads((folder / "text.json").read_text(encoding="utf-8")) != json.loads(json.dumps(names)):
-            raise ValueError(f"prepared_dir: {folder} holds the tokens of other settings (see its text.json)")
+            raise ValueError(f"prepared_dir: {folder} holds the tokens of another text (see its text.json)")
         return Text(
             load_tokenizer(str(folder)), {role: np.load(folder / f"{role}.npy", mmap_mode="r") for role in ROLES}
         )

@@ -155,6 +155,15 @@ def test_it_learns_and_other_architectures_learn_from_the_same_batches(folder, r
     )
 
 
+def test_tokens_that_are_kept_are_those_of_the_text(folder, run):
+    run(max_steps=1)
+    digest = json.loads((folder / "out" / "results.json").read_text())["identity"]["text"]
+    run(max_steps=1, output_dir=folder / "again")
+    assert json.loads((folder / "again" / "results.json").read_text())["identity"]["text"] == digest
+    write_corpus(folder / "text.txt", documents=61)
+    assert "holds the tokens of another text" in run(code=2, max_steps=1, output_dir=folder / "other")
+
+
 def test_streamed(folder, run):
     run(max_steps=1)  # for its tokenizer
     rows = [text.replace("\n", " ") for text in (folder / "text.txt").read_text().split("\n\n") if text.strip()]
