@@ -299,7 +299,7 @@ def main() -> None:
     with Pool(args.processes) as pool:
         for data_set in args.data_sets:
             known = ENCODER_STRATEGIES if data_set == ENCODERS else STRATEGIES
-            names = [name for name in args.strategies if name in known]
+            names = [name for name in known if name in {*args.strategies, "random", baseline}]
             jobs = [(args.data, name, data_set, seed) for name in names for seed in range(args.seeds)]
             curves = np.array(pool.map(run, jobs, chunksize=5)).reshape(len(names), args.seeds, -1)
             results[data_set] = summarise(dict(zip(names, curves, strict=True)), baseline, CHECKPOINTS[data_set])
@@ -309,6 +309,7 @@ def main() -> None:
             "command": shlex.join(["python", *sys.argv]),
             "commit": commit,
             "versions": reporting.versions(),
+            "machine": reporting.machine(),
             "seeds": args.seeds,
             "seconds": round(time.perf_counter() - start),
         }

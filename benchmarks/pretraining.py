@@ -8,7 +8,6 @@ times, in one process; the first fifth of the updates of each turn is not timed.
 """
 
 import dataclasses
-import platform
 import shlex
 import statistics
 import sys
@@ -113,7 +112,7 @@ def main() -> None:
             "command": shlex.join(["python", *sys.argv]),
             "commit": commit,
             "versions": reporting.versions(),
-            "machine": platform.processor() or platform.machine(),
+            "machine": reporting.machine(args.device.type),
             "threads": torch.get_num_threads(),
             "tokens_per_second": {name: [round(v, 1) for v in values] for name, values in rates.items()},
             "share": {"median": round(statistics.median(ratios), 4), "each": [round(r, 4) for r in ratios]},

@@ -10,7 +10,6 @@ Trainings are rows of `rows.jsonl` in the folder, one a line; the same command g
 import dataclasses
 import hashlib
 import json
-import platform
 import shlex
 import sys
 import time
@@ -312,12 +311,11 @@ def main() -> None:
         summary = summarise(rows.values, costs, unigram, settings)
         print(table(summary))
         if ranks.results:
-            machine = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.processor()
             provenance = {
                 "command": shlex.join(["python", *sys.argv]),
                 "commit": commit,
                 "versions": reporting.versions(),
-                "machine": machine,
+                "machine": reporting.machine(accelerator.device.type),
                 "processes": accelerator.num_processes,
                 "settings": settings.identity(),
                 "supernet_tokens": settings.supernet_steps * settings.paths_per_step * batch_tokens,

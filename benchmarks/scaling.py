@@ -15,7 +15,6 @@ import argparse
 import heapq
 import json
 import math
-import platform
 import shlex
 import statistics
 import subprocess
@@ -210,7 +209,7 @@ def main() -> None:
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit,
         "versions": reporting.versions(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": reporting.machine(),
         "seconds": round(time.perf_counter() - start),
     }
     print(json.dumps(results, indent=1))

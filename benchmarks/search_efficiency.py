@@ -11,7 +11,6 @@ goes on where the last one stopped.
 import dataclasses
 import json
 import math
-import platform
 import shlex
 import sys
 import types
@@ -178,7 +177,7 @@ def main() -> None:
             "command": shlex.join(["python", *sys.argv]),
             "commit": commit,
             "versions": reporting.versions(),
-            "machine": platform.processor() or platform.machine(),
+            "machine": reporting.machine(accelerator.device.type),
             "processes": accelerator.num_processes,
             "settings": settings.identity(),
             "repetitions": efficiency.repetitions,

@@ -12,7 +12,6 @@ texts, batch by batch, padded to the longest of a batch, and count real tokens o
 import argparse
 import gc
 import json
-import platform
 import shlex
 import statistics
 import subprocess
@@ -335,7 +334,7 @@ def main() -> None:
             "command": shlex.join(["python", *sys.argv]),
             "commit": commit,
             "versions": reporting.versions(),
-            "machine": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
+            "machine": reporting.machine(device.type),
             "num_threads": torch.get_num_threads(),
             "measured_in_seconds": round(time.perf_counter() - start),
         }

@@ -200,6 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
         "text": Path(given.text_file).name,
         "sequences": given.sequences,
         "sequence_length": given.sequence_length,
+        "machine": reporting.machine("cuda" if torch.cuda.is_available() else "cpu"),
         "threads": torch.get_num_threads(),
         "commit": reporting.commit(),
         "versions": reporting.versions(),

@@ -307,7 +307,12 @@ def main() -> None:
         parser.error(str(error))
     results = {name: run_task(tuning, rates, rows) for name, tuning in tunings.items()}
     if args.process_index == 0:
-        provenance = {"command": shlex.join(["python", *sys.argv]), "commit": commit, "versions": reporting.versions()}
+        provenance = {
+            "command": shlex.join(["python", *sys.argv]),
+            "commit": commit,
+            "versions": reporting.versions(),
+            "machine": reporting.machine(args.device.type),
+        }
         reporting.write_json(folder / "results.json", {**provenance, "identity": identity, "tasks": results})
         print(table(results))
 

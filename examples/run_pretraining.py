@@ -373,6 +373,7 @@ class Pretraining:
             "tokens_per_second": round(output.metrics["train_samples_per_second"] * block, 1),
             "identity": self.identity,
             "source": self.source,
+            "machine": reporting.machine(args.device.type),
             "processes": args.world_size,
             "threads": torch.get_num_threads(),
             "command": shlex.join(["python", *sys.argv]),

@@ -1,5 +1,6 @@
 """What a run leaves behind beside its history: the summary, the closing table, the model card."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -16,6 +17,20 @@ PACKAGES = ("autobert-zero", "torch", "transformers", "accelerate", "datasets", 
 
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def machine(device_type: str = "cpu") -> str:
+    """What was measured on: the accelerator, or the number and name of the cores."""
+    if device_type == "cuda":
+        import torch
+
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{cores} cores of {name}"
 
 
 def commit() -> str | None:

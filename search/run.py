@@ -485,7 +485,7 @@ class Run:
             "machine": {
                 "processes": self.accelerator.num_processes,
                 "threads": torch.get_num_threads(),
-                "device": self._device_name(),
+                "device": reporting.machine(self.accelerator.device.type),
                 "cores": os.cpu_count(),
             },
             "command": shlex.join(["python", "-m", "autobert_zero.search", *sys.argv[1:]]),
@@ -493,11 +493,6 @@ class Run:
             "commit": reporting.commit(),
             "settings": settings.to_dict(),
         }
-
-    def _device_name(self) -> str:
-        if self.accelerator.device.type == "cuda":
-            return torch.cuda.get_device_name(self.accelerator.device)
-        return platform.processor() or platform.machine()
 
     def _save(self, summary: dict[str, Any]) -> None:
         """`model/` as a whole (weights, configuration, tokenizer, the two code files, card), then the summary."""
