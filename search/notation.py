@@ -1,0 +1,111 @@
+"""A genome as people read it: numbered layers in text, and formulas in LaTeX. Pure."""
+
+from collections.abc import Iterator
+
+from autobert_zero.configuration_autobert_zero import Attention, Convolution, Expression, Genome
+
+
+_FUNCTIONS = {
+    "softmax": r"\operatorname{softmax}",
+    "logsigmoid": r"\log\sigma",
+    "softsign": r"\operatorname{softsign}",
+    "cosine_similarity": r"\cos",
+    "euclidean_distance": r"\operatorname{dist}",
+}
+# How tightly the outermost sign of a formula binds; a part in a tighter place gets brackets.
+_SUM, _SIGN, _PRODUCT, _ATOM = range(4)
+
+
+def _formula(node: Expression) -> tuple[str, int]:
+    def part(operand: Expression, least: int) -> str:
+        text, binding = _formula(operand)
+        return text if binding >= least else rf"\left({text}\right)"
+
+    match node.name, node.operands:
+        case name, ():
+            return name.upper(), _ATOM
+        case "transpose", (x,):
+            return f"{part(x, _ATOM)}^{{\\top}}", _PRODUCT
+        case "scale", (x,):
+            return rf"\frac{{{part(x, _SUM)}}}{{\sqrt{{d}}}}", _PRODUCT
+        case "neg", (x,):
+            return f"-{part(x, _PRODUCT)}", _SIGN
+        case "add", (x, y):
+            return f"{part(x, _SUM)} + {part(y, _PRODUCT)}", _SUM
+        case "matmul", (x, y):
+            # A product to the right is bracketed, for products are in this order on purpose.
+            right = part(y, _ATOM if y.name == "matmul" else _PRODUCT)
+            return f"{part(x, _PRODUCT)}\\,{right}", _PRODUCT
+        case name, operands:
+            return rf"{_FUNCTIONS[name]}\left({', '.join(part(x, _SUM) for x in operands)}\right)", _ATOM
+    raise AssertionError(node.name)
+
+
+def latex(expression: Expression) -> str:
+    """The formula of an attention: `\\operatorname{softmax}\\left(\\frac{Q\\,K^{\\top}}{\\sqrt{d}}\\right)\\,V`."""
+    return _formula(expression)[0]
+
+
+def distinct_attentions(genome: Genome) -> dict[Attention, str]:
+    """Each attention once, with a letter, in the order in which they stand: `A`, `B`, …, `Z`, `A1`, …"""
+    found: dict[Attention, str] = {}
+    for gene in genome:
+        if isinstance(gene, Attention) and gene not in found:
+            number, letter = divmod(len(found), 26)
+            found[gene] = chr(ord("A") + letter) + (str(number) if number else "")
+    return found
+
+
+def layer_names(genome: Genome) -> list[str]:
+    """`convolution 65` or `attention A` for each layer."""
+    letters = distinct_attentions(genome)
+    return [
+        f"convolution {gene.kernel_size}" if isinstance(gene, Convolution) else f"attention {letters[gene]}"
+        for gene in genome
+    ]
+
+
+def _tree(node: Expression, seen: dict[Expression, int], counts: dict[Expression, int]) -> Iterator[tuple[int, str]]:
+    """Lines of a tree with their depth; a node that several use is numbered, and drawn once."""
+    if node in seen:
+        yield 0, f"[{seen[node]}]"
+        return
+    label = node.name
+    if node.operands and counts[node] > 1:
+        seen[node] = len(seen) + 1
+        label += f" [{seen[node]}]"
+    # A chain of inputs stands in the line of its operation.
+    if all(not x.operands for x in node.operands):
+        yield 0, f"{label}({', '.join(x.name for x in node.operands)})" if node.operands else label
+        return
+    yield 0, label
+    for operand in node.operands:
+        for depth, line in _tree(operand, seen, counts):
+            yield depth + 1, line
+
+
+def tree(expression: Expression) -> str:
+    """An attention as an indented tree, the result above its operands."""
+    counts: dict[Expression, int] = {}
+    for node in expression.nodes():
+        for operand in node.operands:
+            counts[operand] = counts.get(operand, 0) + 1
+    counts.setdefault(expression, 1)
+    return "\n".join("  " * depth + line for depth, line in _tree(expression, {}, counts))
+
+
+def genome_text(genome: Genome) -> str:
+    """Layers, then each distinct attention: its expression and its tree."""
+    lines = [f"{number:>3}  {name}" for number, name in enumerate(layer_names(genome), start=1)]
+    for gene, letter in distinct_attentions(genome).items():
+        lines += ["", f"{letter} = {gene.expression}", *("    " + line for line in tree(gene.expression).splitlines())]
+    return "\n".join(lines)
+
+
+def genome_latex(genome: Genome) -> str:
+    """The formulas of the distinct attentions, as the lines of an `align*` environment, and the layers as a comment."""
+    lines = [f"% {number}: {name}" for number, name in enumerate(layer_names(genome), start=1)]
+    formulas = [
+        rf"  \mathrm{{{letter}}} &= {latex(gene.expression)}" for gene, letter in distinct_attentions(genome).items()
+    ]
+    return "\n".join([*lines, r"\begin{align*}", " \\\\\n".join(formulas), r"\end{align*}"])
