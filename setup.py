@@ -49,5 +49,5 @@ setup(
             "wheel",
         ],
     },
-    entry_points={"console_scripts": ["autobert-zero=autobert_zero.search.cli:main"]},
+    entry_points={"console_scripts": ["autobert-zero=autobert_zero.search.commands:main"]},
 )

@@ -188,7 +188,9 @@ def draw_attention(expression: Expression, title: str = "") -> Picture:
         assert isinstance(operand, Expression)
         side = 0.0 if len(node.operands) == 1 else (place - 0.5) * 0.5 * layout.width[node]
         points = [(layout.x[operand], y(operand.depth) - BOX_HEIGHT / 2)]
-        points += [(layout.x[bend], y(operand.depth + i)) for i, bend in enumerate(bends, start=1)]
+        for depth, bend in enumerate(bends, start=operand.depth + 1):
+            # Upright beside the boxes of the level, so that it touches none.
+            points += [(layout.x[bend], y(depth) + BOX_HEIGHT / 2), (layout.x[bend], y(depth) - BOX_HEIGHT / 2)]
         picture.shapes.append(Line((*points, (layout.x[node] + side, y(node.depth) + BOX_HEIGHT / 2))))
     for node in expression.nodes():
         size = (layout.width[node], BOX_HEIGHT)

@@ -1,0 +1,107 @@
+"""The command `autobert-zero`: what it can do, each with a `--help` of its own.
+
+autobert-zero search --train_file text.txt --output_dir runs/mine
+autobert-zero show runs/mine --output backbone.svg
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from autobert_zero.configuration_autobert_zero import (
+    PRESETS,
+    Attention,
+    AutoBertZeroConfig,
+    Expression,
+    Genome,
+)
+from autobert_zero.search import drawing, notation
+from autobert_zero.search.factory import load_genome
+from autobert_zero.search.history import read_history
+from autobert_zero.search.records import Archive
+
+
+def find_genome(source: str) -> Genome:
+    """The genome of a preset, an expression (one layer), a JSON file, a run (while it goes on, its best so far), a model
+    folder or a model of the Hub.
+
+    Raises: ValueError for what is none of these; OSError for a model that cannot be loaded.
+    """
+    if source in PRESETS:
+        return PRESETS[source][0]
+    if "(" in source:
+        return Genome([Attention(Expression.parse(source))])
+    path = Path(source)
+    if path.is_file():
+        return load_genome(path)
+    if path.is_dir():
+        for name in ("summary.json", "config.json"):
+            if (path / name).exists():
+                return load_genome(path / name)
+        if not (path / "history.jsonl").exists():
+            raise ValueError(f"expected a summary.json, config.json or history.jsonl in {source!r}, got none")
+        best = Archive(read_history(path / "history.jsonl")[1]).best(1)
+        if not best:
+            raise ValueError(f"{source!r} has no candidate with a score yet")
+        return best[0].genome
+    return AutoBertZeroConfig.from_pretrained(source).parsed_genome()
+
+
+def _show(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="autobert-zero show",
+        description="Show a backbone: its layers and the attentions among them.",
+        epilog="example: autobert-zero show autobert-zero-base --output published.svg",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source",
+        help=f"One of {', '.join(PRESETS)}, an expression, a JSON file, the folder of a run or a model, or a model of the Hub.",
+    )
+    parser.add_argument("--output", type=Path, help="Picture to write: a file that ends in .svg or .png.")
+    parser.add_argument("--latex", action="store_true", help="Print formulas.")
+    given = parser.parse_args(arguments)
+    try:
+        genome = find_genome(given.source)
+    except (ValueError, OSError) as error:
+        parser.error(f"source: {error}")
+    if given.output is None:
+        print(notation.genome_latex(genome) if given.latex else notation.genome_text(genome))
+        return
+    picture = drawing.draw_genome(genome)
+    try:
+        match given.output.suffix.lower():
+            case ".svg":
+                given.output.write_text(drawing.to_svg(picture), encoding="utf-8")
+            case ".png":
+                drawing.save_png(picture, given.output)
+            case suffix:
+                parser.error(f"--output: expected a file that ends in .svg or .png, got {suffix!r}")
+    except OSError as error:
+        parser.error(f"--output: cannot write {given.output}: {error.strerror}")
+    except ImportError:
+        parser.error("--output: pictures in .png need matplotlib (pip install matplotlib); .svg needs nothing")
+
+
+def _search(arguments: list[str]) -> None:
+    from autobert_zero.search.cli import main as search  # torch and transformers take seconds to import
+
+    search(arguments)
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "search": (_search, "evolve a backbone from text"),
+    "show": (_show, "show a backbone in text, LaTeX or a picture"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="autobert-zero", description="Evolved BERT backbones.", allow_abbrev=False)
+    commands = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"commands:\n{commands}\n\n`autobert-zero COMMAND --help` says more."
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=f"One of {', '.join(COMMANDS)}.")
+    run, _ = COMMANDS[parser.parse_args(arguments[:1]).command]
+    run(arguments[1:])
