@@ -9,8 +9,10 @@ arguments hold: `--bf16`, `--gradient_accumulation_steps`, `--torch_compile`, `-
 `--max_seq_length` tokens (one sequence, or several short ones), and never hold pads.
 
 Whole documents are held out as the search holds them out (`--split_seed`, `--select_fraction`, `--report_fraction`): choose
-settings by `eval_select_loss`; `eval_report_loss` is of text that neither this training nor a search has seen. The same command continues what was interrupted,
-as if it had not been, and does nothing where it is done. What came out is in `results.json`; the model loads by
+settings by `eval_select_loss`; `eval_report_loss` is of text that neither this training nor a search has seen. (With
+`--streaming` the first documents are held out; a streamed search may have seen them.) Losses that are reported are those
+of masked language modelling alone. The same command continues what was interrupted, as if it had not been, and does
+nothing where it is done. What came out is in `results.json`; the model loads by
 `AutoModel.from_pretrained(output_dir, trust_remote_code=True)`.
 """
 
@@ -18,10 +20,10 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import inspect
 import itertools
 import json
 import math
-import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -31,12 +33,18 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from continuing import file_digest, hold_settings, last_checkpoint, steps_identity
 from huggingface_hub.errors import StrictDataclassError
 from packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
-from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, AutoModelForPreTraining, HfArgumentParser, Trainer
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    HfArgumentParser,
+    PretrainedConfig,
+    Trainer,
+)
 from transformers import TrainingArguments as TransformersArguments
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
@@ -53,13 +61,6 @@ from autobert_zero.search.data import (
 )
 from autobert_zero.search.factory import load_genome
 from autobert_zero.search.settings import TextSettings, stream
-
-
-# What must be equal for a training to be continued; of the arguments of Trainer, what its steps depend on.
-STEPS_DEPEND_ON = (
-    *("seed", "max_steps", "learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type", "max_grad_norm"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim", "bf16", "fp16"),
-)
 
 
 @dataclass
@@ -124,6 +125,11 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
         folder = path / "model" if (path / "model" / "config.json").exists() else path
         try:
             if path.is_dir():
+                found = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
+                if found != AutoBertZeroConfig.model_type:
+                    raise ValueError(
+                        f"a model of type {found!r} has no genome; --model_type trains another architecture"
+                    )
                 config = AutoBertZeroConfig.from_pretrained(folder)
             else:
                 config = AutoBertZeroConfig(genome=load_genome(path).to_list())
@@ -158,9 +164,17 @@ def make_model(config: Any, objective: str) -> transformers.PreTrainedModel:
         model = auto.from_config(config)
     except ValueError as error:
         raise ValueError(f"model_type: {error}") from None
-    if objective != "mlm" and not hasattr(model.base_model, "pooler"):
+    if objective != "mlm" and "next_sentence_label" not in inspect.signature(model.forward).parameters:
         raise ValueError(f"objective: {type(model).__name__} takes no sentence pairs: expected mlm, got {objective!r}")
     return model
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """16 hexadecimal digits of tokens in their order."""
+    digest = hashlib.sha256()
+    for tokens in arrays:
+        digest.update(np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass
@@ -172,24 +186,28 @@ class Text:
     parts: dict[str, np.ndarray]
 
     def digest(self) -> str:
-        digest = hashlib.sha256()
-        for role in sorted(self.parts):
-            digest.update(np.ascontiguousarray(self.parts[role], dtype="<i4").tobytes())
-        return digest.hexdigest()[:16]
+        return digest_of(*(self.parts[role] for role in sorted(self.parts)))
 
 
 def prepare(settings: TextSettings, options: PretrainingArguments) -> Text:
     """Read, split and tokenize, or take all that from the folder where an earlier run has kept it.
 
-    Raises: ValueError for bad text, and for a folder with the tokens of other settings or of files as they once were.
+    The folder may have been prepared elsewhere: a file that is not there is taken to be what it was.
+
+    Raises: ValueError for bad text, and for a folder with the tokens of another text or of other settings.
     """
-    files = [
-        [os.path.getsize(path), os.stat(path).st_mtime_ns] for path in settings.train_file if os.path.exists(path)
-    ]
-    names = {"text": dataclasses.asdict(settings), "files": files, "split_seed": options.split_seed}
     folder = Path(options.prepared_dir) if options.prepared_dir and not settings.streaming else None
+    kept = {}
     if folder and (folder / "text.json").exists():
-        if json.loads((folder / "text.json").read_text(encoding="utf-8")) != json.loads(json.dumps(names)):
+        kept = json.loads((folder / "text.json").read_text(encoding="utf-8"))
+    files = {
+        Path(path).name: file_digest(path) if Path(path).is_file() else kept.get("files", {}).get(Path(path).name)
+        for path in settings.train_file
+    }
+    names = {"text": {**dataclasses.asdict(settings), "train_file": list(files)}, "files": files}
+    names["split_seed"] = options.split_seed
+    if kept:
+        if kept != names:
             raise ValueError(f"prepared_dir: {folder} holds the tokens of another text (see its text.json)")
         return Text(
             load_tokenizer(str(folder)), {role: np.load(folder / f"{role}.npy", mmap_mode="r") for role in ROLES}
@@ -243,8 +261,10 @@ def evaluation_sets(options: PretrainingArguments, text: Text) -> dict[str, Bloc
     """By name, sequences that are the same, under the same masks, for every model and seed."""
     arrays = {role: tokens for role, tokens in text.parts.items() if role != "search"}
     for path in options.eval_file:
-        documents = stream_documents(TextSettings(train_file=[path]))
-        arrays[Path(path).name.split(".")[0]] = tokenize(documents, text.tokenizer)
+        name = Path(path).name.split(".")[0]
+        if name in arrays:
+            raise ValueError(f"eval_file: expected files of different names, other than {list(arrays)}, got {path!r}")
+        arrays[name] = tokenize(stream_documents(TextSettings(train_file=[path])), text.tokenizer)
     found = {}
     for name, tokens in arrays.items():
         packer = Packer(tokens, text.tokenizer, 0, options.objective)
@@ -253,42 +273,27 @@ def evaluation_sets(options: PretrainingArguments, text: Text) -> dict[str, Bloc
     return found
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The last whole one: the state of the trainer is what is written last."""
-    for path in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: -int(p.name.split("-")[-1])):
-        try:
-            TrainerState.load_from_json(str(path / "trainer_state.json"))
-        except (OSError, ValueError):
-            continue
-        return str(path)
-    return None
-
-
-def hold_settings(folder: Path, identity: dict[str, Any]) -> None:
-    """Write down what is trained in a folder. Raises: ValueError where something else is, by the names that differ."""
-    path = folder / "pretraining.json"
-    identity = json.loads(json.dumps(identity))
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        different = sorted(name for name in {*found, *identity} if found.get(name) != identity.get(name))
-        if different:
-            raise ValueError(f"output_dir: {folder} holds a training that differs in {', '.join(different)}")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
-        raise ValueError(f"output_dir: {folder} holds checkpoints of something else")
-    reporting.write_json(path, identity)
-
-
-def losses_by_share(log: list[dict[str, Any]], max_steps: int) -> dict[str, dict[str, float]]:
-    """Of each evaluation set, its loss after shares of the updates."""
-    found: dict[str, dict[str, float]] = {}
+def losses_by_share(log: list[dict[str, Any]], max_steps: int) -> dict[str, dict[str, float | None]]:
+    """Of each evaluation set, its loss after shares of the updates; None where it was not finite."""
+    found: dict[str, dict[str, float | None]] = {}
     for entry in log:
         for key, value in entry.items():
             if key.startswith("eval_") and key.endswith("_loss"):
                 name = key.removeprefix("eval_").removesuffix("_loss")
-                found.setdefault(name, {})[f"{entry['step'] / max_steps:.4g}"] = value
+                share = f"{entry['step'] / max_steps:.4g}"
+                found.setdefault(name, {})[share] = value if math.isfinite(value) else None
     return found
+
+
+class PretrainingTrainer(Trainer):
+    """Evaluates masked language modelling alone, also where sentence pairs are trained on."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if not model.training and "next_sentence_label" in inputs:
+            labels = inputs["next_sentence_label"].view(-1)
+            loss = loss - torch.nn.functional.cross_entropy(outputs["seq_relationship_logits"], labels)
+        return (loss, outputs) if return_outputs else loss
 
 
 @dataclass
@@ -309,7 +314,14 @@ class Pretraining:
         commit = reporting.commit()
         with args.main_process_first(desc="text"):
             text = prepare(settings, options)
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if args.n_gpu > 1:
+            raise ValueError(f"{args.n_gpu} GPUs: expected a process for each (accelerate launch, torchrun), got one")
+        if settings.streaming and settings.max_documents and settings.max_documents <= options.streamed_report:
+            raise ValueError(
+                f"max_documents: expected more than streamed_report={options.streamed_report}, which are held out, "
+                f"got {settings.max_documents}"
+            )
+        batch = steps_identity(args)["batch"]
         if args.max_steps <= 0:
             if settings.streaming:
                 raise ValueError("max_steps: expected a number with streaming, got none")
@@ -321,25 +333,25 @@ class Pretraining:
         args.remove_unused_columns = False
         args.dataloader_pin_memory &= torch.accelerator.is_available()
         transformers.set_seed(args.seed)
-        trainer = Trainer(
+        evaluated = evaluation_sets(options, text)
+        trainer = PretrainingTrainer(
             model=make_model(config, options.objective),
             args=args,
             data_collator=join_blocks,
             train_dataset=make_blocks(settings, options, text, args.seed, args.max_steps, batch),
-            eval_dataset=evaluation_sets(options, text),
+            eval_dataset=evaluated,
             processing_class=text.tokenizer,
         )
         # Models of transformers take what it would pass and leave it alone: then the mean over micro-batches is right.
         trainer.model_accepts_loss_kwargs = False
-        options_of_steps = {
-            k: v for k, v in dataclasses.asdict(options).items() if k not in ("prepared_dir", "eval_file")
-        }
+        of_place = ("prepared_dir", "eval_file")
         identity = {
-            **options_of_steps,
-            **{name: str(getattr(args, name)) for name in STEPS_DEPEND_ON},
-            "batch": batch,
+            **{k: v for k, v in dataclasses.asdict(options).items() if k not in of_place},
+            **steps_identity(args),
             "config": {k: v for k, v in config.to_dict().items() if k != "transformers_version"},
             "text": text.digest(),
+            "evaluated": {name: digest_of(blocks.packer.tokens) for name, blocks in evaluated.items()},
+            "streamed": dataclasses.asdict(settings) if settings.streaming else None,
         }
         with args.main_process_first(desc="settings"):
             if args.process_index == 0:
@@ -382,7 +394,8 @@ class Pretraining:
         }
         reporting.write_json(folder / "results.json", results)
         for name, losses in results["losses"].items():
-            print(f"{name}: loss {losses['1']:.4f} after {results['tokens']:,} tokens (unigram {unigram[name]:.4f})")
+            loss = "not finite" if losses["1"] is None else f"{losses['1']:.4f}"
+            print(f"{name}: loss {loss} after {results['tokens']:,} tokens (unigram {unigram[name]:.4f})")
 
 
 def main() -> None:

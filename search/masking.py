@@ -42,7 +42,9 @@ class Masking:
             positions = np.where(self.inside_words[tokens], 0, np.arange(tokens.shape[-1]))
             draws = np.take_along_axis(draws, np.maximum.accumulate(positions, axis=-1), axis=-1)
         labelled = (draws < MASK_PROBABILITY) & maskable
-        if not labelled.any():  # a batch without a label has no loss
+        if not labelled.any():  # without a label there is no loss
+            if not maskable.any():  # nothing but special tokens: unknown words, say
+                maskable = np.ones_like(maskable)
             labelled = (draws == draws.flat[rng.choice(np.flatnonzero(maskable))]) & maskable
         labels = np.where(labelled, tokens, IGNORE_INDEX)
         how = rng.random(tokens.shape)

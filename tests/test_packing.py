@@ -117,6 +117,11 @@ def test_a_text_without_full_stops_is_cut_in_the_middle():
         assert {len(a), len(b)} == {8}
 
 
+def test_a_text_of_unknown_words_has_a_label_to_learn_from():
+    blocks = Blocks(Packer(np.ones(100, dtype=np.uint16), TOKENIZER, 0), Curriculum(16, 16, 0), 20)
+    assert all((blocks[i]["labels"] != IGNORE_INDEX).sum() == 1 for i in range(20))
+
+
 def test_masking_differs_from_epoch_to_epoch():
     blocks = Blocks(Packer(TOKENS, TOKENIZER, 0), Curriculum(120, 120, 0), 3)
     masks = [(blocks[i]["labels"] != IGNORE_INDEX).numpy() for i in range(3)]

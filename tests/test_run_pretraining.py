@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import run_pretraining
-from run_pretraining import last_checkpoint, losses_by_share
+from continuing import last_checkpoint
+from run_pretraining import losses_by_share
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertConfig
 
 from .conftest import run_without_package, write_corpus
 
@@ -178,16 +179,25 @@ def test_streamed(folder, run):
         "streamed_documents": 20,
         "output_dir": folder / "streamed",
     }
-    run(**options)
+    run(**options, save_total_limit=3)
     results = json.loads((folder / "streamed" / "results.json").read_text())
     assert results["losses"]["report"]["1"] > 0
+    # Continued in mid-stream, from its first checkpoint.
+    model = load_file(folder / "streamed" / "model.safetensors")
+    for name in ("results.json", "checkpoint-12/trainer_state.json", "checkpoint-8/trainer_state.json"):
+        (folder / "streamed" / name).unlink()
+    run(**options, save_total_limit=3)
+    assert results["losses"] == json.loads((folder / "streamed" / "results.json").read_text())["losses"]
+    again = load_file(folder / "streamed" / "model.safetensors")
+    assert all((model[name] == again[name]).all() for name in model)
+    assert "max_documents: expected more than streamed_report=10" in run(code=2, **{**options, "max_documents": 10})
     done = run(code=2, **{**options, "max_steps": -1})
     assert "max_steps: expected a number with streaming" in done
 
 
 @pytest.mark.slow
-def test_two_processes(folder):
-    """Twice the blocks of one process in an update: as many updates see twice the tokens."""
+def test_two_processes(folder, run):
+    """They share the blocks of an update: it is what one process makes of all of them."""
     arguments = command(folder, use_cpu="true", ddp_backend="gloo")[1:]
     launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *arguments]
     done = subprocess.run(
@@ -196,6 +206,15 @@ def test_two_processes(folder):
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["processes"] == 2 and results["tokens"] == 12 * 2 * 2 * 32
+    # One process with twice the batch sees the same.
+    run(per_device_train_batch_size=4, output_dir=folder / "one")
+    one = json.loads((folder / "one" / "results.json").read_text())
+    assert one["identity"]["batch"] == results["identity"]["batch"]
+    for share, loss in one["losses"]["report"].items():
+        assert results["losses"]["report"][share] == pytest.approx(loss, abs=2e-3)
+    run(per_device_train_batch_size=2, output_dir=folder / "half")
+    half = json.loads((folder / "half" / "results.json").read_text())
+    assert abs(half["losses"]["report"]["1"] - one["losses"]["report"]["1"]) > 4e-3
 
 
 @pytest.mark.parametrize(
@@ -207,6 +226,8 @@ def test_two_processes(folder):
         ({"config_overrides": "hiden_size=3"}, "config_overrides: key hiden_size"),
         ({"config_overrides": "hidden_size=13"}, "num_attention_heads: expected a divisor of hidden_size=13"),
         ({"config_overrides": "max_position_embeddings=16"}, "max_seq_length: expected at most .*16, got 32"),
+        ({"eval_file": ["a/report.txt"]}, "eval_file: expected files of different names"),
+        ({"genome": None, "model_type": "albert", "objective": "sop"}, "objective: AlbertForPreTraining takes no"),
         ({"objective": "nap"}, "objective: expected one of"),
         ({"objective": "nsp", "genome": None, "model_type": "convbert"}, "model_type: |objective: "),
         ({"train_file": "no.txt", "prepared_dir": None}, "train_file: expected a file, got 'no.txt'"),
@@ -215,7 +236,30 @@ def test_two_processes(folder):
 )
 def test_bad_input_is_refused_before_anything_is_trained(folder, run, arguments, message):
     assert re.search(f"error: .*({message})", run(code=2, **arguments), re.DOTALL)
-    assert not (folder / "out" / "pretraining.json").exists()
+    assert not (folder / "out" / "training.json").exists()
+
+
+def test_a_model_without_a_genome_gives_none(folder, run):
+    BertConfig().save_pretrained(folder / "bert")
+    assert "a model of type 'bert' has no genome" in run(code=2, genome=folder / "bert")
+
+
+def test_a_training_that_diverges_says_so(folder, run):
+    assert "report: loss not finite" in run(learning_rate=1e30, max_grad_norm=1e30, save_strategy="no")
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert results["losses"]["report"]["1"] is None
+    assert "finished" in run(learning_rate=1e30, max_grad_norm=1e30, save_strategy="no")
+
+
+def test_reported_losses_are_of_masked_language_modelling(folder, run):
+    """With sentence pairs, of models that know as little, the same as without."""
+    for objective in ("mlm", "nsp", "sop"):
+        run(objective=objective, max_steps=1, learning_rate=1e-9, output_dir=folder / objective)
+    losses = [
+        json.loads((folder / name / "results.json").read_text())["losses"]["report"]["1"]
+        for name in ("mlm", "nsp", "sop")
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, abs=0.1)  # the pair's own loss is 0.7
 
 
 def test_small_parts(tmp_path):
