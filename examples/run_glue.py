@@ -15,6 +15,7 @@ import argparse
 import copy
 import dataclasses
 import functools
+import hashlib
 import json
 import shlex
 import statistics
@@ -28,6 +29,9 @@ import datasets
 import evaluate
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from continuing import differences, model_identity, steps_identity
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -39,7 +43,7 @@ from transformers import (
 from transformers import TrainingArguments as TransformersArguments
 
 from autobert_zero.search import reporting
-from autobert_zero.search.glue import TASKS, decide, headline, load_task
+from autobert_zero.search.glue import TASKS, decide, headline, load_task, unlike_official
 
 
 METRIC = str(Path(__file__).with_name("glue_metric.py"))
@@ -47,6 +51,10 @@ METRIC = str(Path(__file__).with_name("glue_metric.py"))
 
 # Submissions of these name the label, those of the others have its number.
 NAMED_LABELS = ("mnli", "qnli", "rte")
+
+
+# Options that say which rows there are, or where things lie, but nothing of what a row is.
+OF_NO_ROW = ("model", "revision", "task_name", "data_dir", "learning_rates", "seeds", "save_models")
 
 
 @dataclass
@@ -104,7 +112,13 @@ class FineTuning:
             self.config.label2id = {label: number for number, label in enumerate(self.task.labels)}
         self.config.problem_type = "single_label_classification" if self.task.labels else "regression"
         self.remote = remote
-        self.parts = {part: self._encode(rows) for part, rows in load_task(name, options.data_dir).items()}
+        parts = load_task(name, options.data_dir)
+        self.notes = unlike_official(name, parts)
+        digest = hashlib.sha256()
+        for part in sorted(parts):
+            digest.update(json.dumps([part, parts[part][:]], sort_keys=True).encode())
+        self.data = digest.hexdigest()[:16]
+        self.parts = {part: self._encode(rows) for part, rows in parts.items()}
         self.metric = evaluate.load(METRIC, name)
 
     def _encode(self, rows: datasets.Dataset) -> datasets.Dataset:
@@ -147,6 +161,8 @@ class FineTuning:
             data_collator=DataCollatorWithPadding(self.tokenizer),
             processing_class=self.tokenizer,
         )
+        # Models of transformers take what it would pass and leave it alone: then the mean over micro-batches is right.
+        trainer.model_accepts_loss_kwargs = False
         trainer.train()
         return trainer
 
@@ -187,27 +203,37 @@ class FineTuning:
 
 
 class Rows:
-    """Trainings that are done, in a file of JSON lines, by what they are. A torn last line is one that is not done."""
+    """Trainings that are done, in a file of JSON lines, by what they are. A torn last line is one that is not done.
 
-    def __init__(self, path: Path, identity: dict[str, Any], writes: bool):
-        self.path, self.writes = path, writes
+    Raises: ValueError for a file of another run.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]):
+        self.path = path
         self.done: dict[str, dict[str, Any]] = {}
-        header = json.loads(json.dumps(identity))
-        if path.exists():
-            text = path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text and writes:
-                path.write_text(whole, encoding="utf-8")
-            found, *rows = map(json.loads, whole.splitlines() or ["null"])
-            if found not in (None, header):
-                different = sorted(name for name in {*found, *header} if found.get(name) != header.get(name))
-                raise ValueError(f"output_dir: {path} is of a run that differs in {', '.join(different)}")
-            self.done = {row["key"]: row for row in rows}
-            if found is not None:
-                return
-        if writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(header)
+        self.writes = PartialState().is_main_process
+        found: list[Any] = [None]
+        if self.writes:
+            found[0] = self._read(identity)
+        # All processes go on from what the main one has read.
+        [self.done] = broadcast_object_list(found)
+        if isinstance(self.done, str):
+            raise ValueError(self.done)
+
+    def _read(self, identity: dict[str, Any]) -> dict[str, Any] | str:
+        """The rows, or why they cannot be taken."""
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self.path.write_text(whole, encoding="utf-8")
+        if not whole:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(identity)
+            return {}
+        header, *rows = map(json.loads, whole.splitlines())
+        if different := differences(header, identity):
+            return f"output_dir: {self.path} is of a run that differs in {', '.join(different)}"
+        return {row["key"]: row for row in rows}
 
     def _write(self, value: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
@@ -217,6 +243,7 @@ class Rows:
         self.done[key] = {"key": key, **row}
         if self.writes:
             self._write(self.done[key])
+            print(key, row, flush=True)
 
 
 def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, Any]:
@@ -226,8 +253,8 @@ def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, An
     def row(key: str, make) -> dict[str, Any]:
         if key not in rows.done:
             start = time.perf_counter()
-            rows.add(key, {**make(), "seconds": round(time.perf_counter() - start, 1)})
-            print(key, {k: v for k, v in rows.done[key].items() if k != "key"}, flush=True)
+            known = {"task": tuning.name, "data": tuning.data}
+            rows.add(key, {**known, **make(), "seconds": round(time.perf_counter() - start, 1)})
         return rows.done[key]
 
     grid = {}
@@ -295,16 +322,22 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     commit, rates = reporting.commit(), options.learning_rates or [args.learning_rate]
     folder = Path(args.output_dir)
-    identity = {
-        **{k: v for k, v in dataclasses.asdict(options).items() if k not in ("task_name", "seeds", "save_models")},
-        **{name: getattr(args, name) for name in ("seed", "num_train_epochs", "weight_decay", "warmup_steps", "bf16")},
-        "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-    }
     try:
+        identity = {
+            **{k: v for k, v in dataclasses.asdict(options).items() if k not in OF_NO_ROW},
+            **{k: v for k, v in steps_identity(args).items() if k != "learning_rate"},
+            "model": model_identity(options.model, options.revision),
+        }
         tunings = {name: FineTuning(name, options, args) for name in names_of(options.task_name, options.data_dir)}
-        rows = Rows(folder / "rows.jsonl", identity, writes=args.process_index == 0)
+        rows = Rows(folder / "rows.jsonl", identity)
+        for key, row in rows.done.items():
+            if row["task"] in tunings and row["data"] != tunings[row["task"]].data:
+                raise ValueError(f"data_dir: {row['task']} is not what it was when {key!r} was trained in {folder}")
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    notes = [note for tuning in tunings.values() for note in tuning.notes]
+    if args.process_index == 0:
+        print("\n".join(notes), file=sys.stderr)
     results = {name: run_task(tuning, rates, rows) for name, tuning in tunings.items()}
     if args.process_index == 0:
         provenance = {
@@ -313,7 +346,9 @@ def main() -> None:
             "versions": reporting.versions(),
             "machine": reporting.machine(args.device.type),
         }
-        reporting.write_json(folder / "results.json", {**provenance, "identity": identity, "tasks": results})
+        reporting.write_json(
+            folder / "results.json", {**provenance, "identity": identity, "notes": notes, "tasks": results}
+        )
         print(table(results))
 
 

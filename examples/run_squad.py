@@ -5,10 +5,11 @@
 
 Questions without an answer (2.0) are known by `is_impossible`; then the model may also answer with nothing. Long contexts
 are read through windows that overlap. The training is transformers' `Trainer`, so its arguments hold; a run that was
-interrupted goes on from its last checkpoint. Writes `predictions.json`, as the official evaluation takes it, and `results.json`.
+interrupted goes on from its last checkpoint, one that is done is measured again. Writes `predictions.json`, as the official evaluation takes it, and `results.json`.
 """
 
 import argparse
+import dataclasses
 import json
 import shlex
 import sys
@@ -21,6 +22,7 @@ import evaluate
 import numpy as np
 import torch
 import transformers
+from continuing import file_digest, hold_settings, last_checkpoint, model_identity, steps_identity
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -30,11 +32,11 @@ from transformers import (
     Trainer,
 )
 from transformers import TrainingArguments as TransformersArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from autobert_zero.search import reporting
 
 
+MAX_QUESTION_LENGTH = 64  # tokens, as in BERT's own script
 METRIC = str(Path(__file__).with_name("squad_metric.py"))
 
 
@@ -106,8 +108,12 @@ def read_squad(path: str) -> list[Question]:
 
 def make_windows(questions: list[Question], tokenizer: Any, options: SquadArguments) -> dict[str, list]:
     """Tokens of each window, the number of its question, and of each token its place in the context (or None)."""
+    # So much of a question that its windows have room for the context.
+    room = min(MAX_QUESTION_LENGTH, options.max_seq_length - options.doc_stride - 4)
+    places = tokenizer([q.text for q in questions], add_special_tokens=False, return_offsets_mapping=True)
+    ends = [places[room - 1][1] if len(places) > room else None for places in places["offset_mapping"]]
     encoded = tokenizer(
-        [question.text for question in questions],
+        [question.text[:end] for question, end in zip(questions, ends, strict=True)],
         [question.context for question in questions],
         truncation="only_second",
         max_length=options.max_seq_length,
@@ -172,7 +178,7 @@ def set_up(options: SquadArguments, args: TrainingArguments) -> tuple[Trainer, d
     tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
     for name, most, of in (
         ("max_seq_length", config.max_position_embeddings, "the positions of the model"),
-        ("doc_stride", options.max_seq_length // 2, "half of max_seq_length"),
+        ("doc_stride", options.max_seq_length // 2 - 4, "a little less than half of max_seq_length"),
     ):
         if getattr(options, name) > most:
             raise ValueError(f"{name}: expected at most {most}, {of}, got {getattr(options, name)}")
@@ -196,6 +202,18 @@ def set_up(options: SquadArguments, args: TrainingArguments) -> tuple[Trainer, d
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
     )
+    # Models of transformers take what it would pass and leave it alone: then the mean over micro-batches is right.
+    trainer.model_accepts_loss_kwargs = False
+    of_place = ("model", "train_file", "validation_file", "n_best", "max_answer_length", "revision")
+    identity = {
+        **{k: v for k, v in dataclasses.asdict(options).items() if k not in of_place},
+        **steps_identity(args),
+        "model": model_identity(options.model, options.revision),
+        "train": file_digest(options.train_file),
+    }
+    with args.main_process_first(desc="settings"):
+        if args.process_index == 0:
+            hold_settings(Path(args.output_dir), identity)
     windows = make_windows(validation, tokenizer, options)
     evaluated = datasets.Dataset.from_dict(
         {name: windows[name] for name in tokenizer.model_input_names if name in windows}
@@ -217,7 +235,7 @@ def main() -> None:
         trainer, evaluated, validation, windows = set_up(options, args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.save_model()
     starts, ends = trainer.predict(evaluated).predictions
     if not trainer.is_world_process_zero():
@@ -229,7 +247,12 @@ def main() -> None:
         references=[list(question.answers) for question in validation],
     )
     reporting.write_json(folder / "predictions.json", predictions)
-    provenance = {"command": shlex.join(["python", *sys.argv]), "commit": commit, "versions": reporting.versions()}
+    provenance = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit,
+        "versions": reporting.versions(),
+        "machine": reporting.machine(args.device.type),
+    }
     counts = {
         "questions": len(validation),
         "windows": len(evaluated),

@@ -5,6 +5,7 @@ Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Lan
 
 import statistics
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,16 @@ ACCURACY_AND_F1 = ("mrpc", "qqp")
 
 @dataclass(frozen=True)
 class Task:
-    """Columns of the text, names of the labels in the order of their numbers (none: a score), and the name of the file
-    of a submission. `matched` says that validation and test come twice, from matched and mismatched sources."""
+    """Columns of the text, names of the labels in the order of their numbers (none: a score), the name of the file of a
+    submission, and the official number of rows of the training and validation parts. `matched` says that validation and
+    test come twice, from matched and mismatched sources; `gaps` that rows are officially missing in `idx`."""
 
     columns: tuple[str, ...]
     labels: tuple[str, ...]
     submission: str
+    rows: tuple[int, ...]
     matched: bool = False
+    gaps: bool = False
 
     def evaluated(self, split: str) -> dict[str, str]:
         """Parts that `split` consists of, with what is added to the name of the submission."""
@@ -37,15 +41,21 @@ class Task:
 
 _TWO_SENTENCES = ("sentence1", "sentence2")
 TASKS = {
-    "cola": Task(("sentence",), ("unacceptable", "acceptable"), "CoLA"),
-    "sst2": Task(("sentence",), ("negative", "positive"), "SST-2"),
-    "mrpc": Task(_TWO_SENTENCES, ("not_equivalent", "equivalent"), "MRPC"),
-    "stsb": Task(_TWO_SENTENCES, (), "STS-B"),
-    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate"), "QQP"),
-    "mnli": Task(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "MNLI", matched=True),
-    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment"), "QNLI"),
-    "rte": Task(_TWO_SENTENCES, ("entailment", "not_entailment"), "RTE"),
-    "wnli": Task(_TWO_SENTENCES, ("not_entailment", "entailment"), "WNLI"),
+    "cola": Task(("sentence",), ("unacceptable", "acceptable"), "CoLA", (8551, 1043)),
+    "sst2": Task(("sentence",), ("negative", "positive"), "SST-2", (67349, 872)),
+    "mrpc": Task(_TWO_SENTENCES, ("not_equivalent", "equivalent"), "MRPC", (3668, 408), gaps=True),
+    "stsb": Task(_TWO_SENTENCES, (), "STS-B", (5749, 1500)),
+    "qqp": Task(("question1", "question2"), ("not_duplicate", "duplicate"), "QQP", (363846, 40430), gaps=True),
+    "mnli": Task(
+        ("premise", "hypothesis"),
+        ("entailment", "neutral", "contradiction"),
+        "MNLI",
+        (392702, 9815, 9832),
+        matched=True,
+    ),
+    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment"), "QNLI", (104743, 5463)),
+    "rte": Task(_TWO_SENTENCES, ("entailment", "not_entailment"), "RTE", (2490, 277)),
+    "wnli": Task(_TWO_SENTENCES, ("not_entailment", "entailment"), "WNLI", (635, 71)),
 }
 
 
@@ -58,8 +68,15 @@ def _check(name: str, part: str, rows: datasets.Dataset) -> datasets.Dataset:
     if missing := [column for column in (*task.columns, "idx") if column not in rows.column_names]:
         raise ValueError(f"{where}: expected columns {[*task.columns, 'label', 'idx']}, without {missing}")
     numbers = rows["idx"][:]
-    if name != "mrpc" and (gone := sorted(set(range(max(numbers) + 1)) - set(numbers))):
+    if len(set(numbers)) < len(numbers):
+        [(twice, _)] = Counter(numbers).most_common(1)
+        raise ValueError(f"{where}: expected every idx once, got {twice} more often")
+    if not task.gaps and (gone := sorted(set(range(max(numbers) + 1)) - set(numbers))):
         raise ValueError(f"{where}: expected rows 0 to {max(numbers)}, without idx {gone[:10]}, {len(gone)} in all")
+    for column in task.columns:
+        for number, text in zip(numbers, rows[column][:], strict=True):
+            if not isinstance(text, str):
+                raise ValueError(f"{where}: expected text in {column!r}, got {text!r} in idx {number}")
     has_labels = "label" in rows.column_names and not all(value in (None, -1) for value in rows["label"][:])
     if part.startswith("test"):
         return rows.remove_columns("label") if "label" in rows.column_names else rows
@@ -114,9 +131,19 @@ def load_task(name: str, data_dir: str | None) -> dict[str, datasets.Dataset]:
     return {part: _check(name, part, rows) for part, rows in parts.items()}
 
 
+def unlike_official(name: str, parts: dict[str, datasets.Dataset]) -> list[str]:
+    """Parts with more or fewer rows than the official ones, each as a line to show."""
+    official = dict(zip(("train", *TASKS[name].evaluated("validation")), TASKS[name].rows, strict=True))
+    return [
+        f"{name}, {part}: {len(parts[part]):,} rows, officially {count:,}"
+        for part, count in official.items()
+        if len(parts[part]) != count
+    ]
+
+
 def _correlation(function: Callable, predictions: np.ndarray, references: np.ndarray) -> float:
-    """With a constant it is not defined, and counts as 0."""
-    if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+    """With a constant, or of a model that diverged, it is not defined, and counts as 0."""
+    if not np.isfinite(predictions).all() or np.ptp(predictions) == 0 or np.ptp(references) == 0:
         return 0.0
     return float(function(predictions, references).statistic)
 

@@ -7,6 +7,7 @@ for reports.
 import hashlib
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,9 @@ def read_tasks(settings: SearchSettings, corpus: Corpus) -> dict[str, TaskRows]:
     for name in settings.proxy_tasks:
         rows = load_task(name, settings.glue_dir)["train"]
         texts = [rows[column][:] for column in TASKS[name].columns]
-        encoded = corpus.tokenizer(*texts, truncation=True, max_length=settings.sequence_length)
+        encoded = corpus.tokenizer(
+            *texts, truncation=True, max_length=settings.sequence_length, return_token_type_ids=True
+        )
         all_rows = list(zip(encoded["input_ids"], encoded["token_type_ids"], rows["label"][:], strict=True))
         order = stream(settings.seed, "glue split", name).permutation(len(all_rows))
         count = round(SELECT_FRACTION * len(order))
@@ -73,11 +76,11 @@ class GlueProxy(MaskedLMProxy):
         rows = {name: [task.search, task.select] for name, task in self.tasks.items()}
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
-    def final_score(self, model: AutoBertZeroForMaskedLM) -> float:
+    def final_score(self, model: AutoBertZeroForMaskedLM, check: Callable[[], None]) -> float:
         """Mean over the tasks of their scores on the *select* rows, from about 0 to 1."""
-        return statistics.fmean(self._fine_tune(name, model) / 100 for name in self.tasks)
+        return statistics.fmean(self._fine_tune(name, model, check) / 100 for name in self.tasks)
 
-    def _fine_tune(self, name: str, model: AutoBertZeroForMaskedLM) -> float:
+    def _fine_tune(self, name: str, model: AutoBertZeroForMaskedLM, check: Callable[[], None]) -> float:
         settings, rows = self.settings, self.tasks[name]
         labels = TASKS[name].labels
         seed_torch(settings.seed, "glue head", name)
@@ -100,12 +103,12 @@ class GlueProxy(MaskedLMProxy):
         schedule = Schedule(
             settings.glue_steps, settings.glue_learning_rate, settings.warmup_ratio, settings.weight_decay
         )
-        train(tuned, backward, schedule, check=self.stop.check)
+        train(tuned, backward, schedule, check=check)
         tuned.eval()
         logits = []
         with torch.no_grad():
             for start in range(0, len(rows.select), size):
-                self.stop.check()
+                check()
                 batch = self._batch(rows.select[start : start + size], labels)
                 logits.append(tuned(**batch).logits.float().cpu().numpy())
         decided = decide(name, np.concatenate(logits))

@@ -158,10 +158,10 @@ class MaskedLMProxy:
         progress(0)
         schedule = Schedule(steps, settings.candidate_learning_rate, settings.warmup_ratio, settings.weight_decay)
         self.train(model, schedule, "candidate", progress=progress, check=check)
-        outcome["score"] = self.final_score(model)
+        outcome["score"] = self.final_score(model, check)
 
-    def final_score(self, model: AutoBertZeroForMaskedLM) -> float:
-        """The score of a candidate after its short training; higher is better."""
+    def final_score(self, model: AutoBertZeroForMaskedLM, check: Callable[[], None]) -> float:
+        """The score of a candidate after its short training; higher is better. `check` raises where it must end."""
         return -self.loss(model, "select")
 
     @torch.no_grad()

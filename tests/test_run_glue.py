@@ -84,8 +84,9 @@ def test_all_tasks_of_a_folder(monkeypatch, model, tmp_path, capsys):
         assert len(found["scores"]) == 2 and min(found["scores"]) > 80, (name, found)
         assert found["rows"] == {"train": 60, "validation": 60}
     assert set(results["tasks"]["stsb"]["metrics"][0]) == {"pearson", "spearmanr"}
-    shown = capsys.readouterr().out
-    assert all(word in shown for word in ("median", "spread", "mean", "rte"))
+    shown = capsys.readouterr()
+    assert all(word in shown.out for word in ("median", "spread", "mean", "rte"))
+    assert "rte, train: 60 rows, officially 2,490" in shown.err and "rte, train: 60" in results["notes"][4]
 
     rte = (out / "submission-seed-43" / "RTE.tsv").read_text().splitlines()
     assert rte[:3] == ["index\tprediction", "0\tentailment", "1\tnot_entailment"] and len(rte) == 61
@@ -103,7 +104,23 @@ def test_all_tasks_of_a_folder(monkeypatch, model, tmp_path, capsys):
     assert {n: t["scores"] for n, t in again["tasks"].items()} == {n: t["scores"] for n, t in results["tasks"].items()}
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, model, tmp_path / "data", out, "--task_name", "all", "--max_train_samples", "8")
-    assert "of a run that differs in learning_rates, max_train_samples" in capsys.readouterr().err
+    assert "of a run that differs in max_train_samples" in capsys.readouterr().err
+    write_task(tmp_path / "data", "rte", texts=(GOOD, BAD))
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, model, tmp_path / "data", out, "--task_name", "all")
+    assert "data_dir: rte is not what it was when 'rte, rate 1e-07' was trained" in capsys.readouterr().err
+
+
+def test_the_rate_is_chosen_without_the_validation_part(monkeypatch, model, tmp_path):
+    """Its labels are the wrong way round here: what is good on it is bad, and what is chosen is good."""
+    write_task(tmp_path / "data", "rte", texts=(GOOD, BAD))
+    validation = (tmp_path / "data" / "rte" / "validation.jsonl.gz").read_bytes()
+    write_task(tmp_path / "data", "rte")
+    (tmp_path / "data" / "rte" / "validation.jsonl.gz").write_bytes(validation)
+    out = tmp_path / "out"
+    results = run(monkeypatch, model, tmp_path / "data", out, "--task_name", "rte", "--learning_rates", "1e-7", "0.01")
+    found = results["tasks"]["rte"]
+    assert found["learning_rate"] == 0.01 and found["grid"]["0.01"] > 90 and max(found["scores"]) < 10
 
 
 def test_matched_and_mismatched(monkeypatch, model, tmp_path):
@@ -133,6 +150,7 @@ def test_the_metric_by_hand():
     assert found == {"pearson": pytest.approx(4 / math.sqrt(2 * 26 / 3)), "spearmanr": pytest.approx(1.0)}
     assert score("cola", [1, 1], [0, 1]) == {"matthews_correlation": 0.0}
     assert score("stsb", [1.0, 1.0], [0.0, 1.0]) == {"pearson": 0.0, "spearmanr": 0.0}
+    assert score("stsb", [math.nan, 1.0], [0.0, 1.0]) == {"pearson": 0.0, "spearmanr": 0.0}
     assert score("mrpc", [0, 0], [0, 0]) == {"accuracy": 1.0, "f1": 0.0}
     with pytest.raises(ValueError, match="task: expected one of"):
         evaluate.load(METRIC, "xnli")
@@ -156,7 +174,8 @@ def test_the_metric_is_scikit_learn_s_and_scipy_s():
         ("cola", {"label": None}, "cola, train: expected a column of labels"),
         ("cola", {"label": "acceptabel"}, "cola, train: expected as label .* got 'acceptabel' in idx 0"),
         ("stsb", {"label": 5.5}, r"stsb, train: expected as label a number from 0.0 to 5.0, got 5.5 in idx 0"),
-        ("stsb", {"sentence2": None, "idx": 3}, "stsb, train: expected rows 0 to 3, without idx .0, 1, 2., 3 in all"),
+        ("stsb", {"idx": 3}, "stsb, train: expected every idx once, got 3 more often"),
+        ("mrpc", {"sentence2": None}, "mrpc, train: expected text in 'sentence2', got None in idx 0"),
     ],
 )
 def test_bad_rows(tmp_path, name, changed, message):

@@ -56,7 +56,7 @@ def run(monkeypatch, model, folder, **more) -> dict:
         "train_file": folder / "train.json",
         "validation_file": folder / "train.json",
         "max_seq_length": 18,
-        "doc_stride": 6,
+        "doc_stride": 5,
         "per_device_train_batch_size": 8,
         "num_train_epochs": 12,
         "learning_rate": 0.01,
@@ -70,11 +70,16 @@ def run(monkeypatch, model, folder, **more) -> dict:
     return json.loads((folder / "out" / "results.json").read_text())
 
 
-def test_answers_are_found_in_windows_of_a_context(monkeypatch, model, tmp_path):
+def test_answers_are_found_in_windows_of_a_context(monkeypatch, model, tmp_path, capsys):
     squad(tmp_path / "train.json")
-    results = run(monkeypatch, model, tmp_path)
+    results = run(monkeypatch, model, tmp_path, save_strategy="epoch")
     assert results["windows"] > results["questions"] == 40
     assert results["metrics"]["exact"] > 80 and set(results["metrics"]) == {"exact", "f1"}
+    # Again: nothing is trained; another seed, or another model, is another training.
+    assert run(monkeypatch, model, tmp_path, save_strategy="epoch")["metrics"] == results["metrics"]
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, model, tmp_path, seed=1)
+    assert "holds a training that differs in seed" in capsys.readouterr().err
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert list(predictions) == [f"q{number}" for number in range(40)]
     assert set(predictions.values()) & set(PLACES)
@@ -105,6 +110,15 @@ def test_windows_overlap_and_spans_are_those_of_the_answer(model):
     assert "".join(context[a:b] for a, b in sorted(seen)) == context.replace(" ", "")
     nothing = Question("q", "where ?", context, (), ())
     assert {answer_span(nothing, offsets) for offsets in windows["offsets"]} == {(0, 0)}
+
+
+def test_a_long_question_leaves_room_for_the_context(model):
+    tokenizer = BertTokenizerFast.from_pretrained(model)
+    question = Question("q", "where ? " * 200, "anna lives near the lake today .", (), ())
+    windows = make_windows([question], tokenizer, SquadArguments("", "", "", max_seq_length=20, doc_stride=6))
+    read = {place for offsets in windows["offsets"] for place in offsets if place}
+    assert "".join(question.context[a:b] for a, b in sorted(read)) == question.context.replace(" ", "")
+    assert all(len(ids) <= 20 for ids in windows["input_ids"])
 
 
 def test_the_best_span_of_all_windows_counts():
@@ -172,7 +186,7 @@ def test_bad_files(tmp_path):
     ("arguments", "message"),
     [
         ({"max_seq_length": 99}, "max_seq_length: expected at most 64, the positions of the model, got 99"),
-        ({"doc_stride": 10}, "doc_stride: expected at most 9, half of max_seq_length, got 10"),
+        ({"doc_stride": 10}, "doc_stride: expected at most 5, a little less than half of max_seq_length, got 10"),
         ({"train_file": "no.json"}, "expected a JSON file of SQuAD, got 'no.json'"),
     ],
 )
