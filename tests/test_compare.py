@@ -10,7 +10,7 @@ import run_glue
 import run_pretraining
 import yaml
 from reproduce import compare
-from reproduce.compare import HERE, Comparison, load_yaml, mean_and_error, run_all, table
+from reproduce.compare import HERE, Comparison, load_yaml, mean_and_error, of_seeds, run_all, table
 from transformers import HfArgumentParser
 
 from autobert_zero.configuration_autobert_zero import Attention, Convolution
@@ -68,10 +68,10 @@ def test_the_scripts_take_every_command(tmp_path, scale):
     )
     plan = made.scale["pretraining"]
     commands = [*made.grids(), *made.pretrainings()]
-    assert len(commands) == len(ROWS) * (len(plan["learning_rates"]) + len(plan["seeds"]))
+    assert len(commands) == len(ROWS) * (len(plan["grid"]) + len(plan["seeds"]))
     for command in commands:
         *_, arguments = pretraining.parse_args_into_dataclasses(command[2:])
-        assert arguments.learning_rate in plan["learning_rates"]
+        assert {"learning_rate": arguments.learning_rate, "warmup_steps": arguments.warmup_steps} in plan["grid"]
     glue = HfArgumentParser((run_glue.GlueArguments, _Arguments))
     for command in made.fine_tunings():
         glue.parse_args_into_dataclasses(command[2:])
@@ -97,12 +97,13 @@ def test_all_rows_have_equally_many_parameters(tmp_path, scale):
 def test_a_table_of_what_there_is(tmp_path):
     made = comparison(tmp_path, "cpu", ["bert", "convbert", "ours"])
     assert made.results() == {}
-    assert made.rate("bert") == 1e-3
-    for rate, loss in ((1e-3, 5.0), (2e-3, 4.0), (4e-3, float("nan"))):
-        folder = made.grid_folder("bert", rate)
+    choices = made.scale["pretraining"]["grid"]
+    assert made.choice("bert") == choices[0]
+    for choice, loss in zip(choices, (5.0, 4.0, None), strict=False):
+        folder = made.grid_folder("bert", choice)
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps({"losses": {"select": {"1": loss}}}))
-    assert made.rate("bert") == 2e-3
+    assert made.choice("bert") == choices[1] == {"learning_rate": 2e-3, "warmup_steps": 0.1}
     result = {
         "parameters": 1000,
         "tokens": 100,
@@ -110,6 +111,7 @@ def test_a_table_of_what_there_is(tmp_path):
         "tokens_per_second": 9.0,
         "seconds_of_last_session": 11.0,
         "commit": "abc",
+        "machine": "m",
         "versions": {},
         "command": "python",
         "identity": {"text": "0"},
@@ -117,7 +119,7 @@ def test_a_table_of_what_there_is(tmp_path):
     for seed, loss in ((0, 4.0), (1, 4.5)):
         folder = made.seed_folder("bert", seed)
         folder.mkdir(parents=True)
-        losses = {"report": {"0.25": 6.0, "0.5": 5.0, "1": loss}, "select": {"1": 0.0}}
+        losses = {"report": {"0.25": 6.0, "0.5": None, "1": loss}, "select": {"1": 0.0}}
         (folder / "results.json").write_text(json.dumps({**result, "losses": losses}))
     for task, scores in (("rte", [50.0, 52.0]), ("cola", [10.0, 12.0])):
         folder = made.seed_folder("bert", 0) / "glue" / task
@@ -125,12 +127,21 @@ def test_a_table_of_what_there_is(tmp_path):
         (folder / "results.json").write_text(json.dumps({"tasks": {task: {"scores": scores}}}))
     found = made.results()
     assert list(found) == ["bert"]
-    assert found["bert"]["losses"]["report"]["1"] == [4.25, 0.25]
+    assert found["bert"]["losses"]["report"] == {"0.25": [6.0, 0.0], "0.5": [None, None], "1": [4.25, 0.25]}
+    assert found["bert"]["grid"]["rate 0.002, warm-up 0.1"] == 4.0
     assert found["bert"]["glue"]["tasks"] == {"cola": [11.0, 1.0], "rte": [51.0, 1.0]}
     assert found["bert"]["glue"]["mean"] is None  # tasks are missing
     shown = table(found)
     assert "| BERT | 1,000 |" in shown and "4.250 ± 0.250" in shown and "6.500" in shown and "51.0 ± 1.0" in shown
+    assert "rate 0.002, warm-up 0.1" in shown and "diverged" in shown
+
+
+def test_errors():
     assert mean_and_error([3.0]) == [3.0, None]
+    assert mean_and_error([3.0, None]) == [None, None]
+    assert of_seeds([[1.0, 3.0, 5.0]]) == [3.0, pytest.approx(2 / 3**0.5, abs=1e-4)]
+    # Of two pre-trainings, however often each was fine-tuned.
+    assert of_seeds([[1.0, 3.0], [4.0, 6.0]]) == [3.5, 1.5]
 
 
 def test_a_command_that_fails_ends_the_run_with_what_it_said(tmp_path, capsys):

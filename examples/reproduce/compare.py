@@ -5,8 +5,8 @@
 A row (`rows/*.yaml`) says what a backbone is, a scale (`scales/*.yaml`) how large everything is. For each row, in stages:
 
 1. a search, if the row is of one;
-2. pre-trainings at a share of the budget, one for each peak learning rate; the best *select* loss chooses;
-3. pre-trainings at that rate, one for each seed;
+2. pre-trainings at a share of the budget, one for each learning rate and warm-up of a grid; the best *select* loss chooses;
+3. pre-trainings by that choice, one for each seed;
 4. fine-tunings of each on GLUE, if `--data_dir` or `--hub_glue` says where it is.
 
 The width of the feed-forward part is chosen so that all have BERT's number of parameters. Every command is printed, can be
@@ -80,8 +80,8 @@ class Comparison:
     def search_folder(self, row: str) -> Path:
         return self.folder / row / "search"
 
-    def grid_folder(self, row: str, rate: float) -> Path:
-        return self.folder / row / f"rate-{rate:g}"
+    def grid_folder(self, row: str, choice: dict[str, float]) -> Path:
+        return self.folder / row / "grid" / name_of(choice)
 
     def seed_folder(self, row: str, seed: int) -> Path:
         return self.folder / row / f"seed-{seed}"
@@ -153,15 +153,13 @@ class Comparison:
     def _text(self) -> dict[str, Any]:
         return {"train_file": self.train_file, "vocab_size": self.scale["vocab_size"]}
 
-    def _pretraining(self, row: str, rate: float, seed: int, share: float, folder: Path) -> list[str]:
-        given = dict(self.scale["pretraining"])
-        for name in ("learning_rates", "grid_share", "seeds"):
-            del given[name]
+    def _pretraining(self, row: str, choice: dict[str, float], seed: int, share: float, folder: Path) -> list[str]:
+        given = {k: v for k, v in self.scale["pretraining"].items() if k not in ("grid", "grid_share", "seeds")}
         values = {
             **self._model_arguments(row, self.intermediate_size(row)),
             **self._text(),
             **given,
-            "learning_rate": rate,
+            **choice,
             "seed": seed,
             "max_steps": round(given["max_steps"] * share),
             "eval_file": self.eval_file,
@@ -195,26 +193,29 @@ class Comparison:
     def grids(self) -> Iterable[list[str]]:
         plan = self.scale["pretraining"]
         for row in self.rows:
-            for rate in plan["learning_rates"] if len(plan["learning_rates"]) > 1 else []:
-                yield self._pretraining(row, rate, plan["seeds"][0], plan["grid_share"], self.grid_folder(row, rate))
+            for choice in plan["grid"] if len(plan["grid"]) > 1 else []:
+                folder = self.grid_folder(row, choice)
+                yield self._pretraining(row, choice, plan["seeds"][0], plan["grid_share"], folder)
 
-    def grid(self, row: str) -> dict[float, float | None]:
-        """*Select* loss at the end of each short pre-training that is done."""
-        found = {}
-        for rate in self.scale["pretraining"]["learning_rates"]:
-            result = _read(self.grid_folder(row, rate) / "results.json")
-            found[rate] = result and result["losses"]["select"]["1"]
-        return found
+    def grid(self, row: str) -> list[float | None]:
+        """*Select* losses at the end of the short pre-trainings; None where one is not done, or was not finite."""
+        results = (
+            _read(self.grid_folder(row, choice) / "results.json") for choice in self.scale["pretraining"]["grid"]
+        )
+        return [result and result["losses"]["select"]["1"] for result in results]
 
-    def rate(self, row: str) -> float:
-        losses = self.grid(row)
-        known = {rate: loss for rate, loss in losses.items() if loss is not None and math.isfinite(loss)}
-        return min(known, key=known.__getitem__) if known else next(iter(losses))
+    def choice(self, row: str) -> dict[str, float]:
+        known = [
+            (loss, choice)
+            for loss, choice in zip(self.grid(row), self.scale["pretraining"]["grid"], strict=True)
+            if loss is not None
+        ]
+        return min(known, key=lambda pair: pair[0])[1] if known else self.scale["pretraining"]["grid"][0]
 
     def pretrainings(self) -> Iterable[list[str]]:
         for row in self.rows:
             for seed in self.scale["pretraining"]["seeds"]:
-                yield self._pretraining(row, self.rate(row), seed, 1.0, self.seed_folder(row, seed))
+                yield self._pretraining(row, self.choice(row), seed, 1.0, self.seed_folder(row, seed))
 
     def fine_tunings(self) -> Iterable[list[str]]:
         given = dict(self.scale["glue"])
@@ -244,7 +245,7 @@ class Comparison:
             trained = {s: r for s in seeds if (r := _read(self.seed_folder(row, s) / "results.json"))}
             if not trained:
                 continue
-            losses: dict[str, dict[str, list[float]]] = {}
+            losses: dict[str, dict[str, list[float | None]]] = {}
             for result in trained.values():
                 for name, by_share in result["losses"].items():
                     for share, loss in by_share.items():
@@ -257,8 +258,8 @@ class Comparison:
                 "genome": genome and genome.to_list(),
                 "parameters": first["parameters"],
                 "flops": self.flops(row),
-                "grid": {f"{rate:g}": loss for rate, loss in self.grid(row).items()},
-                "learning_rate": self.rate(row),
+                "grid": dict(zip(map(name_of, self.scale["pretraining"]["grid"]), self.grid(row), strict=True)),
+                "chosen": name_of(self.choice(row)),
                 "tokens": first["tokens"],
                 "losses": {
                     name: {share: mean_and_error(values) for share, values in by_share.items()}
@@ -268,6 +269,7 @@ class Comparison:
                 "tokens_per_second": [r["tokens_per_second"] for r in trained.values()],
                 "seconds_of_last_session": [r["seconds_of_last_session"] for r in trained.values()],
                 "glue": glue,
+                "machines": sorted({r["machine"] for r in trained.values()}),
                 "commits": sorted({str(r["commit"]) for r in trained.values()}),
                 "versions": first["versions"],
                 "command": first["command"],
@@ -276,38 +278,55 @@ class Comparison:
         return found
 
     def _glue(self, row: str, seeds: list[int]) -> dict[str, Any]:
-        """Scores of each task, of all fine-tunings of all pre-trained seeds; and of each fine-tuning seed their mean."""
-        scores: dict[str, list[float]] = {}
+        """Of each task, and of their mean, the scores of all fine-tunings: a list for each pre-training seed."""
+        tasks: dict[str, list[list[float]]] = {}
         means = []
         for seed in seeds:
             done = {}
             for path in sorted((self.seed_folder(row, seed) / "glue").glob("*/results.json")):
                 done |= {name: task["scores"] for name, task in json.loads(path.read_text())["tasks"].items()}
             for name, values in done.items():
-                scores.setdefault(name, []).extend(values)
+                tasks.setdefault(name, []).append(values)
             expected = set(self.scale["glue"]["tasks"])
             if done and (expected == {"all"} or set(done) == expected):
-                means += [statistics.fmean(each) for each in zip(*done.values(), strict=True)]
+                means.append([statistics.fmean(each) for each in zip(*done.values(), strict=True)])
         return {
-            "tasks": {name: mean_and_error(values) for name, values in scores.items()},
-            "mean": mean_and_error(means) if means else None,
-            "each_mean": [round(mean, 3) for mean in means],
+            "tasks": {name: of_seeds(values) for name, values in tasks.items()},
+            "mean": of_seeds(means) if means else None,
+            "scores": {**tasks, "mean": [[round(mean, 3) for mean in each] for each in means]},
         }
+
+
+def name_of(choice: dict[str, float]) -> str:
+    """`{"learning_rate": 0.001, "warmup_steps": 0.1}` as `rate 0.001, warm-up 0.1`."""
+    return f"rate {choice['learning_rate']:g}, warm-up {choice['warmup_steps']:g}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def mean_and_error(values: list[float]) -> list[float | None]:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return [round(statistics.fmean(values), 4), None if error is None else round(error, 4)]
+def mean_and_error(values: list[float | None]) -> list[float | None]:
+    """None for both where one was not finite, and for the error of a single one."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return [None, None]
+    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
+    return [round(statistics.fmean(known), 4), None if error is None else round(error, 4)]
+
+
+def of_seeds(scores: list[list[float]]) -> list[float | None]:
+    """Mean and standard error of fine-tunings by pre-training. Those of one pre-training are no independent values: where
+    there are several, the error is that of their means."""
+    return mean_and_error([statistics.fmean(each) for each in scores] if len(scores) > 1 else list(scores[0]))
 
 
 def shown(value: list[float | None] | None, digits: int) -> str:
     if value is None:
         return ""
     mean, error = value
+    if mean is None:
+        return "diverged"
     return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
@@ -316,16 +335,22 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     evaluated = list(dict.fromkeys(name for r in results.values() for name in r["losses"] if name != "select"))
     tasks = list(dict.fromkeys(name for r in results.values() for name in r["glue"]["tasks"]))
     shares = ("0.25", "0.5", "1")
-    head = ["", "parameters", "MFLOP", "rate", *(f"{name}, {share}" for name in evaluated for share in shares)]
+    head = [
+        "",
+        "parameters",
+        "MFLOP",
+        "chosen of the grid",
+        *(f"{name}, {share}" for name in evaluated for share in shares),
+    ]
     head += [*tasks, *(["GLUE"] if tasks else [])]
     lines = []
     for result in results.values():
         cells = [result["name"], f"{result['parameters']:,}", f"{result['flops'] / 1e6:,.0f}"]
-        cells.append(f"{result['learning_rate']:g}")
+        cells.append(result["chosen"])
         cells += [shown(result["losses"].get(name, {}).get(share), 3) for name in evaluated for share in shares]
         cells += [shown(result["glue"]["tasks"].get(name), 1) for name in tasks]
         lines.append(cells + ([shown(result["glue"]["mean"], 2)] if tasks else []))
-    unigram = next((r["unigram_losses"] for r in results.values()), {})
+    unigram = {name: loss for r in results.values() for name, loss in r["unigram_losses"].items()}
     last = ["unigram", "", "", ""] + [f"{unigram[n]:.3f}" if s == "1" else "" for n in evaluated for s in shares]
     lines.append(last + [""] * (len(head) - len(last)))
     divider = ["---", *["---:"] * (len(head) - 1)]
@@ -400,11 +425,11 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             run_all(list(comparison.searches()), given.jobs, given.output_dir)
             comparison.write_genomes()
-            # One at first, which prepares the text for all.
-            grids = list(comparison.grids())
-            run_all(grids[:1], 1, given.output_dir)
-            run_all(grids[1:], given.jobs, given.output_dir)
-            run_all(list(comparison.pretrainings()), given.jobs, given.output_dir)
+            for stage in (comparison.grids, comparison.pretrainings):
+                commands = list(stage())
+                if not (given.output_dir / "text" / "text.json").exists():
+                    run_all(commands[:1], 1, given.output_dir)  # alone, for it prepares the text for all
+                run_all(commands, given.jobs, given.output_dir)
             if given.data_dir is not None or given.hub_glue:
                 run_all(list(comparison.fine_tunings()), given.jobs, given.output_dir)
         except RuntimeError as error:
