@@ -75,6 +75,7 @@ class RankSettings:
     schemes: list[str] = dataclasses.field(
         default_factory=lambda: list(SCHEMES), metadata={"help": f"Of {list(SCHEMES)}."}
     )
+    table_only: bool = dataclasses.field(default=False, metadata={"help": "Train nothing: a table of what there is."})
     results: str | None = dataclasses.field(default=None, metadata={"help": "JSON file for the table."})
 
 
@@ -264,7 +265,7 @@ def main() -> None:
                 if name not in rows.values[method]
             }
         [count] = broadcast_object_list([len(jobs)])
-        if not count:
+        if not count or ranks.table_only:
             return
         prepare()
         if not main_process:
