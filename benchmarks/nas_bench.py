@@ -205,6 +205,7 @@ STRATEGIES: dict[str, Callable[[Any], Any]] = {
     "OP-NAS": lambda space: OpNas(space, 50, 5, 5, alpha=0.2, temperature=0.3),
     "Thompson OP-NAS": lambda space: ThompsonOpNas(space, 50, 5, 5),
     "OP-NAS, lookahead 1": lambda space: OpNas(space, 50, 5, 5),
+    "OP-NAS, decay 0.98": lambda space: OpNas(space, 50, 5, 5, decay=0.98),
     "OP-NAS, crossover 0.5": lambda space: OpNas(space, 50, 5, 5, crossover_probability=0.5),
 }
 LOOKAHEAD = {"OP-NAS, lookahead 1": 1}

@@ -20,6 +20,9 @@ from autobert_zero.search.strategies import (
 )
 
 
+OP_NAS_PRIORITY = ("alpha", "temperature", "decay")
+
+
 def make_sizes(settings: SearchSettings, vocab_size: int) -> Sizes:
     return Sizes(
         settings.hidden_size,
@@ -55,9 +58,11 @@ def make_strategy(settings: SearchSettings, space: Any) -> Strategy:
             raise ValueError(f"seed_genomes: expected genomes of the space of this run, got {source!r}: {genome}")
     population, parents, children = settings.population_size, settings.num_parents, settings.num_children
     evolution = {"crossover_probability": settings.crossover_probability, "objectives": tuple(settings.objectives)}
-    unlike = {"crossover_probability": settings.crossover_probability > 0, "objectives": len(settings.objectives) > 1}
+    without_effect = [] if settings.strategy == "op_nas" else [f"priority_{name}" for name in OP_NAS_PRIORITY]
     if settings.strategy in ("random", "largest_first", "regularized_evolution"):
-        for name in (name for name, used in unlike.items() if used):
+        without_effect += ["crossover_probability", "objectives"]
+    for name in without_effect:
+        if getattr(settings, name) != getattr(SearchSettings(), name):
             raise ValueError(
                 f"{name}: expected its default with strategy {settings.strategy!r}, which has no use for it"
             )
@@ -74,8 +79,8 @@ def make_strategy(settings: SearchSettings, space: Any) -> Strategy:
         case "evolution":
             return Evolution(space, population, parents, children, seeds=seeds, **evolution)
         case _:
-            alpha, temperature = settings.priority_alpha, settings.priority_temperature
-            return OpNas(space, population, parents, children, alpha, temperature, seeds=seeds, **evolution)
+            priority = {name: getattr(settings, f"priority_{name}") for name in OP_NAS_PRIORITY}
+            return OpNas(space, population, parents, children, **priority, seeds=seeds, **evolution)
 
 
 def read_genome(source: str, num_layers: int) -> Genome:

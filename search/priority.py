@@ -41,13 +41,23 @@ class OperationPriority:
         scores: of the same, -inf for one that failed.
         alpha: weight of the confidence bound, in units of ranks (0 to 1).
         temperature: of the softmax; towards 0 always the best is drawn, large draws uniformly.
+        decay: weight of a candidate against that of the next one; with less than 1, old ones are forgotten.
     """
 
-    def __init__(self, operations: Incidence, scores: np.ndarray, alpha: float = 0.2, temperature: float = 0.3):
+    def __init__(
+        self,
+        operations: Incidence,
+        scores: np.ndarray,
+        alpha: float = 0.2,
+        temperature: float = 0.3,
+        decay: float = 1.0,
+    ):
         self.alpha = alpha
         self.temperature = temperature
-        counts = operations.sums(np.ones(len(scores)))
-        means = operations.sums(ranks(scores)) / counts
+        weights = decay ** np.arange(len(scores) - 1, -1, -1.0)
+        # What is forgotten altogether counts as next to nothing, and not as a division by 0.
+        counts = np.maximum(operations.sums(weights), np.finfo(float).tiny)
+        means = operations.sums(weights * ranks(scores)) / counts
         self.counts = dict(zip(operations.columns, counts.tolist(), strict=True))
         self.means = dict(zip(operations.columns, means.tolist(), strict=True))
         self.total = counts.sum()

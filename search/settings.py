@@ -122,7 +122,7 @@ class SearchSettings(TextSettings):
 
     # Strategy
     strategy: Literal["op_nas", "thompson_op_nas", "evolution", "regularized_evolution", "largest_first", "random"] = (
-        _setting("op_nas", "How candidates are proposed.")
+        _setting("thompson_op_nas", "How candidates are proposed.")
     )
     max_evaluations: int = _setting(40, "Candidates to evaluate.")
     population_size: int = _setting(16, "M: random genomes in the first generation.")
@@ -149,6 +149,10 @@ class SearchSettings(TextSettings):
     )
     priority_alpha: float = _setting(0.2, "Weight of the upper confidence bound in the operation priority.")
     priority_temperature: float = _setting(0.3, "Temperature of the softmax that operations are drawn with.")
+
+    priority_decay: float = _setting(
+        1.0, "Weight of a candidate in the priority against that of the next one; below 1 old ones are forgotten."
+    )
 
     # Training
     batch_size: int = _setting(8, "Sequences in a batch.")
@@ -232,6 +236,7 @@ class SearchSettings(TextSettings):
             self._expect(name, getattr(self, name) is None or getattr(self, name) > 0, "a positive number")
         for name in ("crossover_probability", "hurdle_share"):
             self._expect(name, 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
+        self._expect("priority_decay", 0 < self.priority_decay <= 1, "a number above 0 and at most 1")
         self._expect("hurdle", self.hurdle is None or 0 <= self.hurdle < 1, "a number from 0 to below 1")
         for name, count in {"layer_mutations": 3, "operation_mutations": 4}.items():
             weights = getattr(self, name)

@@ -125,15 +125,16 @@ class OpNas(Evolution):
     """Operation-priority evolution: plain evolution, but operations are drawn by priority.
 
     Args: those of `Evolution`, and
-        alpha, temperature: of the `OperationPriority`.
+        alpha, temperature, decay: of the `OperationPriority`.
     """
 
     alpha: float = 0.2
     temperature: float = 0.3
+    decay: float = 1.0
 
     def mutation(self, archive: Archive) -> Callable[[Any, np.random.Generator], Any]:
         operations = archive.incidence(self.space.operations)
-        draw = OperationPriority(operations, archive.scores, self.alpha, self.temperature)
+        draw = OperationPriority(operations, archive.scores, self.alpha, self.temperature, self.decay)
         return partial(self.space.mutate, draw=draw)
 
 

@@ -60,7 +60,7 @@ def test_the_scripts_take_every_command(tmp_path, scale):
     settings = {row: parse_settings(command[3:]) for row, command in searches.items()}
     assert set(settings) == {"attentions", "convolutions", "one_kernel_size", "random_search", "ours"}
     layers = made.scale["model"]["num_hidden_layers"]
-    assert settings["attentions"].min_attention_layers == layers and settings["ours"].strategy == "op_nas"
+    assert settings["attentions"].min_attention_layers == layers and settings["ours"].strategy == "thompson_op_nas"
     assert settings["convolutions"].max_attention_layers == 0 and settings["one_kernel_size"].kernel_sizes == [7]
 
     pretraining = HfArgumentParser(

@@ -341,6 +341,15 @@ def test_priority_is_the_formula():
     assert priority.probabilities(["a", "c"]) == pytest.approx(weights / weights.sum())
 
 
+def test_what_is_long_ago_counts_less():
+    rows = [(["a"], 1.0), (["a", "b"], 2.0), (["b"], 3.0)]  # ranks 0, 1/2, 1
+    priority = OperationPriority(*table(rows), decay=0.5)
+    assert priority.counts == {"a": 0.75, "b": 1.5}
+    assert priority.means == {"a": pytest.approx(0.25 / 0.75), "b": pytest.approx((0.25 + 1) / 1.5)}
+    forgotten = OperationPriority(*table([(["old"], 1.0)] + [(["new"], 2.0)] * 3000), decay=0.5)
+    assert np.isfinite(forgotten.probabilities(["old", "new"])).all()
+
+
 def test_priority_draws_by_its_probabilities():
     priority = OperationPriority(*table([(["good"], 1.0), (["bad"], 0.0)] * 5), alpha=0.1, temperature=0.5)
     names = ["bad", "good", "unseen"]

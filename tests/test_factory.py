@@ -33,13 +33,16 @@ def test_settings_reach_space_and_strategy():
         population_size=7,
         num_parents=2,
         num_children=5,
+        strategy="op_nas",
         priority_alpha=0.7,
+        priority_decay=0.9,
         crossover_probability=0.4,
         objectives=["score", "flops"],
     )
     assert (space.num_layers, space.kernel_sizes) == (3, (3, 5))
     assert (space.layer_mutations, space.operation_mutations) == ((0, 1, 2), (1, 2, 3, 4))
-    assert (strategy.population_size, strategy.num_parents, strategy.num_children, strategy.alpha) == (7, 2, 5, 0.7)
+    assert (strategy.population_size, strategy.num_parents, strategy.num_children) == (7, 2, 5)
+    assert (strategy.alpha, strategy.temperature, strategy.decay) == (0.7, 0.3, 0.9)
     assert (strategy.crossover_probability, strategy.objectives) == (0.4, ("score", "flops"))
 
 
@@ -47,6 +50,8 @@ def test_settings_reach_space_and_strategy():
 def test_settings_without_effect_are_refused(values):
     with pytest.raises(ValueError, match=r"expected its default with strategy 'random'"):
         make(strategy="random", **values)
+    with pytest.raises(ValueError, match=r"priority_alpha: expected its default with strategy 'thompson_op_nas'"):
+        make(priority_alpha=0.5)
 
 
 def test_limits():

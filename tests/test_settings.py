@@ -31,6 +31,7 @@ def test_unknown_names_are_refused():
         ({"max_evaluations": 0}, "max_evaluations: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected at least 0"),
         ({"max_parameters": 0}, "max_parameters: expected a positive number, got 0"),
+        ({"priority_decay": 0.0}, "priority_decay: expected a number above 0 and at most 1, got 0.0"),
         ({"hurdle": 1.0}, "hurdle: expected a number from 0 to below 1"),
         ({"layer_mutations": [1.0, 1.0]}, "layer_mutations: expected 3 numbers"),
         ({"operation_mutations": [0.0, 0.0, 0.0, 0.0]}, "operation_mutations: expected 4 numbers .*not all"),
