@@ -142,15 +142,24 @@ def test_killed_at_fifty_random_moments(tmp_path):
     path = tmp_path / "killed" / "history.jsonl"
     rng = random.Random(0)
     lengths = [0]
+
+    def lines() -> int:
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
     for _ in range(50):
+        # On a busy machine nothing may happen for long: not before it has got on by as much as is drawn.
+        wanted = lines() + rng.choice([0, 0, 1, 1, 2, 3])
         pid = os.fork()
         if pid == 0:
             search(path, count=60, seconds=0.002)
             os._exit(0)
-        time.sleep(rng.uniform(0.0, 0.05))
+        deadline = time.monotonic() + 60
+        while lines() < min(wanted, 61) and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        time.sleep(rng.uniform(0.0, 0.005))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        if path.exists() and path.read_bytes().count(b"\n"):
+        if lines():
             _, records = read_history(path)
             assert records == expected[: len(records)]
             lengths.append(len(records))
