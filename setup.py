@@ -9,7 +9,8 @@ setup(
     name="autobert-zero",
     version="0.1.0",
     description="Evolve BERT backbones from primitive operations (OP-NAS with bi-branch weight sharing)",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    # Without the front matter, which is the Hub's.
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8").split("---\n", 2)[2].lstrip(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -1,10 +1,18 @@
 """What a saved model is to a process that has transformers and not this package, head by head and tensor by tensor."""
 
 import json
+from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
-from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, Attention, Expression, Genome
+from autobert_zero.configuration_autobert_zero import (
+    PUBLISHED_GENOME,
+    Attention,
+    AutoBertZeroConfig,
+    Expression,
+    Genome,
+)
 from autobert_zero.modeling_autobert_zero import AUTO_CLASSES
 
 from .conftest import run_without_package, tiny_config
@@ -66,3 +74,25 @@ def test_every_head_in_a_process_without_the_package(tmp_path):
     assert "It has no effect here and is ignored" not in messages and "loading weights" in messages.lower()
     printed = {line.split()[1]: float(line.split()[2]) for line in out.splitlines() if line.startswith("SUM ")}
     assert printed == pytest.approx(sums, rel=1e-5) and len(printed) == 8
+
+
+def test_a_checkout_is_the_published_base_architecture(tmp_path):
+    """Without weights; loaded from the folder itself, as from a repository of the Hub."""
+    root = Path(__file__).resolve().parent.parent
+    values = json.loads((root / "config.json").read_text())
+    assert AutoBertZeroConfig(**values).to_dict() | {"architectures": None} == AutoBertZeroConfig.preset(
+        "autobert-zero-base"
+    ).to_dict() | {"architectures": None}
+    code = """
+import sys, torch, transformers
+config = transformers.AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.device("meta"):
+    model = transformers.AutoModel.from_config(config, trust_remote_code=True)
+print(type(model).__module__.startswith("transformers_modules."), sum(p.numel() for p in model.parameters()))
+"""
+    output, _ = run_without_package(code, str(root), cwd=tmp_path)
+    remote, parameters = output.split()
+    assert remote == "True" and float(parameters) == pytest.approx(103.7e6, rel=1e-3)
+    front = (root / "README.md").read_text().split("---\n")[1]
+    card = ModelCard((root / "README.md").read_text())
+    assert card.data.license == "apache-2.0" and "pipeline_tag: fill-mask" in front
