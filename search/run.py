@@ -123,6 +123,7 @@ class Run:
         self.main = accelerator.is_main_process
         self.folder = Path(settings.output_dir)
         self.seconds: dict[str, float] = {}
+        self.commit = reporting.commit() if self.main else None  # of the code that runs, whatever comes after it
 
     def execute(self) -> None:
         with contextlib.ExitStack() as held:
@@ -490,7 +491,7 @@ class Run:
             },
             "command": shlex.join(["python", "-m", "autobert_zero.search", *sys.argv[1:]]),
             "versions": reporting.versions(),
-            "commit": reporting.commit(),
+            "commit": self.commit,
             "settings": settings.to_dict(),
         }
 
