@@ -62,7 +62,7 @@ search-efficiency: .venv/installed
 pretraining-speed: .venv/installed
 	$(BIN)/python benchmarks/pretraining.py --genome autobert-zero-small --train_file $(TEXT) --max_seq_length 128 \
 	    --config_overrides hidden_size=128,num_attention_heads=4,intermediate_size=512 --vocab_size 8192 \
-	    --max_steps 30 --per_device_train_batch_size 16 --output_dir runs/speed --results results/pretraining_speed.json
+	    --max_steps 30 --per_device_train_batch_size 16 --prepared_dir runs/speed/text --output_dir runs/speed --results results/pretraining_speed.json
 
 scaling: .venv/installed
 	$(BIN)/python benchmarks/scaling.py driver --output results/scaling/driver.json
