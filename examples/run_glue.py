@@ -32,6 +32,7 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from continuing import differences, model_identity, steps_identity
+from fine_tuning import FineTuningArguments, check_fit
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -40,7 +41,6 @@ from transformers import (
     HfArgumentParser,
     Trainer,
 )
-from transformers import TrainingArguments as TransformersArguments
 
 from autobert_zero.search import reporting
 from autobert_zero.search.glue import TASKS, decide, headline, load_task, unlike_official
@@ -76,36 +76,16 @@ class GlueArguments:
     save_models: bool = field(default=False, metadata={"help": "Keep the fine-tuned models, by task and seed."})
 
 
-@dataclass
-class TrainingArguments(TransformersArguments):
-    """transformers' own, with defaults for fine-tuning."""
-
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate, if there is no grid."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Updates, or their share, in which the rate rises."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Of all but biases and norms."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows of a device in an update."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of a device in an evaluation."})
-
-
 class FineTuning:
     """Trainings of one model on one task."""
 
-    def __init__(self, name: str, options: GlueArguments, args: TrainingArguments):
+    def __init__(self, name: str, options: GlueArguments, args: FineTuningArguments):
         self.name, self.options, self.args = name, options, args
         self.task = TASKS[name]
         remote = {"trust_remote_code": options.trust_remote_code, "revision": options.revision}
         self.tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
         self.config = AutoConfig.from_pretrained(options.model, **remote)
-        if len(self.tokenizer) > self.config.vocab_size:
-            raise ValueError(
-                f"model: expected a tokenizer of at most {self.config.vocab_size} tokens, the vocabulary of the model, "
-                f"got one of {len(self.tokenizer)}"
-            )
-        if options.max_seq_length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"max_seq_length: expected at most {self.config.max_position_embeddings}, the positions of the model, "
-                f"got {options.max_seq_length}"
-            )
+        check_fit(self.config, self.tokenizer, options.max_seq_length)
         self.config.num_labels = max(1, len(self.task.labels))
         if self.task.labels:
             self.config.id2label = dict(enumerate(self.task.labels))
@@ -310,7 +290,7 @@ def names_of(task_name: str, data_dir: str | None) -> list[str]:
 
 def main() -> None:
     parser = HfArgumentParser(
-        (GlueArguments, TrainingArguments),  # type: ignore[arg-type]
+        (GlueArguments, FineTuningArguments),  # type: ignore[arg-type]
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

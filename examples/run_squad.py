@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import transformers
 from continuing import file_digest, hold_settings, last_checkpoint, model_identity, steps_identity
+from fine_tuning import FineTuningArguments, check_fit
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -31,7 +32,6 @@ from transformers import (
     HfArgumentParser,
     Trainer,
 )
-from transformers import TrainingArguments as TransformersArguments
 
 from autobert_zero.search import reporting
 
@@ -56,15 +56,11 @@ class SquadArguments:
 
 
 @dataclass
-class TrainingArguments(TransformersArguments):
-    """transformers' own, with defaults for fine-tuning."""
+class SquadTrainingArguments(FineTuningArguments):
+    """Those of fine-tuning, with defaults for windows of text."""
 
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=2.0, metadata={"help": "Times that the training part is seen."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Updates, or their share, in which the rate rises."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Of all but biases and norms."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Windows of a device in an update."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Windows of a device in an evaluation."})
 
 
 @dataclass(frozen=True)
@@ -171,21 +167,17 @@ def best_answers(
     }
 
 
-def set_up(options: SquadArguments, args: TrainingArguments) -> tuple[Trainer, datasets.Dataset, list[Question], dict]:
+def set_up(
+    options: SquadArguments, args: SquadTrainingArguments
+) -> tuple[Trainer, datasets.Dataset, list[Question], dict]:
     """Raises: ValueError for bad input, before anything is trained."""
     remote = {"trust_remote_code": options.trust_remote_code, "revision": options.revision}
     config = AutoConfig.from_pretrained(options.model, **remote)
     tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
-    for name, most, of in (
-        ("max_seq_length", config.max_position_embeddings, "the positions of the model"),
-        ("doc_stride", options.max_seq_length // 2 - 4, "a little less than half of max_seq_length"),
-    ):
-        if getattr(options, name) > most:
-            raise ValueError(f"{name}: expected at most {most}, {of}, got {getattr(options, name)}")
-    if len(tokenizer) > config.vocab_size:
+    check_fit(config, tokenizer, options.max_seq_length)
+    if options.doc_stride > (most := options.max_seq_length // 2 - 4):
         raise ValueError(
-            f"model: expected a tokenizer of at most {config.vocab_size} tokens, the vocabulary of the model, "
-            f"got one of {len(tokenizer)}"
+            f"doc_stride: expected at most {most}, a little less than half of max_seq_length, got {options.doc_stride}"
         )
     train, validation = read_squad(options.train_file), read_squad(options.validation_file)
     windows = make_windows(train, tokenizer, options)
@@ -223,7 +215,7 @@ def set_up(options: SquadArguments, args: TrainingArguments) -> tuple[Trainer, d
 
 def main() -> None:
     parser = HfArgumentParser(
-        (SquadArguments, TrainingArguments),  # type: ignore[arg-type]
+        (SquadArguments, SquadTrainingArguments),  # type: ignore[arg-type]
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

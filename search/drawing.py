@@ -8,7 +8,7 @@ import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,11 +82,8 @@ class Picture:
             match shape:
                 case Line(points):
                     self.shapes.append(Line(tuple((a + x, b + y) for a, b in points)))
-                case Box():
-                    moved = (shape.x + x, shape.y + y, shape.width, shape.height, shape.text, shape.kind)
-                    self.shapes.append(Box(*moved))
-                case Text():
-                    self.shapes.append(Text(shape.x + x, shape.y + y, shape.text, shape.size, shape.bold))
+                case Box() | Text():
+                    self.shapes.append(replace(shape, x=shape.x + x, y=shape.y + y))
 
 
 def _kind(node: Expression) -> str:
