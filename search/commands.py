@@ -5,8 +5,10 @@ autobert-zero show runs/mine --output backbone.svg
 """
 
 import argparse
+import json
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from autobert_zero.configuration_autobert_zero import (
@@ -16,10 +18,11 @@ from autobert_zero.configuration_autobert_zero import (
     Expression,
     Genome,
 )
-from autobert_zero.search import drawing, notation
+from autobert_zero.search import drawing, notation, reporting
 from autobert_zero.search.factory import load_genome
 from autobert_zero.search.history import read_history
 from autobert_zero.search.records import Archive
+from autobert_zero.search.report import RunHistory, page, same_text, standard_error, summarize
 
 
 def find_genome(source: str) -> Genome:
@@ -84,6 +87,84 @@ def _show(arguments: list[str]) -> None:
         parser.error("--output: pictures in .png need matplotlib (pip install matplotlib); .svg needs nothing")
 
 
+def _read_runs(parser: argparse.ArgumentParser, sources: list[str]) -> list[RunHistory]:
+    try:
+        return [RunHistory.read(source) for source in sources]
+    except (ValueError, OSError) as error:
+        parser.error(f"runs: {error}")
+
+
+def _report(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="autobert-zero report",
+        description="Make the page of a search, or one of several side by side, from their histories.",
+        epilog="example: autobert-zero report runs/mine runs/other --output both.html",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", help="Folders of runs, or history files; also while a search still runs.")
+    parser.add_argument(
+        "--output", type=Path, help="HTML file to write; default: report.html in the folder of the run, if it is one."
+    )
+    given = parser.parse_args(arguments)
+    runs = _read_runs(parser, given.runs)
+    output = given.output
+    if output is None:
+        if len(runs) > 1 or not Path(given.runs[0]).is_dir():
+            parser.error("--output: expected a file for what is not the folder of one run")
+        output = Path(given.runs[0]) / "report.html"
+    try:
+        reporting.write_text(output, page(runs))
+    except OSError as error:
+        parser.error(f"--output: cannot write {output}: {error.strerror}")
+    print(output)
+
+
+def _report_losses(runs: list[RunHistory]) -> Iterator[tuple[float | None, float | None]]:
+    """Mean and standard error of the losses of the found models, then of BERT, over the runs that are finished."""
+    results = [
+        json.loads(file.read_text(encoding="utf-8"))["results"]
+        for run in runs
+        if run.folder is not None and (file := run.folder / "summary.json").exists()
+    ]
+    for name in ("AutoBERT-Zero (found)", "BERT"):
+        losses = [result[name]["loss"] for result in results if result[name]["loss"] is not None]
+        yield (statistics.fmean(losses) if losses else None, standard_error(losses))
+
+
+def _shown(value: tuple[float | None, float | None]) -> str:
+    mean, error = value
+    return "" if mean is None else f"{mean:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def _compare(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="autobert-zero compare",
+        description="Compare searches: best scores, with means and standard errors over runs that differ in nothing but "
+        "their seeds, and the report losses of those that are finished.",
+        epilog="example: autobert-zero compare runs/*",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", help="Folders of runs, or history files.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+    given = parser.parse_args(arguments)
+    runs = _read_runs(parser, given.runs)
+    rows = summarize(runs)
+    if given.json:
+        names = ("found", "bert")
+        for row in rows:
+            losses = zip(names, _report_losses(row["runs"]), strict=True)
+            row |= {"runs": [run.name for run in row["runs"]], "losses": dict(losses)}
+        print(json.dumps(rows, indent=2))
+        return
+    cells = [("group", "runs", "best score", "found: loss", "BERT: loss")]
+    for row in rows:
+        score = (row["mean"], row["error"])
+        cells.append((row["label"], str(len(row["runs"])), *map(_shown, (score, *_report_losses(row["runs"])))))
+    print(reporting.text_table(cells))
+    if not same_text(runs):
+        print("The runs are not of the same text: their scores are no measure of each other.", file=sys.stderr)
+
+
 def _search(arguments: list[str]) -> None:
     from autobert_zero.search.cli import main as search  # torch and transformers take seconds to import
 
@@ -93,6 +174,8 @@ def _search(arguments: list[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "search": (_search, "evolve a backbone from text"),
     "show": (_show, "show a backbone in text, LaTeX or a picture"),
+    "report": (_report, "make the page of a search, or of several side by side"),
+    "compare": (_compare, "compare searches in a table"),
 }
 
 

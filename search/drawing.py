@@ -248,18 +248,18 @@ def _lines(parts: Iterable[Picture], limit: float) -> list[list[Picture]]:
 
 
 def to_svg(picture: Picture) -> str:
-    """Self-contained; ink follows the reader's light or dark mode."""
-    fills = "".join(f".{kind}{{fill:{fill};stroke:{edge}}}" for kind, (fill, edge) in KINDS.items())
+    """Self-contained, also inside a page; ink follows the reader's light or dark mode."""
+    fills = "".join(f".genome .{kind}{{fill:{fill};stroke:{edge}}}" for kind, (fill, edge) in KINDS.items())
     style = (
-        f"text{{font:{FONT_SIZE}px system-ui,sans-serif;fill:{INK};dominant-baseline:central}}"
-        f"polyline{{fill:none;stroke:{INK};stroke-width:1.2}}.out{{fill:{INK}}}{fills}"
-        f"@media(prefers-color-scheme:dark){{.out{{fill:{DARK_INK}}}polyline{{stroke:{DARK_INK}}}}}"
+        f".genome text{{font:{FONT_SIZE}px system-ui,sans-serif;fill:{INK};dominant-baseline:central}}"
+        f".genome polyline{{fill:none;stroke:{INK};stroke-width:1.2}}{fills}"
+        f"@media(prefers-color-scheme:dark){{.genome .out{{fill:{DARK_INK}}}.genome polyline{{stroke:{DARK_INK}}}}}"
     )
     title = html.escape(picture.title)
     width, height = (f"{value:.0f}" for value in (picture.width, picture.height))
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="{title}">',
+        f'<svg class="genome" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{title}">',
         f"<title>{title}</title><style>{style}</style>",
     ]
     for shape in picture.shapes:

@@ -2,7 +2,13 @@
 
 from collections.abc import Iterator
 
-from autobert_zero.configuration_autobert_zero import Attention, Convolution, Expression, Genome
+from autobert_zero.configuration_autobert_zero import (
+    SELF_ATTENTION,
+    Attention,
+    Convolution,
+    Expression,
+    Genome,
+)
 
 
 _FUNCTIONS = {
@@ -41,6 +47,30 @@ def _formula(node: Expression) -> tuple[str, int]:
     raise AssertionError(node.name)
 
 
+def _replaced(old: Expression, new: Expression) -> tuple[Expression, Expression]:
+    """The smallest parts in which two expressions differ, wherever they are used."""
+    if old.name != new.name or len(old.operands) != len(new.operands):
+        return old, new
+    pairs = {_replaced(a, b) for a, b in zip(old.operands, new.operands, strict=True) if a != b}
+    return pairs.pop() if len(pairs) == 1 else (old, new)
+
+
+def differences(old: Genome, new: Genome) -> list[str]:
+    """What makes one genome of another, of as many layers: `layer 3: convolution 7 → convolution 15`."""
+    layers = [layer for layer, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
+    if len(layers) == 2 and [old[i] for i in layers] == [new[i] for i in reversed(layers)]:
+        return [f"layers {layers[0] + 1} and {layers[1] + 1} swapped"]
+    found = []
+    for layer in layers:
+        a, b = old[layer], new[layer]
+        if isinstance(a, Attention) and isinstance(b, Attention):
+            parts: tuple[object, object] = _replaced(a.expression, b.expression)
+        else:
+            parts = tuple("attention" if isinstance(gene, Attention) else str(gene) for gene in (a, b))  # type: ignore
+        found.append(f"layer {layer + 1}: {parts[0]} → {parts[1]}")
+    return found
+
+
 def latex(expression: Expression) -> str:
     """The formula of an attention: `\\operatorname{softmax}\\left(\\frac{Q\\,K^{\\top}}{\\sqrt{d}}\\right)\\,V`."""
     return _formula(expression)[0]
@@ -54,6 +84,11 @@ def distinct_attentions(genome: Genome) -> dict[Attention, str]:
             number, letter = divmod(len(found), 26)
             found[gene] = chr(ord("A") + letter) + (str(number) if number else "")
     return found
+
+
+def is_bert(genome: Genome) -> bool:
+    """Whether every layer is BERT's self-attention."""
+    return all(gene == SELF_ATTENTION for gene in genome)
 
 
 def layer_names(genome: Genome) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,20 @@ def commit() -> str | None:
     return head + ("+changes" if changes.strip() else "")
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write a JSON file as a whole: the old one stays until the new one is safe."""
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a file as a whole: the old one stays until the new one is safe."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a JSON file as a whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def results_table(summary: dict[str, Any]) -> str:
@@ -68,6 +73,11 @@ def results_table(summary: dict[str, Any]) -> str:
             ("diverged", "") if result["loss"] is None else (f"{result['loss']:.4f}", f"{result['perplexity']:,.1f}")
         )
         rows.append((name, parameters, *losses))
+    return text_table(rows)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the first of them the heads, in columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows

@@ -26,7 +26,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
-from autobert_zero.search import reporting
+from autobert_zero.search import report, reporting
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.evolution import HistoryMismatch, evolve, first_generation
 from autobert_zero.search.factory import make_sizes, make_space, make_strategy
@@ -34,6 +34,7 @@ from autobert_zero.search.glue_proxy import GlueProxy, read_tasks
 from autobert_zero.search.history import History
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.records import Archive, Record, pareto_front
+from autobert_zero.search.report import RunHistory
 from autobert_zero.search.settings import SearchSettings, stream
 from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.supernet import PathSampler, SuperNetwork, train_supernet
@@ -44,6 +45,9 @@ from autobert_zero.search.workers import Workers
 # So many failures one after the other have one cause, and it is not in the candidates.
 MAX_FAILURES_IN_A_ROW = 20
 
+
+# The page of a search is at most so old, unless writing it took more than one part in so many of the time.
+PAGE_SECONDS, PAGE_SHARE = 30, 50
 
 # Reasons that are the candidate's own.
 _LIMITS = ("LatencyExceeded", "TimeoutError")
@@ -92,6 +96,25 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
+
+
+def write_page(folder: Path, history: History, refresh_seconds: int | None = None) -> None:
+    """`report.html` of the folder, as a whole."""
+    run = RunHistory(folder.resolve().name, history.header, list(history))
+    reporting.write_text(folder / "report.html", report.page([run], refresh_seconds))
+
+
+class LivePage:
+    """The page of a search that goes on: written now and then, and never for more than a small share of the time."""
+
+    def __init__(self) -> None:
+        self.due = time.monotonic()
+
+    def write(self, folder: Path, history: History) -> None:
+        start = time.monotonic()
+        if start >= self.due:
+            write_page(folder, history, PAGE_SECONDS)
+            self.due = time.monotonic() + max(PAGE_SECONDS, PAGE_SHARE * (time.monotonic() - start))
 
 
 def hold_folder(settings: SearchSettings) -> contextlib.AbstractContextManager:
@@ -250,7 +273,9 @@ class Run:
             "seed_genomes": self.seeds,
             "seed": self.settings.seed,
             "threads": torch.get_num_threads(),
-            "versions": reporting.versions(),
+            "text": self._source(),
+            "unigram_score": self._unigram_score(),
+            **self._provenance(),
         }
         try:
             history = History(self.folder / "history.jsonl", header, identity=("settings", "data", "seed_genomes"))
@@ -337,6 +362,7 @@ class Run:
         settings = self.settings
         progress = Progress("candidates", settings.max_evaluations, len(history), "candidate")
         [best] = Archive(history).best(1) or [None]
+        page = LivePage()
         failures, reason = 0, None
 
         def submit(record: Record, visible: Archive) -> Callable[[], Record]:
@@ -358,6 +384,7 @@ class Run:
                 if done.score is not None and (best is None or done.score > best.score):
                     best = done
                 progress(done.index + 1, best=best and best.score)
+                page.write(self.folder, history)
                 self._log_candidate(done, best)
                 return done
 
@@ -377,6 +404,7 @@ class Run:
             raise UsageError(str(error)) from None
         finally:
             progress.close()
+        write_page(self.folder, history)
         return status
 
     def _log_candidate(self, record: Record, best: Record | None) -> None:
@@ -483,6 +511,18 @@ class Run:
             "seconds_of_candidates": sum(record.seconds for record in history),
             "seed": settings.seed,
             "data": {"source": self._source(), **{k: v for k, v in self.data.items() if k != "tokens"}},
+            **self._provenance(),
+            "settings": settings.to_dict(),
+        }
+
+    def _unigram_score(self) -> float | None:
+        """What knowing no context scores; None for a proxy that is not about tokens."""
+        if self.settings.proxy != "mlm":
+            return None
+        return -self.corpus.unigram_loss("select", self.settings.eval_sequences)
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
             "machine": {
                 "processes": self.accelerator.num_processes,
                 "threads": torch.get_num_threads(),
@@ -492,7 +532,6 @@ class Run:
             "command": shlex.join(["python", "-m", "autobert_zero.search", *sys.argv[1:]]),
             "versions": reporting.versions(),
             "commit": self.commit,
-            "settings": settings.to_dict(),
         }
 
     def _save(self, summary: dict[str, Any]) -> None:
@@ -522,4 +561,4 @@ class Run:
         self.say(reporting.genome_table(genome))
         self.say(f"\nTrained from scratch on {summary['tokens']['final_each']:,} tokens each:\n")
         self.say(reporting.results_table(summary))
-        self.say(f"\nModel: {self.folder / 'model'}")
+        self.say(f"\nModel: {self.folder / 'model'}\nReport: {self.folder / 'report.html'}")

@@ -100,12 +100,14 @@ class BackboneSpace:
         """A genome of layers of both."""
         return mutation.crossover(genome, other, self, rng)
 
-    def operations(self, genome: Genome) -> list[str]:
+    @staticmethod
+    def operations(genome: Genome) -> list[str]:
         """Names of the operations in the attention layers, each once, sorted."""
         nodes = (node for gene in genome if isinstance(gene, Attention) for node in gene.expression.nodes())
         return sorted({node.name for node in nodes if node.operands})
 
-    def features(self, genome: Genome) -> list[str]:
+    @staticmethod
+    def features(genome: Genome) -> list[str]:
         """What stands where: kind, kernel size, operations and inputs of each layer."""
         found = []
         for layer, gene in enumerate(genome):

@@ -44,8 +44,10 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def history_without_times(settings: SearchSettings) -> list[dict]:
+    """Of all that is in a history, what must not depend on who ran it, and how fast."""
     lines = Path(settings.output_dir, "history.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    changing = ("seconds", "machine", "command", "commit")
+    return [{k: v for k, v in json.loads(line).items() if k not in changing} for line in lines]
 
 
 def results(settings: SearchSettings) -> dict:
@@ -100,7 +102,11 @@ def test_a_run_leaves_what_it_promises(finished):
         "modeling_autobert_zero.py",
         "tokenizer.json",
     }
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f">{max(scores.values()):.4f}<".replace("-", "−") in page and "http-equiv" not in page
+    assert summary["commit"] is None or summary["commit"] in page
     assert {path.name for path in folder.iterdir()} == {
+        "report.html",
         ".lock",
         "history.jsonl",
         "model",

@@ -75,6 +75,19 @@ ALLOWED = {
     },
     "search.workers": {"search.reporting", "search.stopping"},
     "search.reporting": {"configuration_autobert_zero"},
+    "search.charts": set(),
+    "search.report": {
+        "configuration_autobert_zero",
+        "search.charts",
+        "search.drawing",
+        "search.history",
+        "search.notation",
+        "search.pareto",
+        "search.priority",
+        "search.records",
+        "search.settings",
+        "search.space",
+    },
     "search.__init__": set(),
     "search.__main__": {"search.cli"},
 }
@@ -95,6 +108,8 @@ PURE = [
     "stopping",
     "notation",
     "drawing",
+    "charts",
+    "report",
 ]
 
 
