@@ -165,6 +165,39 @@ def _compare(arguments: list[str]) -> None:
         print("The runs are not of the same text: their scores are no measure of each other.", file=sys.stderr)
 
 
+def _export(arguments: list[str]) -> None:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    from autobert_zero.search.publishing import export, push
+
+    parser = argparse.ArgumentParser(
+        prog="autobert-zero export",
+        description="Make a folder for the Hub of the model that a search has found: weights, configuration, tokenizer, code, "
+        "picture and model card. Upload it, if asked to.",
+        epilog="example: autobert-zero export runs/mine --output exported --push_to_hub me/my-bert --private",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, help="Folder of a finished run.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder to make.")
+    parser.add_argument("--license", help="License of the model, for its card: `apache-2.0`, say.")
+    parser.add_argument("--language", nargs="+", help="Languages of the text, for its card: `en`, say.")
+    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="Upload it to this repository of the Hub.")
+    parser.add_argument("--private", action="store_true", help="Make a repository that others do not see.")
+    given = parser.parse_args(arguments)
+    if given.private and not given.push_to_hub:
+        parser.error("--private: expected --push_to_hub with it")
+    try:
+        export(given.run, given.output, given.push_to_hub, license=given.license, language=given.language)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(given.output)
+    if given.push_to_hub:
+        try:
+            print(push(given.output, given.push_to_hub, given.private))
+        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+            sys.exit(f"error: not uploaded: {error}\n{given.output} is ready; `hf upload` takes it, too.")
+
+
 def _search(arguments: list[str]) -> None:
     from autobert_zero.search.cli import main as search  # torch and transformers take seconds to import
 
@@ -174,6 +207,7 @@ def _search(arguments: list[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "search": (_search, "evolve a backbone from text"),
     "show": (_show, "show a backbone in text, LaTeX or a picture"),
+    "export": (_export, "make a folder for the Hub of a found model, and upload it"),
     "report": (_report, "make the page of a search, or of several side by side"),
     "compare": (_compare, "compare searches in a table"),
 }

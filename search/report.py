@@ -20,7 +20,7 @@ import numpy as np
 from markupsafe import Markup
 
 from autobert_zero.configuration_autobert_zero import OPERATIONS, Convolution, Genome
-from autobert_zero.search import charts, notation
+from autobert_zero.search import charts, notation, reporting
 from autobert_zero.search.charts import Bar, Series
 from autobert_zero.search.drawing import draw_genome, to_svg
 from autobert_zero.search.history import read_history
@@ -104,7 +104,7 @@ class RunHistory:
         found["evaluation"] = f"{len(self.records):,} candidates in {duration(self.seconds)}"
         found["seed"] = str(self.settings.get("seed"))
         if machine := header.get("machine"):
-            found["machine"] = f"{machine['device']}, {machine['processes']} × {machine['threads']} threads"
+            found["machine"] = reporting.machine_text(machine)
         found |= {name: header.get(name) for name in ("command", "commit")}
         found["versions"] = ", ".join(f"{name} {version}" for name, version in header.get("versions", {}).items())
         return {name: text for name, text in found.items() if text}

@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its history: the summary, the closing table, the model card."""
+"""What results carry (machine, commit, versions), how they are written, and tables of them in text."""
 
 import contextlib
 import importlib.metadata
@@ -34,6 +34,12 @@ def machine(device_type: str = "cpu") -> str:
     return f"{cores} cores of {name}"
 
 
+def machine_text(machine: dict[str, Any]) -> str:
+    """The machine of a run in words."""
+    count, threads = machine["processes"], machine["threads"]
+    return f"{machine['device']}, {count} process{'es'[: 2 * (count > 1)]} of {threads} thread{'s'[: threads > 1]}"
+
+
 def commit() -> str | None:
     """Commit of the checkout that this package runs from, `+changes` behind it if files differ; None elsewhere."""
     root = Path(__file__).resolve().parent.parent
@@ -64,16 +70,21 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def results_table(summary: dict[str, Any]) -> str:
-    """The closing table: losses on the report part, of the found model, of BERT, and of knowing no context."""
-    rows = [("model", "parameters", "report loss", "perplexity")]
+def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Name, parameters, report loss and perplexity of the found model, of BERT, and of knowing no context."""
+    rows = []
     for name, result in summary["results"].items():
         parameters = "" if result.get("parameters") is None else f"{result['parameters']:,}"
         losses = (
             ("diverged", "") if result["loss"] is None else (f"{result['loss']:.4f}", f"{result['perplexity']:,.1f}")
         )
         rows.append((name, parameters, *losses))
-    return text_table(rows)
+    return rows
+
+
+def results_table(summary: dict[str, Any]) -> str:
+    """The closing table."""
+    return text_table([("model", "parameters", "report loss", "perplexity"), *result_rows(summary)])
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
@@ -87,51 +98,3 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 
 def genome_table(genome: Genome) -> str:
     return "\n".join(f"{number:>3}  {gene}" for number, gene in enumerate(genome, start=1))
-
-
-def model_card(summary: dict[str, Any]) -> str:
-    """README.md of the found model."""
-    tokens = summary["tokens"]
-    return f"""---
-library_name: transformers
-pipeline_tag: fill-mask
-tags: [autobert-zero, neural-architecture-search, masked-lm]
----
-
-# A backbone found by AutoBERT-Zero
-
-An encoder whose layers were evolved from primitive operations (OP-NAS with bi-branch weight sharing; the method of
-[AutoBERT-Zero](https://arxiv.org/abs/2107.07445)), then trained from scratch by masked language modelling.
-
-```python
-from transformers import pipeline
-
-fill_mask = pipeline("fill-mask", model="PATH_OR_NAME_OF_THIS_MODEL", trust_remote_code=True)
-```
-
-`trust_remote_code` runs the two Python files beside this one. Read them, and pin a `revision` when you load from a Hub.
-
-## Backbone
-
-```
-{genome_table(Genome.from_list(summary["best"]["genome"]))}
-```
-
-## Results
-
-Masked-language-model loss in nats on text that neither training nor search has seen. BERT has the same depth and
-width and was trained on the same {tokens["final_each"]:,} tokens of batches with the same settings; "unigram" predicts
-by token frequency alone.
-
-```
-{results_table(summary)}
-```
-
-Text: {summary["data"]["source"]}, {tokens["search"]:,} tokens to train and search on, {tokens["select"]:,} to select,
-{tokens["report"]:,} to report. Seed {summary["seed"]}, commit {summary["commit"]}.
-
-## Limits
-
-A model of a search run, trained as long as the run allowed: pre-train the backbone on your own text before you rely
-on it. It has seen sequences of {summary["settings"]["sequence_length"]} tokens and takes no longer ones.
-"""

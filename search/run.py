@@ -33,6 +33,7 @@ from autobert_zero.search.factory import make_sizes, make_space, make_strategy
 from autobert_zero.search.glue_proxy import GlueProxy, read_tasks
 from autobert_zero.search.history import History
 from autobert_zero.search.proxy import MaskedLMProxy
+from autobert_zero.search.publishing import describe
 from autobert_zero.search.records import Archive, Record, pareto_front
 from autobert_zero.search.report import RunHistory
 from autobert_zero.search.settings import SearchSettings, stream
@@ -544,7 +545,7 @@ class Run:
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary)
         self.corpus.tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(reporting.model_card(summary), encoding="utf-8")
+        describe(temporary, summary, self.folder.resolve().name)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         reporting.write_json(self.folder / "summary.json", summary)

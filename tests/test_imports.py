@@ -76,6 +76,12 @@ ALLOWED = {
     "search.workers": {"search.reporting", "search.stopping"},
     "search.reporting": {"configuration_autobert_zero"},
     "search.charts": set(),
+    "search.publishing": {
+        "configuration_autobert_zero",
+        "search.drawing",
+        "search.notation",
+        "search.reporting",
+    },
     "search.report": {
         "configuration_autobert_zero",
         "search.charts",
@@ -85,6 +91,7 @@ ALLOWED = {
         "search.pareto",
         "search.priority",
         "search.records",
+        "search.reporting",
         "search.settings",
         "search.space",
     },
@@ -109,6 +116,7 @@ PURE = [
     "notation",
     "drawing",
     "charts",
+    "publishing",
     "report",
 ]
 
