@@ -26,6 +26,7 @@ setup(
         "huggingface_hub>=1.0",
         "jinja2",
         "numpy>=2.0",
+        "pyyaml",
         "safetensors>=0.6",
         "tokenizers>=0.22",
         "torch>=2.8",
@@ -34,6 +35,7 @@ setup(
     ],
     extras_require={
         "examples": EXAMPLES,
+        "completion": ["shtab"],
         "glue": ["scikit-learn", "scipy"],
         "test": [
             *EXAMPLES,
@@ -49,6 +51,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "setuptools",
+            "shtab",
             "tensorboard",
             "wheel",
         ],

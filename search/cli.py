@@ -3,43 +3,113 @@
 accelerate launch -m autobert_zero.search --output_dir runs/demo
 """
 
+import argparse
+import dataclasses
 import os
 import sys
+from typing import Any, get_type_hints
 
-import accelerate
-import datasets
-import torch
-import transformers
-from safetensors import SafetensorError
+import yaml
 from transformers import HfArgumentParser
 
-from autobert_zero.search.run import Run, SearchFailed, UsageError
-from autobert_zero.search.settings import SearchSettings
-from autobert_zero.search.stopping import Stop, Stopped
+from autobert_zero.search.settings import SearchSettings, flags
 
 
+DESCRIPTION = (
+    "Evolve a BERT backbone from text: train a bi-branch super-network, search by OP-NAS, then train the best backbone and "
+    "a BERT of the same depth and width from scratch."
+)
 CONTINUE = "What is done is kept: the same command continues it."
 
 
-def parse_settings(arguments: list[str] | None = None) -> SearchSettings:
-    parser = HfArgumentParser(
-        SearchSettings,  # type: ignore[arg-type]
-        prog="python -m autobert_zero.search",
-        description="Evolve a BERT backbone from text: train a bi-branch super-network, search by OP-NAS, "
-        "then train the best backbone and a BERT of the same depth and width from scratch.",
-        allow_abbrev=False,
+def parser_arguments() -> dict[str, Any]:
+    """Arguments of the `HfArgumentParser` of a search: its settings, group by group."""
+    hints = get_type_hints(SearchSettings)
+    groups = []
+    for name, settings in SearchSettings.groups().items():
+        fields = [
+            (f.name, hints[f.name], dataclasses.field(default=f.default, metadata=f.metadata))
+            if f.default_factory is dataclasses.MISSING
+            else (f.name, hints[f.name], dataclasses.field(default_factory=f.default_factory, metadata=f.metadata))
+            for f in settings
+        ]
+        groups.append(dataclasses.make_dataclass("Group", fields, namespace={"_argument_group_name": name}))
+    return {
+        "dataclass_types": groups,
+        "usage": "%(prog)s [options]",
+        "description": DESCRIPTION,
+        "epilog": "example: accelerate launch -m autobert_zero.search --train_file text.txt --output_dir runs/mine",
+        "allow_abbrev": False,
+    }
+
+
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    """What is about the command and not about the search."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML or JSON file of settings, as settings.json of a run; flags override it."
     )
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-v", "--verbose", action="store_true", help="Say what came of each candidate.")
+    loudness.add_argument("-q", "--quiet", action="store_true", help="Say nothing but errors.")
+
+
+def with_config(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
+    """The arguments after those of the file that `--config` names, which they override."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(arguments)[0].config
+    if path is None:
+        return arguments
     try:
-        namespace, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return SearchSettings.from_dict(vars(namespace))
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(f"config: expected a YAML file, got {path!r}: {error}")
+    known = {field.name for field in dataclasses.fields(SearchSettings)}
+    if not isinstance(values, dict) or not set(values) <= known:
+        unknown = sorted(map(str, set(values) - known)) if isinstance(values, dict) else values
+        parser.error(f"config: expected settings of a search in {path!r}, got {unknown!r:.200}")
+    return [*flags(values), *arguments]
+
+
+def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tuple[SearchSettings, int]:
+    """Settings and verbosity of a parsed command line."""
+    names = {field.name for field in dataclasses.fields(SearchSettings)}
+    try:
+        settings = SearchSettings(**{name: value for name, value in vars(namespace).items() if name in names})
     except ValueError as error:
         parser.error(str(error))
+    return settings, namespace.verbose - namespace.quiet
+
+
+def parse(arguments: list[str]) -> tuple[SearchSettings, int]:
+    """Settings and verbosity of `python -m autobert_zero.search`."""
+    parser = HfArgumentParser(prog="python -m autobert_zero.search", **parser_arguments())
+    add_switches(parser)
+    return read(parser, parser.parse_args(with_config(parser, arguments)))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    settings = parse_settings(arguments)
+    search(*parse(sys.argv[1:] if arguments is None else arguments))
+
+
+def search(settings: SearchSettings, verbosity: int = 0) -> None:
+    """Run it, to the end of the process if it fails or is stopped.
+
+    Args:
+        settings: of the run.
+        verbosity: 1 to say what came of each candidate, -1 to say nothing but errors.
+    """
+    # Here, for they take seconds to load, which no help and no message should.
+    import accelerate
+    import datasets
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    from autobert_zero.search.run import Run, SearchFailed, UsageError
+    from autobert_zero.search.stopping import Stop, Stopped
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -62,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "set ACCELERATE_USE_CPU=true to run several on CPUs"
             )
         with stop.listening():
-            Run(settings, accelerator, stop).execute()
+            Run(settings, accelerator, stop, verbosity).execute()
     except UsageError as error:
         sys.exit(_complain(str(error), code=2))
     except SearchFailed as error:

@@ -9,7 +9,10 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from transformers import HfArgumentParser
 
 from autobert_zero.configuration_autobert_zero import (
     PRESETS,
@@ -18,7 +21,7 @@ from autobert_zero.configuration_autobert_zero import (
     Expression,
     Genome,
 )
-from autobert_zero.search import drawing, notation, reporting
+from autobert_zero.search import cli, drawing, notation, reporting
 from autobert_zero.search.factory import load_genome
 from autobert_zero.search.history import read_history
 from autobert_zero.search.records import Archive
@@ -51,20 +54,16 @@ def find_genome(source: str) -> Genome:
     return AutoBertZeroConfig.from_pretrained(source).parsed_genome()
 
 
-def _show(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="autobert-zero show",
-        description="Show a backbone: its layers and the attentions among them.",
-        epilog="example: autobert-zero show autobert-zero-base --output published.svg",
-        allow_abbrev=False,
-    )
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         help=f"One of {', '.join(PRESETS)}, an expression, a JSON file, the folder of a run or a model, or a model of the Hub.",
     )
     parser.add_argument("--output", type=Path, help="Picture to write: a file that ends in .svg or .png.")
     parser.add_argument("--latex", action="store_true", help="Print formulas.")
-    given = parser.parse_args(arguments)
+
+
+def _show(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     try:
         genome = find_genome(given.source)
     except (ValueError, OSError) as error:
@@ -94,18 +93,14 @@ def _read_runs(parser: argparse.ArgumentParser, sources: list[str]) -> list[RunH
         parser.error(f"runs: {error}")
 
 
-def _report(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="autobert-zero report",
-        description="Make the page of a search, or one of several side by side, from their histories.",
-        epilog="example: autobert-zero report runs/mine runs/other --output both.html",
-        allow_abbrev=False,
-    )
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", help="Folders of runs, or history files; also while a search still runs.")
     parser.add_argument(
         "--output", type=Path, help="HTML file to write; default: report.html in the folder of the run, if it is one."
     )
-    given = parser.parse_args(arguments)
+
+
+def _report(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     runs = _read_runs(parser, given.runs)
     output = given.output
     if output is None:
@@ -136,17 +131,12 @@ def _shown(value: tuple[float | None, float | None]) -> str:
     return "" if mean is None else f"{mean:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
-def _compare(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="autobert-zero compare",
-        description="Compare searches: best scores, with means and standard errors over runs that differ in nothing but "
-        "their seeds, and the report losses of those that are finished.",
-        epilog="example: autobert-zero compare runs/*",
-        allow_abbrev=False,
-    )
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", help="Folders of runs, or history files.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
-    given = parser.parse_args(arguments)
+
+
+def _compare(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     runs = _read_runs(parser, given.runs)
     rows = summarize(runs)
     if given.json:
@@ -165,25 +155,20 @@ def _compare(arguments: list[str]) -> None:
         print("The runs are not of the same text: their scores are no measure of each other.", file=sys.stderr)
 
 
-def _export(arguments: list[str]) -> None:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
-    from autobert_zero.search.publishing import export, push
-
-    parser = argparse.ArgumentParser(
-        prog="autobert-zero export",
-        description="Make a folder for the Hub of the model that a search has found: weights, configuration, tokenizer, code, "
-        "picture and model card. Upload it, if asked to.",
-        epilog="example: autobert-zero export runs/mine --output exported --push_to_hub me/my-bert --private",
-        allow_abbrev=False,
-    )
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="Folder of a finished run.")
     parser.add_argument("--output", type=Path, required=True, help="Folder to make.")
     parser.add_argument("--license", help="License of the model, for its card: `apache-2.0`, say.")
     parser.add_argument("--language", nargs="+", help="Languages of the text, for its card: `en`, say.")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="Upload it to this repository of the Hub.")
     parser.add_argument("--private", action="store_true", help="Make a repository that others do not see.")
-    given = parser.parse_args(arguments)
+
+
+def _export(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    from autobert_zero.search.publishing import export, push
+
     if given.private and not given.push_to_hub:
         parser.error("--private: expected --push_to_hub with it")
     try:
@@ -198,27 +183,100 @@ def _export(arguments: list[str]) -> None:
             sys.exit(f"error: not uploaded: {error}\n{given.output} is ready; `hf upload` takes it, too.")
 
 
-def _search(arguments: list[str]) -> None:
-    from autobert_zero.search.cli import main as search  # torch and transformers take seconds to import
-
-    search(arguments)
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="The shell to write for.")
 
 
-COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "search": (_search, "evolve a backbone from text"),
-    "show": (_show, "show a backbone in text, LaTeX or a picture"),
-    "export": (_export, "make a folder for the Hub of a found model, and upload it"),
-    "report": (_report, "make the page of a search, or of several side by side"),
-    "compare": (_compare, "compare searches in a table"),
+def _completion(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    try:
+        import shtab
+    except ImportError:
+        parser.error("needs shtab (pip install shtab)")
+    print(shtab.complete(make_parser()[0], given.shell))
+
+
+def _search(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    cli.search(*cli.read(parser, given))
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command does: how it is told in a line and in full, an example, its arguments, and what runs."""
+
+    summary: str
+    description: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.ArgumentParser, argparse.Namespace], None]
+
+
+COMMANDS = {
+    "show": Command(
+        "show a backbone in text, LaTeX or a picture",
+        "Show a backbone: its layers and the attentions among them.",
+        "autobert-zero show autobert-zero-base --output published.svg",
+        _show_arguments,
+        _show,
+    ),
+    "report": Command(
+        "make the page of a search, or of several side by side",
+        "Make the page of a search, or one of several side by side, from their histories.",
+        "autobert-zero report runs/mine runs/other --output both.html",
+        _report_arguments,
+        _report,
+    ),
+    "compare": Command(
+        "compare searches in a table",
+        "Compare searches: best scores, with means and standard errors over runs that differ in nothing but their seeds, and "
+        "the report losses of those that are finished.",
+        "autobert-zero compare runs/*",
+        _compare_arguments,
+        _compare,
+    ),
+    "export": Command(
+        "make a folder for the Hub of a found model, and upload it",
+        "Make a folder for the Hub of the model that a search has found: weights, configuration, tokenizer, code, picture and "
+        "model card. Upload it, if asked to.",
+        "autobert-zero export runs/mine --output exported --push_to_hub me/my-bert --private",
+        _export_arguments,
+        _export,
+    ),
+    "completion": Command(
+        "print a script for tab completion",
+        "Print a script that completes these commands and their options by the tab key.",
+        "autobert-zero completion bash > ~/.local/share/bash-completion/completions/autobert-zero",
+        _completion_arguments,
+        _completion,
+    ),
 }
+
+
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, HfArgumentParser]]:
+    """The parser of all, and those of the commands."""
+    parser = argparse.ArgumentParser(prog="autobert-zero", description="Evolved BERT backbones.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True, parser_class=HfArgumentParser
+    )
+    parsers = {"search": subparsers.add_parser("search", help="evolve a backbone from text", **cli.parser_arguments())}
+    cli.add_switches(parsers["search"])
+    for name, command in COMMANDS.items():
+        parsers[name] = subparsers.add_parser(
+            name,
+            help=command.summary,
+            description=command.description,
+            epilog=f"example: {command.example}",
+            allow_abbrev=False,
+            formatter_class=argparse.HelpFormatter,
+        )
+        command.add_arguments(parsers[name])
+    return parser, parsers
 
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="autobert-zero", description="Evolved BERT backbones.", allow_abbrev=False)
-    commands = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = f"commands:\n{commands}\n\n`autobert-zero COMMAND --help` says more."
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=f"One of {', '.join(COMMANDS)}.")
-    run, _ = COMMANDS[parser.parse_args(arguments[:1]).command]
-    run(arguments[1:])
+    parser, parsers = make_parser()
+    if arguments[:1] == ["search"]:
+        arguments = ["search", *cli.with_config(parsers["search"], arguments[1:])]
+    given = parser.parse_args(arguments)
+    run = _search if given.command == "search" else COMMANDS[given.command].run
+    run(parsers[given.command], given)

@@ -137,14 +137,21 @@ def hold_folder(settings: SearchSettings) -> contextlib.AbstractContextManager:
 class Run:
     """A search, in one process of an Accelerate job. `execute` is the whole of it.
 
+    Args:
+        settings: of the run.
+        accelerator: of the job.
+        stop: whether to stop.
+        verbosity: 1 to say what came of each candidate, -1 to say nothing.
+
     Raises: UsageError for bad input, before anything is trained; Stopped in order; SearchFailed.
     """
 
-    def __init__(self, settings: SearchSettings, accelerator: accelerate.Accelerator, stop: Stop):
+    def __init__(self, settings: SearchSettings, accelerator: accelerate.Accelerator, stop: Stop, verbosity: int = 0):
         self.settings = settings
         self.accelerator = accelerator
         self.stop = stop
         self.main = accelerator.is_main_process
+        self.verbosity = verbosity
         self.folder = Path(settings.output_dir)
         self.seconds: dict[str, float] = {}
         self.commit = reporting.commit() if self.main else None  # of the code that runs, whatever comes after it
@@ -192,9 +199,12 @@ class Run:
                 self._show(summary)
 
     def say(self, text: str = "") -> None:
-        if self.main:
+        if self.main and self.verbosity >= 0:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+    def _progress(self, description: str, total: int, initial: int = 0, unit: str = "step") -> Progress:
+        return Progress(description, total, initial, unit, enabled=self.main and self.verbosity >= 0)
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -324,7 +334,7 @@ class Run:
         checkpoint = self._checkpoint("supernet", self.identity)
         checkpoint.writes = self.main
         self._agree(checkpoint.step(), "output_dir: expected one folder that all processes share, got several")
-        progress = Progress("super-network", settings.supernet_steps, enabled=self.main)
+        progress = self._progress("super-network", settings.supernet_steps)
 
         def report(done: int, loss: float) -> None:
             progress(done, loss)
@@ -344,7 +354,7 @@ class Run:
         genome = Genome.from_list(job["genome"])
         if job["kind"] == "score":
             return self.proxy.score(genome, self.supernet, job["hurdle"], job["repetition"])
-        progress = Progress(f"train {job['name']}", self.settings.final_steps, enabled=self.main)
+        progress = self._progress(f"train {job['name']}", self.settings.final_steps)
         try:
             checkpoint = self._checkpoint(f"final-{job['name']}", self._full_identity())
             model = self.proxy.train_from_scratch(genome, checkpoint, progress)
@@ -361,7 +371,7 @@ class Run:
 
     def _search(self, history: History, workers: Workers) -> str:
         settings = self.settings
-        progress = Progress("candidates", settings.max_evaluations, len(history), "candidate")
+        progress = self._progress("candidates", settings.max_evaluations, len(history), "candidate")
         [best] = Archive(history).best(1) or [None]
         page = LivePage()
         failures, reason = 0, None
@@ -386,6 +396,9 @@ class Run:
                     best = done
                 progress(done.index + 1, best=best and best.score)
                 page.write(self.folder, history)
+                if self.verbosity > 0:
+                    came = done.reason if done.score is None else f"{done.score:.4f}"
+                    self.say(f"#{done.index}: {came} in {done.seconds:.1f} s: {done.genome}")
                 self._log_candidate(done, best)
                 return done
 

@@ -13,6 +13,23 @@ from autobert_zero.configuration_autobert_zero import MAX_NODES, Convolution
 
 OBJECTIVES = ("score", "parameters", "flops", "latency")
 
+# What settings are about, by the first of each group.
+_GROUPS = {
+    "train_file": "text",
+    "output_dir": "run",
+    "sequence_length": "sequences",
+    "num_hidden_layers": "model",
+    "kernel_sizes": "space",
+    "max_parameters": "limits of a candidate",
+    "strategy": "strategy",
+    "batch_size": "training",
+    "supernet_steps": "super-network",
+    "candidate_steps": "candidates",
+    "proxy": "GLUE as the score",
+    "finalists": "after the search",
+    "num_threads": "machine",
+}
+
 # Settings that may differ between sessions of one run.
 _NO_PART_OF_A_HISTORY = {
     "output_dir",
@@ -31,6 +48,15 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     """An independent random stream for each sequence of names: `stream(seed, "proposal", generation, child)`."""
     key = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def flags(values: dict[str, Any]) -> list[str]:
+    """Settings as a command line has them: `{"a_b": 1, "c": [2, 3]}` as `--a_b 1 --c 2 3`; None and [] are left out."""
+    found = []
+    for name, value in values.items():
+        if value is not None and value != []:
+            found += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return found
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -90,12 +116,9 @@ class SearchSettings(TextSettings):
     output_dir: str = _setting("runs/search", "Folder of the run. The same command on the same folder continues it.")
     seed: int = _setting(42, "All randomness of the run comes from it.")
 
-    # Text
-    # Sequences
     sequence_length: int = _setting(64, "Tokens in a sequence.")
     eval_sequences: int = _setting(256, "Sequences of the select and of the report part that a loss is taken on.")
 
-    # Model
     num_hidden_layers: int = _setting(4, "Layers of the backbone.")
     hidden_size: int = _setting(64, "Width of the backbone.")
     num_attention_heads: int = _setting(2, "Attention heads.")
@@ -103,7 +126,6 @@ class SearchSettings(TextSettings):
     initializer_range: float = _setting(0.08, "Standard deviation of initial weights; BERT has 0.02, at width 768.")
     dropout: float = _setting(0.0, "Dropout of hidden states and attention weights in all trainings.")
 
-    # Space
     kernel_sizes: list[int] = _setting([3, 5, 7, 9, 15, 31, 65], "Kernel sizes that convolutions may have.")
     max_nodes: int = _setting(14, "Most nodes in an attention expression.")
     min_attention_layers: int = _setting(
@@ -120,7 +142,6 @@ class SearchSettings(TextSettings):
     )
     latency_batch_size: int = _setting(1, "Sequences in the batch that latency is measured on.")
 
-    # Strategy
     strategy: Literal["op_nas", "thompson_op_nas", "evolution", "regularized_evolution", "largest_first", "random"] = (
         _setting("thompson_op_nas", "How candidates are proposed.")
     )
@@ -154,7 +175,6 @@ class SearchSettings(TextSettings):
         1.0, "Weight of a candidate in the priority against that of the next one; below 1 old ones are forgotten."
     )
 
-    # Training
     batch_size: int = _setting(8, "Sequences in a batch.")
     learning_rate: float = _setting(2e-3, "Peak learning rate of the super-network and of trainings from scratch.")
     warmup_ratio: float = _setting(0.1, "Share of the steps in which the learning rate rises.")
@@ -193,9 +213,9 @@ class SearchSettings(TextSettings):
     finalist_repetitions: int = _setting(2, "How often; 0 takes the best score as it is.")
     final_steps: int = _setting(1400, "Updates of the best candidate, and of BERT, from scratch.")
 
-    # Machine
     num_threads: int = _setting(
-        0, "Threads of each process; 0 shares the cores of the machine evenly. Sums differ with it in the last digits."
+        0,
+        "Threads of each process; 0 shares the cores of the machine evenly. Sums differ with it in the last digits.",
     )
     checkpoint_seconds: float = _setting(30.0, "Seconds between checkpoints of long trainings.")
     max_seconds: float | None = _setting(None, "Stop in order after this time; the same command continues.")
@@ -284,6 +304,16 @@ class SearchSettings(TextSettings):
 
     def _distinct(self, name: str) -> bool:
         return len(set(getattr(self, name))) == len(getattr(self, name))
+
+    @classmethod
+    def groups(cls) -> dict[str, list[dataclasses.Field]]:
+        """The settings by what they are about."""
+        found: dict[str, list[dataclasses.Field]] = {}
+        group = ""
+        for each in dataclasses.fields(cls):
+            group = _GROUPS.get(each.name, group)
+            found.setdefault(group, []).append(each)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

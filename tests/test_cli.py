@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from accelerate import PartialState
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
-from autobert_zero.search.cli import main, parse_settings
+from autobert_zero.search.cli import main, parse
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.settings import SearchSettings
 
@@ -66,8 +67,8 @@ def finished(tmp_path_factory) -> tuple[SearchSettings, str]:
 
 
 def test_arguments_become_settings(tiny_settings):
-    assert parse_settings(command_line(tiny_settings)) == tiny_settings
-    assert parse_settings([]) == SearchSettings()
+    assert parse(command_line(tiny_settings))[0] == tiny_settings
+    assert parse([]) == (SearchSettings(), 0)
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -165,6 +166,64 @@ def test_killed_at_any_moment_it_continues(finished, tmp_path):
     finish(start(settings))
     assert history_without_times(settings) == history_without_times(expected)
     assert results(settings) == results(expected)
+
+
+def test_a_quiet_run_says_nothing(capfd, finished):
+    settings, _ = finished
+    main([*command_line(settings), "--quiet"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        "train_file: [a.txt, b.txt]\nlearning_rate: 1e-3\nstreaming: false\nmax_parameters: null\nseed: 7\n"
+    )
+    settings, verbosity = parse(["--seed", "8", "-v", "--config", str(file), "--train_file", "c.txt"])
+    assert verbosity == 1
+    assert settings == SearchSettings(train_file=["c.txt"], learning_rate=1e-3, seed=8)
+    # What a run leaves is such a file, too.
+    file.write_text(json.dumps(tiny_settings.to_dict()))
+    assert parse(["--config", str(file)]) == (tiny_settings, 0)
+    for text, message in {
+        "sead: 7": "expected settings of a search in '{file}', got ['sead']",
+        "- 7": "expected settings of a search in '{file}', got [7]",
+        "": "expected settings of a search in '{file}', got None",
+        "seed: {": "expected a YAML file, got '{file}'",
+        "seed: many": "invalid int value: 'many'",
+    }.items():
+        file.write_text(text)
+        assert message.replace("{file}", str(file)) in fails(capsys, ["--config", str(file)])
+    assert "No such file" in fails(capsys, ["--config", "nowhere.yaml"])
+
+
+def test_help_has_every_setting_in_its_group(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    groups = re.split(r"^(\S.*):$", capsys.readouterr().out, flags=re.MULTILINE)
+    shown = {
+        name: re.findall(r"^  --(\w+)", text, re.MULTILINE)
+        for name, text in zip(groups[1::2], groups[2::2], strict=True)
+    }
+    expected = {name: [field.name for field in fields] for name, fields in SearchSettings.groups().items()}
+    assert {name: shown[name] for name in expected} == expected
+    assert sum(map(len, expected.values())) == len(dataclasses.fields(SearchSettings)) and "" not in expected
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["export", "--help"]])
+def test_the_command_is_there(arguments):
+    command = Path(sys.executable).with_name("autobert-zero")
+    done = subprocess.run([command, *arguments], capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})
+    assert done.returncode == 0 and "usage: autobert-zero" in done.stdout and "\x1b" not in done.stdout
+    assert len(arguments) == 1 or "example: " in done.stdout
+
+
+def test_completion(tmp_path):
+    script = tmp_path / "completion"
+    command = Path(sys.executable).with_name("autobert-zero")
+    script.write_bytes(subprocess.run([command, "completion", "bash"], capture_output=True, check=True).stdout)
+    ask = f"source {script}; COMP_WORDS=(autobert-zero sh); COMP_CWORD=1; _shtab_autobert_zero; echo ${{COMPREPLY[@]}}"
+    assert subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True).stdout.split() == ["show"]
 
 
 @pytest.mark.parametrize(
@@ -296,8 +355,13 @@ def test_a_winner_that_diverges_gives_way_to_the_next(finished, tmp_path, monkey
         return original(self, genome, *arguments)
 
     monkeypatch.setattr(MaskedLMProxy, "train_from_scratch", train_from_scratch)
-    main(command_line(settings))
-    assert f"Candidate {first['index']} cannot be trained: loss: expected a finite" in capsys.readouterr().out
+    main([*command_line(settings), "--verbose"])
+    out = capsys.readouterr().out
+    history = history_without_times(settings)[1:]
+    told = re.findall(r"^#(\d+): (-?[\d.]+|\w+)", out, re.MULTILINE)
+    assert [int(index) for index, _ in told] == list(range(len(history)))
+    assert all(came == f"{r['score']:.4f}" for (_, came), r in zip(told, history, strict=True) if r["status"] == "ok")
+    assert f"Candidate {first['index']} cannot be trained: loss: expected a finite" in out
     assert json.loads(Path(settings.output_dir, "summary.json").read_text())["best"] == second
 
 

@@ -14,7 +14,7 @@ from reproduce.compare import HERE, Comparison, load_yaml, mean_and_error, of_se
 from transformers import HfArgumentParser
 
 from autobert_zero.configuration_autobert_zero import Attention, Convolution
-from autobert_zero.search.cli import parse_settings
+from autobert_zero.search.cli import parse
 from autobert_zero.search.settings import TextSettings
 
 from .conftest import write_corpus
@@ -57,7 +57,7 @@ def test_the_rows_and_scales_that_there_are():
 def test_the_scripts_take_every_command(tmp_path, scale):
     made = comparison(tmp_path, scale, ROWS)
     searches = {Path(c[c.index("--output_dir") + 1]).parent.name: c for c in made.searches()}
-    settings = {row: parse_settings(command[3:]) for row, command in searches.items()}
+    settings = {row: parse(command[3:])[0] for row, command in searches.items()}
     assert set(settings) == {"attentions", "convolutions", "one_kernel_size", "random_search", "ours"}
     layers = made.scale["model"]["num_hidden_layers"]
     assert settings["attentions"].min_attention_layers == layers and settings["ours"].strategy == "thompson_op_nas"

@@ -47,20 +47,12 @@ from autobert_zero.configuration_autobert_zero import (  # noqa: E402
 from autobert_zero.search import reporting  # noqa: E402
 from autobert_zero.search.costs import Sizes  # noqa: E402
 from autobert_zero.search.factory import load_genome, read_genome  # noqa: E402
+from autobert_zero.search.settings import flags  # noqa: E402
 
 
 # Widths of the feed-forward part are multiples of it.
 WIDTH_STEP = 8
 DEFAULT_ROWS = ("bert", "hybrid", "convbert", "published", "ours")
-
-
-def flags(values: dict[str, Any]) -> list[str]:
-    """`{"a_b": 1, "c": [2, 3]}` as `--a_b 1 --c 2 3`."""
-    found = []
-    for name, value in values.items():
-        if value is not None and value != []:
-            found += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return found
 
 
 @dataclass
