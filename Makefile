@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: search test test-slow test-matrix conformance lint nas-bench rank-fidelity search-efficiency scaling pretraining-speed
+.PHONY: search test test-slow test-matrix conformance lint docs nas-bench rank-fidelity search-efficiency scaling pretraining-speed
 
 # The environment, brought up to date when what it is made of changes.
 .venv/installed: setup.py constraints.txt
@@ -41,6 +41,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The reference: docstrings as pages.
+docs: .venv/installed
+	$(BIN)/python -m pdoc --output-directory docs/reference autobert_zero.configuration_autobert_zero \
+	    autobert_zero.modeling_autobert_zero autobert_zero.search
 
 # Benchmarks of the search: minutes to hours each, what is done is kept. results/README.md says what came out.
 NAS_BENCH ?= runs/nas_bench

@@ -1,0 +1,236 @@
+"""Every command and code block of the documentation, run; every link, followed.
+
+Commands run as they stand, page by page and in order, in a folder with a `text.txt` and a `glue` of a few lines. What would take
+minutes gets more flags, that make it small; what would need other machines is read by what would read it there.
+"""
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from autobert_zero.configuration_autobert_zero import Expression
+from autobert_zero.search import commands
+from autobert_zero.search.settings import SearchSettings, flags
+
+from .conftest import TINY_RUN, write_corpus
+from .test_run_glue import write_task
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+SMALL_SIZE = {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 20}
+SMALL_TRAINING = {
+    "config_overrides": ",".join(f"{name}={value}" for name, value in SMALL_SIZE.items()),
+    "vocab_size": 150,
+    "max_seq_length": 16,
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "report_to": "none",
+}
+SMALL_TUNING = {"data_dir": "glue", "max_steps": 2, "max_seq_length": 16, "seeds": 1, "report_to": "none"}
+# What makes a script small, by its name.
+SMALL = {
+    "search": {**TINY_RUN, "glue_steps": 2},
+    "run_pretraining.py": SMALL_TRAINING,
+    "run_glue.py": SMALL_TUNING,
+}
+# What is not run here, and what is tested in its place.
+ELSEWHERE = {
+    "pip": "the environment is there",
+    "make": "test_targets_exist",
+    "sbatch": "test_the_job_script",
+    "convert_checkpoint.py": "tests/test_convert_checkpoint.py: weights of the Hub",
+    "run_squad.py": "tests/test_run_squad.py: the official files",
+    "analyze.py": "tests/test_analyze.py: weights of the Hub",
+    "compare.py": "tests/test_compare.py: minutes",
+}
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and content of the fenced blocks."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands_of(block: str) -> list[list[str]]:
+    """The commands of a block without a language; none of one that is output or a formula."""
+    lines = block.replace("\\\n", " ").splitlines()
+    if not re.match(r"(autobert-zero|accelerate|torchrun|python|make|pip) ", lines[0]):
+        return []
+    return [shlex.split(line) for line in lines]
+
+
+def name_of(command: list[str]) -> str:
+    """`search` for every way to start one, else the script or the first word."""
+    if "autobert_zero.search" in command or command[:2] == ["autobert-zero", "search"]:
+        return "search"
+    return next((Path(word).name for word in command if word.endswith(".py")), command[0])
+
+
+def made_small(command: list[str]) -> list[str]:
+    """With the flags that make it small; a search keeps what it says itself, for others go on with it."""
+    small = SMALL.get(name_of(command), {})
+    if name_of(command) == "search":
+        given = {word.removeprefix("--") for word in command}
+        given |= {"max_evaluations"} if "config" in given else set()
+        small = {name: value for name, value in small.items() if name not in given}
+    return [*command, *flags(small)]
+
+
+def run(command: list[str], monkeypatch) -> None:
+    command = [word.replace("multi_gpu.yaml", "cpu.yaml") for word in made_small(command)]
+    if command[0] == "autobert-zero":
+        commands.main(command[1:])
+    elif command[0] == "python":
+        monkeypatch.setattr(sys, "argv", command[1:])
+        monkeypatch.syspath_prepend(str(Path(command[1]).resolve().parent))
+        runpy.run_path(command[1], run_name="__main__")
+    else:
+        program = Path(sys.executable).with_name(command[0])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([program, *command[1:]], capture_output=True, text=True, timeout=200, env=environment)
+        assert done.returncode == 0, done.stderr
+        if command[0] == "torchrun":
+            assert f"{command[command.index('--nproc_per_node') + 1]} processes on cpu" in done.stdout
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with all that the pages begin with."""
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "text.txt", documents=120)
+    for task in ("rte", "mrpc"):
+        write_task(tmp_path / "glue", task)
+    for name in ("examples", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+# The runs that a page takes for granted: what the page before it left.
+GRANTED = {"README.md": ["runs/demo"], "how-to.md": ["runs/mine", "runs/second"], "examples": ["runs/mine"]}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_code(page, place, monkeypatch, capfd):
+    granted = GRANTED.get(page.name if page.parent.name != "examples" else "examples", [])
+    for number, folder in enumerate(granted):
+        run(
+            shlex.split(f"autobert-zero search --train_file text.txt --output_dir {folder} --seed {42 + number}"),
+            monkeypatch,
+        )
+    count = 0
+    for language, block in blocks(page):
+        count += 1
+        if language == "python":
+            exec(compile(block, str(page), "exec"), {"__name__": "block"})
+        elif language == "yaml":
+            name = re.match(r"# (\S+)\n", block)[1]
+            SearchSettings.from_dict(yaml.safe_load(block))
+            Path(name).write_text(block, encoding="utf-8")
+        elif not (found := commands_of(block)):
+            # An expression, or what a command prints.
+            assert block.startswith(("Best of", "matmul")) and (
+                block.startswith("Best") or Expression.parse(block.strip())
+            )
+        for command in found if not language else []:
+            if name_of(command) not in ELSEWHERE:
+                run(command, monkeypatch)
+    assert count >= (page.name != "README.md" or page.parent == ROOT) * (page.name != "explanation.md")
+
+
+def test_commands_that_are_not_run_exist():
+    for page in PAGES:
+        for command in (c for language, block in blocks(page) if not language for c in commands_of(block)):
+            script = next((word for word in command if word.endswith(".py")), None)
+            assert script is None or (ROOT / script).exists(), command
+            if command[0] == "make":
+                assert re.search(rf"^{re.escape(command[1])}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+
+
+def test_options_in_the_text_exist():
+    """Words such as `--lookahead` in a sentence."""
+    known = set(SearchSettings().to_dict()) | {
+        "config",
+        "output",
+        "latex",
+        "json",
+        "help",
+        "license",
+        "language",
+        "private",
+    }
+    known |= {"push_to_hub", "machine_rank"}
+    scripts = "".join(path.read_text() for path in (ROOT / "examples").rglob("*.py"))
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for name in set(re.findall(r"`[^`]*?--(\w+)", text)) - known:
+            launchers = ("cpu", "num_processes", "multi_gpu")
+            trainer = ("bf16", "gradient_accumulation_steps", "torch_compile", "report_to")
+            assert name in (*launchers, *trainer) or re.search(rf"\b{name}\b", scripts), f"{page.name}: --{name}"
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "results" / "README.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_the_configurations(file):
+    config = load_config_from_file(str(file))
+    assert config.num_processes == {"cpu": 1, "one_gpu": 1, "multi_gpu": 8, "multi_node": 16}[file.stem]
+    assert config.use_cpu == (file.stem == "cpu")
+
+
+def test_the_job_script(tmp_path):
+    """Bash reads it, and what it starts is a search whose options there are."""
+    script = ROOT / "docs" / "slurm.sh"
+    # Stand-ins for SLURM's commands: `srun` runs here, and what it would launch is printed.
+    for name, body in {
+        "scontrol": "echo node-a; echo node-b",
+        "srun": '"$@"',
+        "accelerate": 'printf "%s\\n" "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_ID": "7"}
+    environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.split()
+    for option, value in {"machine_rank": "1", "num_processes": "16", "main_process_ip": "node-a"}.items():
+        assert words[words.index(f"--{option}") + 1] == value
+    arguments = words[words.index("autobert_zero.search") + 1 :]
+    assert arguments == ["--train_file", "text.txt", "--output_dir", "runs/mine"]
+
+
+def test_the_notebook(place):
+    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    [cell] = [cell for cell in notebook.cells if cell.cell_type == "code" and "SearchSettings(" in cell.source]
+    small = {**TINY_RUN, "train_file": ["text.txt"], "output_dir": "runs/notebook"}
+    cell.source = cell.source.partition("settings =")[0] + f"settings = SearchSettings(**{small!r})"
+    nbclient.NotebookClient(
+        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": place}}
+    ).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/svg+xml" in output.get("data", {}) for output in outputs)
+    assert any("parameters" in output.get("text", "") for output in outputs)
+    shutil.rmtree(place / "runs")
