@@ -46,6 +46,40 @@ OPERATIONS = {
     "euclidean_distance": "ac,bc->ab",  # between the rows of x and the rows of y
 }
 
+_BUILT_IN = frozenset(OPERATIONS)
+_RULE = re.compile(r"[abcnd]{2}(,[abcnd]{2})?->[abcnd]{2}")
+
+
+def add_operation(name: str, rule: str) -> None:
+    """Make an operation of one's own part of the language; what it computes is said to the model alone.
+
+    Args:
+        name: a lower-case identifier.
+        rule: its type rule, of one or two operands, as in `OPERATIONS`; the letters `n` and `d` stand for themselves.
+
+    Raises: ValueError for what is no name or no rule, or a name that has another rule already.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z_0-9]*", name) or name in INPUTS:
+        raise ValueError(f"operation: expected a lower-case identifier other than {', '.join(INPUTS)}, got {name!r}")
+    if name in _BUILT_IN:
+        raise ValueError(f"operation {name!r}: expected a new name, got one of {', '.join(sorted(_BUILT_IN))}")
+    if not isinstance(rule, str) or not _RULE.fullmatch(rule):
+        raise ValueError(f"operation {name!r}: expected a rule such as 'ab->ab' or 'nd,nd->nn', got {rule!r}")
+    operands, result = rule.split("->")
+    if not set(result) <= {*operands, "n", "d"}:
+        raise ValueError(f"operation {name!r}: expected axes of the operands in the result, got {rule!r}")
+    if OPERATIONS.setdefault(name, rule) != rule:
+        raise ValueError(
+            f"operation {name!r}: expected the rule {OPERATIONS[name]!r} that it has already, got {rule!r}"
+        )
+
+
+def add_operations(rules: dict[str, str] | None) -> None:
+    """Make operations part of the language, by name and type rule, as a stored genome says that it needs them."""
+    for name, rule in (rules or {}).items():
+        add_operation(name, rule)
+
+
 # Linear projections of the layer input, each `n×d` per head. An expression uses as many as it likes.
 INPUTS = ("q", "k", "v", "p")
 INPUT_TYPE = RESULT_TYPE = "nd"
@@ -68,7 +102,7 @@ def _result_type(name: str, operand_types: tuple[str, ...]) -> str:
     expected = operands.split(",")
     if len(expected) != len(operand_types):
         raise ValueError(f"{name} takes {len(expected)} operand{'s'[: len(expected) > 1]}, got {len(operand_types)}")
-    axes: dict[str, str] = {}
+    axes = {"n": "n", "d": "d"}
     for letters, actual in zip(expected, operand_types, strict=True):
         for letter, axis in zip(letters, actual, strict=True):
             if axes.setdefault(letter, axis) != axis:
@@ -296,6 +330,11 @@ class Genome(tuple[Gene, ...]):
     def __str__(self) -> str:
         return " | ".join(map(str, self))
 
+    def operations(self) -> list[str]:
+        """Names of the operations in the attention layers, each once, sorted."""
+        nodes = (node for gene in self if isinstance(gene, Attention) for node in gene.expression.nodes())
+        return sorted({node.name for node in nodes if node.operands})
+
     def to_list(self) -> list[dict[str, Any]]:
         return [gene.to_dict() for gene in self]
 
@@ -377,6 +416,8 @@ class AutoBertZeroConfig(PretrainedConfig):
         genome: one gene per layer, as JSON: `{"kind": "convolution", "kernel_size": 65}` or
             `{"kind": "attention", "expression": "matmul(softmax(scale(matmul(q, transpose(k)))), v)"}`. A `Genome`
             is not JSON: pass `genome.to_list()`. `None` means the published genome.
+        own_operations: type rules of the operations in the genome that are not of this file (`add_operation`); what they
+            compute is in a file that travels with the model. Filled in where they are known.
         num_hidden_layers: number of layers; `None` means the length of the genome, anything else must equal it.
         sparse_prediction: given labels, compute masked-language-model logits only where one stands.
         sparse_pred_ignore_index: the label that stands for "no label".
@@ -389,6 +430,7 @@ class AutoBertZeroConfig(PretrainedConfig):
     model_type = "autobert_zero"
 
     genome: list[dict[str, Any]] | None = None
+    own_operations: dict[str, str] | None = None
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int | None = None
@@ -409,7 +451,9 @@ class AutoBertZeroConfig(PretrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any):
+        add_operations(self.own_operations)
         genome = PUBLISHED_GENOME if self.genome is None else Genome.from_list(self.genome)
+        self.own_operations = {name: OPERATIONS[name] for name in genome.operations() if name not in _BUILT_IN} or None
         # Written back from the parsed form: one spelling and one order of keys in every config.json.
         self.genome = genome.to_list()
         if self.num_hidden_layers is None:

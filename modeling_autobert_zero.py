@@ -20,6 +20,7 @@ type of a node is n×d, d×n, n×n or d×d with n tokens and d = head size.
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
@@ -53,6 +54,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import can_return_tuple
 
 from .configuration_autobert_zero import Attention, AutoBertZeroConfig, Convolution, Expression, Genome
+from .configuration_autobert_zero import add_operation as add_rule
 
 
 # The modules that project the layer input, by the name that expressions use.
@@ -294,6 +296,24 @@ EXECUTORS = {
     "cosine_similarity": _cosine_similarity,
     "euclidean_distance": _euclidean_distance,
 }
+# What may leave the range of float16 where it runs by itself.
+MAY_OVERFLOW = {"matmul", "euclidean_distance"}
+
+
+def add_operation(name: str, rule: str, function: Callable[..., torch.Tensor]) -> None:
+    """Make an operation of one's own part of the language.
+
+    Args:
+        name: a lower-case identifier.
+        rule: its type rule (see the configuration).
+        function: of one or two tensors (batch, heads, rows, columns), with the result likewise. What it says of a token must
+            depend on that token alone; operations that sum over tokens are told apart by nobody from pads.
+
+    Raises: ValueError for a name that is taken or a rule that is none.
+    """
+    add_rule(name, rule)
+    EXECUTORS[name] = lambda node, *arguments: function(*arguments[: len(node.operands)])
+    MAY_OVERFLOW.add(name)
 
 
 class Step(NamedTuple):
@@ -340,6 +360,12 @@ class ExpressionProgram:
             return slots[node]
 
         plan(expression)
+        if unknown := sorted({node.name for node, _, _ in planned} - set(EXECUTORS)):
+            raise ValueError(
+                f"own_operations: expected functions for {', '.join(unknown)}, got none: load the file that defines them "
+                "(`autobert_zero.search.own_operations.load`), or the model in a process without this package by "
+                "trust_remote_code=True"
+            )
         last_use = {slot: i for i, (_, _, operands) in enumerate(planned) for slot in operands}
         self.steps = [
             Step(*step, tuple(slot for slot, last in last_use.items() if last == i)) for i, step in enumerate(planned)
@@ -348,9 +374,7 @@ class ExpressionProgram:
         softmaxes = [node for node in weights if node.name == "softmax"]
         self.weights_slot = slots[(softmaxes or weights)[-1]] if weights else None
         self.takes_pairs = all(_takes_pairs(node) for node in expression.nodes())
-        self.fits_half = all(
-            step.fused or step.node.name not in ("matmul", "euclidean_distance") for step in self.steps
-        )
+        self.fits_half = all(step.fused or step.node.name not in MAY_OVERFLOW for step in self.steps)
 
     def _fuse(self, node: Expression) -> FusedAttention | None:
         if node.name != "matmul" or node.type not in ("nd", "dn"):

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, SELF_ATTENTION, Genome
+from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, SELF_ATTENTION, Genome, add_operations
 from autobert_zero.search.costs import LimitedSpace, Sizes
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.space import BackboneSpace
@@ -109,6 +109,7 @@ def load_genome(path: str | os.PathLike) -> Genome:
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         if isinstance(value, dict):
+            add_operations(value.get("own_operations"))
             value = value["genome"] if "genome" in value else value["best"]["genome"]
         return Genome.from_list(value)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -31,7 +31,8 @@ def _applications() -> dict[str, list[tuple[str, tuple[str, ...]]]]:
     return found
 
 
-APPLICATIONS = _applications()
+APPLICATIONS: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+LEAST_SIZES: dict[str, int] = {}
 
 
 def _least_sizes() -> dict[str, int]:
@@ -45,7 +46,13 @@ def _least_sizes() -> dict[str, int]:
     return sizes
 
 
-LEAST_SIZES = _least_sizes()
+def refresh() -> None:
+    """Take in operations that have been added to the language."""
+    APPLICATIONS.update(_applications())
+    LEAST_SIZES.update(_least_sizes())
+
+
+refresh()
 
 # With what probability a random expression of type n×d ends here in an input, where it could go on.
 INPUT_PROBABILITY = 0.3

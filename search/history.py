@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.configuration_autobert_zero import Genome, add_operations
 from autobert_zero.search.records import Record
 
 
@@ -98,6 +98,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, list[Record], int]:
 def _check_header(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         raise ValueError(f"expected a header with schema {SCHEMA}, got {value!r:.200}")
+    add_operations(value.get("own_operations"))  # to read the genomes, it is enough to know their types
     return value
 
 

@@ -43,7 +43,8 @@ def _formula(node: Expression) -> tuple[str, int]:
             right = part(y, _ATOM if y.name == "matmul" else _PRODUCT)
             return f"{part(x, _PRODUCT)}\\,{right}", _PRODUCT
         case name, operands:
-            return rf"{_FUNCTIONS[name]}\left({', '.join(part(x, _SUM) for x in operands)}\right)", _ATOM
+            function = _FUNCTIONS.get(name) or rf"\operatorname{{{name.replace('_', ' ')}}}"
+            return rf"{function}\left({', '.join(part(x, _SUM) for x in operands)}\right)", _ATOM
     raise AssertionError(node.name)
 
 

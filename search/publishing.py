@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
-from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.configuration_autobert_zero import Genome, add_operations
 from autobert_zero.search import notation, reporting
 from autobert_zero.search.drawing import draw_genome, to_svg
 
@@ -106,6 +106,7 @@ def export(run: Path, output: Path, repository: str | None = None, **card: Any) 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output: expected a new or an empty folder, got {str(output)!r}")
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    add_operations(summary.get("own_operations"))
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(run / "model", temporary)

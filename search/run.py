@@ -26,7 +26,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
-from autobert_zero.search import report, reporting
+from autobert_zero.search import own_operations, report, reporting
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.evolution import HistoryMismatch, evolve, first_generation
 from autobert_zero.search.factory import make_sizes, make_space, make_strategy
@@ -257,6 +257,13 @@ class Run:
 
     def _make_space(self) -> None:
         settings = self.settings
+        self.own_operations: dict[str, str] = {}
+        if settings.own_operations:
+            try:
+                self.own_operations = own_operations.load(settings.own_operations)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+            self.data["own_operations"] = own_operations.digest(settings.own_operations)
         self.sizes = make_sizes(settings, len(self.corpus.tokenizer))
         self.space = make_space(settings, self.sizes)
         try:
@@ -282,6 +289,7 @@ class Run:
             "settings": self.settings.identity(),
             "data": self.data,
             "seed_genomes": self.seeds,
+            "own_operations": self.own_operations,
             "seed": self.settings.seed,
             "threads": torch.get_num_threads(),
             "text": self._source(),
@@ -502,6 +510,7 @@ class Run:
         return {
             "identity": self._full_identity(),
             "status": status,
+            "own_operations": self.own_operations,
             "best": winner,
             "finalists": finalists,
             "front": front,
@@ -558,6 +567,8 @@ class Run:
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary)
         self.corpus.tokenizer.save_pretrained(temporary)
+        if model.config.own_operations:
+            own_operations.carry(temporary, str(self.settings.own_operations))
         describe(temporary, summary, self.folder.resolve().name)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)

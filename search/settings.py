@@ -33,6 +33,7 @@ _GROUPS = {
 # Settings that may differ between sessions of one run.
 _NO_PART_OF_A_HISTORY = {
     "output_dir",
+    "own_operations",  # where the file is; what stands in it is part of the data
     "num_threads",
     "checkpoint_seconds",
     "max_seconds",
@@ -128,6 +129,9 @@ class SearchSettings(TextSettings):
 
     kernel_sizes: list[int] = _setting([3, 5, 7, 9, 15, 31, 65], "Kernel sizes that convolutions may have.")
     max_nodes: int = _setting(14, "Most nodes in an attention expression.")
+    own_operations: str | None = _setting(
+        None, "Python file with a table OPERATIONS of operations to search with beside the built-in ones."
+    )
     min_attention_layers: int = _setting(
         1, "Least number of attention layers: without one, no token sees beyond the kernels."
     )

@@ -103,8 +103,7 @@ class BackboneSpace:
     @staticmethod
     def operations(genome: Genome) -> list[str]:
         """Names of the operations in the attention layers, each once, sorted."""
-        nodes = (node for gene in genome if isinstance(gene, Attention) for node in gene.expression.nodes())
-        return sorted({node.name for node in nodes if node.operands})
+        return genome.operations()
 
     @staticmethod
     def features(genome: Genome) -> list[str]:

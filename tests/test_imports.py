@@ -76,6 +76,13 @@ ALLOWED = {
     "search.workers": {"search.reporting", "search.stopping"},
     "search.reporting": {"configuration_autobert_zero"},
     "search.charts": set(),
+    "search.own_operations": {
+        "configuration_autobert_zero",
+        "modeling_autobert_zero",
+        "search.functional_key",
+        "search.grammar",
+        "search.reporting",
+    },
     "search.publishing": {
         "configuration_autobert_zero",
         "search.drawing",

@@ -1,0 +1,161 @@
+"""Operations of one's own: a file with a table `OPERATIONS`, of names, type rules and torch functions.
+
+```python
+import torch
+
+OPERATIONS = {"relu": ("ab->ab", torch.relu)}
+```
+
+It is all that a search needs to use them, and travels with the model that is found. `examples/own_operations.py` has more.
+"""
+
+import hashlib
+import importlib.util
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from autobert_zero.configuration_autobert_zero import add_operation as add_rule
+from autobert_zero.modeling_autobert_zero import AUTO_CLASSES, add_operation
+from autobert_zero.search import functional_key, grammar
+from autobert_zero.search.reporting import write_json
+
+
+# Names of the files in a saved model: the user's, and the one that the Auto classes load.
+TABLE, ENTRY = "operations_autobert_zero.py", "own_autobert_zero.py"
+_ENTRY = '''"""AutoBERT-Zero with the operations of the file beside this one. Written with the model."""
+
+from .modeling_autobert_zero import AUTO_CLASSES, add_operation
+from .operations_autobert_zero import OPERATIONS
+
+
+for _name, (_rule, _function) in OPERATIONS.items():
+    add_operation(_name, _rule, _function)
+
+# Classes of this module, so that a model that is saved again takes this module along.
+for _auto_class, _base in AUTO_CLASSES.items():
+    _class = type(_base.__name__, (_base,), {"__module__": __name__, "__doc__": _base.__doc__})
+    _class.register_for_auto_class(_auto_class.__name__)
+    globals()[_base.__name__] = _class
+'''
+# Numbers of tokens and of a head's dimensions that functions are tried with; different, so that a swapped axis shows.
+TRIAL = {"n": 5, "d": 3}
+
+
+def load(path: str | Path) -> dict[str, str]:
+    """Run a file, try its operations, and make them part of the language of this process.
+
+    Returns: their type rules by name.
+
+    Raises: ValueError that names the operation, what was expected and what came.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"own_operations: expected a Python file, got {str(path)!r}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"own_operations: expected a file that ends in .py, got {str(path)!r}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"own_operations: {path} cannot be run: {type(error).__name__}: {error}") from error
+    table = getattr(module, "OPERATIONS", None)
+    if not isinstance(table, dict) or not table:
+        raise ValueError(f"own_operations: expected a table OPERATIONS in {path}, got {table!r:.200}")
+    for name, entry in table.items():
+        if not isinstance(entry, tuple) or len(entry) != 2 or not callable(entry[1]):
+            raise ValueError(f"operation {name!r}: expected a rule and a function, got {entry!r:.200}")
+        rule, function = entry
+        add_rule(name, rule)
+        _try(name, rule, function)
+    for name, (rule, function) in table.items():
+        add_operation(name, rule, function)
+        functional_key.OPERATIONS[name] = _on_arrays(function)
+    grammar.refresh()
+    return {name: rule for name, (rule, _) in table.items()}
+
+
+def digest(path: str | Path) -> str:
+    """16 hexadecimal digits of what stands in the file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def carry(folder: Path, path: str | Path) -> None:
+    """Let a saved model take the file along: the Auto classes then load it with the model."""
+    shutil.copy(path, folder / TABLE)
+    (folder / ENTRY).write_text(_ENTRY, encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for auto_class, model_class in AUTO_CLASSES.items():
+        config["auto_map"][auto_class.__name__] = f"{Path(ENTRY).stem}.{model_class.__name__}"
+    write_json(folder / "config.json", config)
+
+
+def _on_arrays(function: Callable[..., torch.Tensor]) -> Callable[..., np.ndarray]:
+    """The function on matrices of numpy, for functional keys."""
+
+    def call(*arrays: np.ndarray) -> np.ndarray:
+        return function(*(torch.from_numpy(np.ascontiguousarray(a))[None, None] for a in arrays))[0, 0].numpy()
+
+    return call
+
+
+def _try(name: str, rule: str, function: Callable[..., torch.Tensor]) -> None:
+    """Raise ValueError unless a function keeps its rule, for all types that it may have, and tokens and sentences apart."""
+    generator = torch.Generator().manual_seed(0)
+    for axes in itertools.product("nd", repeat=len(set(rule) & set("abc"))):
+        binding = dict(zip(sorted(set(rule) & set("abc")), axes, strict=True))
+        *types, result_type = (
+            "".join(binding.get(x, x) for x in letters) for letters in rule.replace("->", ",").split(",")
+        )
+
+        def random(type_: str) -> torch.Tensor:
+            shape = (2, 2, *(TRIAL[axis] for axis in type_))
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        def fail(expected: str, got: object, types: list[str] = types) -> None:
+            raise ValueError(f"operation {name!r}: expected {expected} for operands {', '.join(types)}, got {got}")
+
+        operands = [random(type_) for type_ in types]
+        kept = [x.clone() for x in operands]
+        try:
+            result = function(*operands)
+        except Exception as error:
+            fail(f"a tensor {result_type}", f"{type(error).__name__}: {error}")
+        shape = (2, 2, *(TRIAL[axis] for axis in result_type))
+        if not isinstance(result, torch.Tensor) or result.shape != shape or result.dtype != torch.float64:
+            got = (
+                f"{result.dtype} {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
+            )
+            fail(f"{torch.float64} {shape}", got)
+        if not result.isfinite().all():
+            fail("finite numbers", "others")
+        if any(not torch.equal(x, y) for x, y in zip(operands, kept, strict=True)):
+            fail("operands left as they are", "changed ones")
+        if not torch.equal(function(*operands), result):
+            fail("the same result every time", "another one")
+        # Another last token, or another second sentence, must change nothing else.
+        others = [_with_other_last(x, type_, random(type_)) for x, type_ in zip(operands, types, strict=True)]
+        if not torch.equal(_without_last(function(*others), result_type), _without_last(result, result_type)):
+            fail("what is said of a token to depend on it alone (pads would show)", "a dependence on others")
+        others = [torch.cat([x[:1], random(type_)[1:]]) for x, type_ in zip(operands, types, strict=True)]
+        if not torch.equal(function(*others)[:1], result[:1]):
+            fail("sentences kept apart", "a dependence on others of the batch")
+
+
+def _with_other_last(x: torch.Tensor, type_: str, other: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    if type_[0] == "n":
+        x[..., -1, :] = other[..., -1, :]
+    if type_[1] == "n":
+        x[..., :, -1] = other[..., :, -1]
+    return x
+
+
+def _without_last(x: torch.Tensor, type_: str) -> torch.Tensor:
+    return x[..., : x.shape[-2] - (type_[0] == "n"), : x.shape[-1] - (type_[1] == "n")]

@@ -1,0 +1,213 @@
+"""Operations of one's own: searched with, exported with the model, and loaded where this package is not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from autobert_zero import configuration_autobert_zero as configuration
+from autobert_zero import modeling_autobert_zero as modeling
+from autobert_zero.configuration_autobert_zero import Attention, AutoBertZeroConfig, Convolution, Expression, Genome
+from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, ExpressionProgram, Tokens
+from autobert_zero.search import functional_key, grammar, own_operations
+from autobert_zero.search.commands import main
+from autobert_zero.search.functional_key import expression_key
+from autobert_zero.search.notation import genome_latex, genome_text
+from autobert_zero.search.space import BackboneSpace
+
+from .conftest import TINY_RUN, run_without_package, tiny_config, write_corpus
+
+
+FILE = Path(__file__).resolve().parent.parent / "examples" / "own_operations.py"
+
+
+@pytest.fixture
+def language():
+    """The language as it was, after the test."""
+    before = dict(configuration.OPERATIONS)
+    yield
+    for name in set(configuration.OPERATIONS) - set(before):
+        del configuration.OPERATIONS[name]
+        for table in (modeling.EXECUTORS, functional_key.OPERATIONS):
+            table.pop(name, None)
+        modeling.MAY_OVERFLOW.discard(name)
+    configuration._parse.cache_clear()
+    for ways in grammar.APPLICATIONS.values():
+        ways[:] = [way for way in ways if way[0] in before]
+    grammar.refresh()
+
+
+@pytest.fixture
+def loaded(language) -> dict[str, str]:
+    return own_operations.load(FILE)
+
+
+def test_they_are_drawn_and_mutated(loaded):
+    space = BackboneSpace(3, (3, 5), 12, 1)
+    genomes = [space.random(np.random.default_rng(i)) for i in range(150)]
+    assert set(loaded) <= {name for genome in genomes for name in genome.operations()}
+    children = [space.mutate(genome, np.random.default_rng(i)) for i, genome in enumerate(genomes)]
+    assert all(space.contains(child) for child in children)
+    born = [set(b.operations()) - set(a.operations()) for a, b in zip(genomes, children, strict=True)]
+    assert set(loaded) & set().union(*born)
+
+
+def test_they_compute_what_their_functions_do(loaded):
+    expression = Expression.parse("multiply(relu(q), normalize(square(k)))")
+    q, k = torch.randn(2, 1, 2, 5, 3).unbind(0)
+    expected = torch.relu(q) * F.normalize(k**2, dim=-1)
+    for lower in (True, False):
+        result, _ = ExpressionProgram(expression, lower)([q, k], Tokens.from_mask(None, (1, 5)), 3)
+        assert torch.equal(result, expected)
+    assert not ExpressionProgram(expression).fits_half
+
+
+def test_equal_functions_have_equal_keys(loaded):
+    keys = [
+        expression_key(Expression.parse(text)) for text in ("relu(relu(q))", "relu(q)", "square(q)", "square(neg(q))")
+    ]
+    assert keys[0] == keys[1] and keys[2] == keys[3] and keys[0] != keys[2]
+
+
+def test_rules_hold(loaded):
+    assert Expression.parse("matmul(matmul(q, transpose(k)), normalize(v))").type == "nd"
+    with pytest.raises(ValueError, match="normalize takes operands of type a×d, got n×n"):
+        Expression.parse("matmul(normalize(matmul(q, transpose(k))), v)")
+
+
+def test_pads_never_show(loaded):
+    space = BackboneSpace(2, (3, 5), 12, 1)
+    used = set()
+    for number in range(60):
+        genome = space.random(np.random.default_rng(number))
+        if not set(genome.operations()) & set(loaded):
+            continue
+        used |= set(genome.operations())
+        torch.manual_seed(0)
+        model = AutoBertZeroModel(tiny_config(genome, initializer_range=0.1)).eval()
+        ids = torch.randint(1, 90, (2, 7))
+        with torch.no_grad():
+            short = model(ids).last_hidden_state
+            mask = torch.tensor([[1] * 7 + [0] * 4] * 2)
+            long = model(F.pad(ids, (0, 4)), mask).last_hidden_state[:, :7]
+        assert torch.allclose(short, long, rtol=1e-3, atol=1e-4), genome
+    assert set(loaded) <= used
+
+
+def test_they_can_be_shown(loaded):
+    genome = Genome([Attention(Expression.parse("multiply(relu(q), k)"))])
+    assert "multiply(relu(q), k)" in genome_text(genome)
+    assert r"\operatorname{relu}\left(Q\right)" in genome_latex(genome)
+
+
+def test_the_configuration_says_what_it_needs(loaded):
+    genome = Genome([Attention(Expression.parse("matmul(relu(matmul(q, transpose(k))), v)")), Convolution(3)])
+    config = tiny_config(genome)
+    assert config.own_operations == {"relu": "ab->ab"} and "own_operations" in config.to_dict()
+    assert tiny_config(Genome([Convolution(3)])).own_operations is None
+
+
+def test_a_model_without_the_functions_is_an_error(language):
+    genome = [{"kind": "attention", "expression": "matmul(gelu(matmul(q, transpose(k))), v)"}]
+    config = AutoBertZeroConfig(
+        genome=genome, own_operations={"gelu": "ab->ab"}, hidden_size=12, num_attention_heads=3
+    )
+    with pytest.raises(ValueError, match="own_operations: expected functions for gelu, got none"):
+        AutoBertZeroModel(config)
+    with pytest.raises(ValueError, match="unknown name 'selu'"):
+        AutoBertZeroConfig(genome=[{"kind": "attention", "expression": "selu(q)"}])
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("{}", "expected a table OPERATIONS"),
+        ("{'relu': torch.relu}", "operation 'relu': expected a rule and a function"),
+        ("{'neg': ('ab->ab', torch.neg)}", "operation 'neg': expected a new name"),
+        ("{'Q': ('ab->ab', torch.neg)}", "expected a lower-case identifier"),
+        ("{'f': ('ab->ac', torch.neg)}", "operation 'f': expected axes of the operands in the result, got 'ab->ac'"),
+        ("{'f': ('ab', torch.neg)}", "operation 'f': expected a rule such as"),
+        ("{'f': ('ab->ba', torch.neg)}", "expected torch.float64 (2, 2, 3, 5) for operands nd, got torch.float64 (2, 2, 5, 3)"),
+        ("{'f': ('ab->ab', lambda x: x.sum())}", "got torch.float64 ()"),
+        ("{'f': ('ab->ab', torch.log)}", "operation 'f': expected finite numbers"),
+        ("{'f': ('ab->ab', torch.rand_like)}", "expected the same result every time"),
+        ("{'f': ('ab->ab', torch.Tensor.relu_)}", "expected operands left as they are"),
+        ("{'f': ('ab->ab', lambda x: x.softmax(-1))}", "to depend on it alone (pads would show) for operands nn"),
+        ("{'f': ('nd->nd', lambda x: x - x.mean(-2, keepdim=True))}", "to depend on it alone"),
+        ("{'f': ('ab->ab', lambda x: x - x.mean(0))}", "expected sentences kept apart"),
+        ("{'f': ('ab,ab->ab', torch.relu)}", "operation 'f': expected a tensor nn"),
+        ("nothing", "cannot be run: NameError"),
+    ],
+)  # fmt: skip
+def test_bad_operations(language, tmp_path, table, message):
+    file = tmp_path / "operations.py"
+    file.write_text(f"import torch\nOPERATIONS = {table}\n")
+    with pytest.raises(ValueError) as error:
+        own_operations.load(file)
+    assert message in str(error.value)
+    with pytest.raises(ValueError, match="expected a Python file"):
+        own_operations.load(tmp_path / "nowhere.py")
+
+
+_LOAD = """
+import sys
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, pipeline
+
+first, again = sys.argv[1:]
+model = AutoModelForMaskedLM.from_pretrained(first, trust_remote_code=True).eval()
+assert model.config.own_operations, model.config
+model.save_pretrained(again)
+ids = torch.tensor([[5, 6, 7, 8]])
+twice = AutoModelForMaskedLM.from_pretrained(again, trust_remote_code=True).eval()
+with torch.no_grad():
+    assert torch.equal(model(ids).logits, twice(ids).logits)
+for auto_class in (AutoModel, AutoModelForSequenceClassification):
+    auto_class.from_pretrained(again, trust_remote_code=True)
+print(len(pipeline("fill-mask", model=first, trust_remote_code=True)("the cat [MASK] .")))
+"""
+
+
+def test_from_a_search_to_a_process_without_the_package(tmp_path, capfd):
+    """One candidate, given from the start, so that the winner has operations of its own."""
+    expression = "matmul(relu(matmul(q, transpose(k))), normalize(v))"
+    seed = [{"kind": "attention", "expression": expression}, {"kind": "convolution", "kernel_size": 3}]
+    (tmp_path / "seed.json").write_text(json.dumps(seed))
+    folder = tmp_path / "run"
+    values = {**TINY_RUN, "train_file": [write_corpus(tmp_path / "text.txt")], "output_dir": str(folder)}
+    values |= {"max_evaluations": 1, "seed_genomes": [str(tmp_path / "seed.json")], "own_operations": str(FILE)}
+    (tmp_path / "settings.json").write_text(json.dumps(values))
+    search = [sys.executable, "-m", "autobert_zero.search", "--config", str(tmp_path / "settings.json")]
+    done = subprocess.run(search, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "summary.json").read_text())["best"]["genome"][0] == seed[0]
+    # To look at the run takes no functions.
+    look = "from autobert_zero.search.commands import main; import sys; main(sys.argv[1:])"
+    for arguments in (
+        ["show", str(folder)],
+        ["report", str(folder)],
+        ["export", str(folder), "--output", str(tmp_path / "e")],
+    ):
+        done = subprocess.run([sys.executable, "-c", look, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    exported = tmp_path / "e"
+    assert (exported / "operations_autobert_zero.py").read_bytes() == FILE.read_bytes()
+    assert "operations_autobert_zero.py`: `" in (exported / "README.md").read_text()
+    out, _ = run_without_package(_LOAD, str(exported), str(tmp_path / "again"), cwd=tmp_path)
+    assert out.split()[-1] == "5"
+    # A file that is another one belongs to another run.
+    other = tmp_path / "other.py"
+    other.write_text(FILE.read_text() + "\n")
+    done = subprocess.run([*search, "--own_operations", str(other)], capture_output=True, text=True)
+    assert done.returncode == 2 and "own_operations" in done.stderr
+
+
+def test_a_bad_file_ends_a_search_at_once(tmp_path, capsys, language):
+    with pytest.raises(SystemExit) as stopped:
+        main(["search", "--output_dir", str(tmp_path / "run"), "--own_operations", "nowhere.py"])
+    assert stopped.value.code == 2 and "own_operations: expected a Python file" in capsys.readouterr().err
