@@ -1,9 +1,13 @@
 """What the fine-tuning scripts share: defaults of Trainer, and whether a model takes what it will be given."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers import TrainingArguments as TransformersArguments
+from transformers.utils import cached_file
+
+from autobert_zero.search import own_operations
 
 
 @dataclass
@@ -15,6 +19,21 @@ class FineTuningArguments(TransformersArguments):
     weight_decay: float = field(default=0.01, metadata={"help": "Of all but biases and norms."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows of a device in an update."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of a device in an evaluation."})
+
+
+def load_parts(options: Any) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Configuration and tokenizer of the model of some options, and what it is to be loaded with.
+
+    Raises: ValueError where they do not fit; OSError where there are none.
+    """
+    remote = {"trust_remote_code": options.trust_remote_code, "revision": options.revision}
+    config = AutoConfig.from_pretrained(options.model, **remote)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
+    check_fit(config, tokenizer, options.max_seq_length)
+    if getattr(config, "own_operations", None) and options.trust_remote_code:
+        # This package is here, so the model is built by it, and not by the code beside the model.
+        own_operations.load(cached_file(options.model, own_operations.TABLE, revision=options.revision))
+    return config, tokenizer, remote
 
 
 def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:

@@ -32,17 +32,15 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from continuing import differences, model_identity, steps_identity
-from fine_tuning import FineTuningArguments, check_fit
+from fine_tuning import FineTuningArguments, load_parts
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
     Trainer,
 )
 
-from autobert_zero.search import reporting
+from autobert_zero.search import own_operations, reporting
 from autobert_zero.search.glue import TASKS, decide, headline, load_task, unlike_official
 
 
@@ -82,16 +80,12 @@ class FineTuning:
     def __init__(self, name: str, options: GlueArguments, args: FineTuningArguments):
         self.name, self.options, self.args = name, options, args
         self.task = TASKS[name]
-        remote = {"trust_remote_code": options.trust_remote_code, "revision": options.revision}
-        self.tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
-        self.config = AutoConfig.from_pretrained(options.model, **remote)
-        check_fit(self.config, self.tokenizer, options.max_seq_length)
+        self.config, self.tokenizer, self.remote = load_parts(options)
         self.config.num_labels = max(1, len(self.task.labels))
         if self.task.labels:
             self.config.id2label = dict(enumerate(self.task.labels))
             self.config.label2id = {label: number for number, label in enumerate(self.task.labels)}
         self.config.problem_type = "single_label_classification" if self.task.labels else "regression"
-        self.remote = remote
         parts = load_task(name, options.data_dir)
         self.notes = unlike_official(name, parts)
         digest = hashlib.sha256()
@@ -166,6 +160,8 @@ class FineTuning:
                 self._submit(trainer, self.parts[part], suffix, seed)
         if self.options.save_models:
             trainer.save_model()
+            if trainer.is_world_process_zero():
+                own_operations.carry(Path(trainer.args.output_dir))
         counts = {"train": len(rows), **{part: len(p) for part, p in parts.items()}}
         return {"metrics": metrics, "score": round(headline(metrics), 4), "rows": counts}
 

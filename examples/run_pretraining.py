@@ -48,7 +48,7 @@ from transformers import TrainingArguments as TransformersArguments
 
 from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
-from autobert_zero.search import reporting
+from autobert_zero.search import own_operations, reporting
 from autobert_zero.search.data import (
     ROLES,
     load_tokenizer,
@@ -72,6 +72,9 @@ class ModelArguments:
     model_type: str | None = field(default=None, metadata={"help": "Another architecture of transformers: bert, …"})
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of the configuration: hidden_size=128,num_attention_heads=2"}
+    )
+    own_operations: str | None = field(
+        default=None, metadata={"help": "Python file with operations of one's own that the genome uses."}
     )
 
 
@@ -114,6 +117,8 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
     """
     if (model.genome is None) == (model.model_type is None):
         raise ValueError("genome: expected either --genome or --model_type")
+    if model.own_operations is not None:
+        own_operations.load(model.own_operations)
     if model.model_type is not None:
         if model.model_type not in CONFIG_MAPPING:
             raise ValueError(f"model_type: expected one that transformers knows, got {model.model_type!r}")
@@ -370,6 +375,7 @@ class Pretraining:
         trainer.save_model()
         if not trainer.is_world_process_zero():
             return
+        own_operations.carry(folder)
         frequencies = text.parts.get("search", text.parts["report"])
         unigram = {
             name: unigram_loss(frequencies, (blocks[i]["labels"] for i in range(len(blocks))), text.tokenizer)

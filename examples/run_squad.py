@@ -23,17 +23,15 @@ import numpy as np
 import torch
 import transformers
 from continuing import file_digest, hold_settings, last_checkpoint, model_identity, steps_identity
-from fine_tuning import FineTuningArguments, check_fit
+from fine_tuning import FineTuningArguments, load_parts
 from transformers import (
-    AutoConfig,
     AutoModelForQuestionAnswering,
-    AutoTokenizer,
     DataCollatorWithPadding,
     HfArgumentParser,
     Trainer,
 )
 
-from autobert_zero.search import reporting
+from autobert_zero.search import own_operations, reporting
 
 
 MAX_QUESTION_LENGTH = 64  # tokens, as in BERT's own script
@@ -171,10 +169,7 @@ def set_up(
     options: SquadArguments, args: SquadTrainingArguments
 ) -> tuple[Trainer, datasets.Dataset, list[Question], dict]:
     """Raises: ValueError for bad input, before anything is trained."""
-    remote = {"trust_remote_code": options.trust_remote_code, "revision": options.revision}
-    config = AutoConfig.from_pretrained(options.model, **remote)
-    tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
-    check_fit(config, tokenizer, options.max_seq_length)
+    config, tokenizer, remote = load_parts(options)
     if options.doc_stride > (most := options.max_seq_length // 2 - 4):
         raise ValueError(
             f"doc_stride: expected at most {most}, a little less than half of max_seq_length, got {options.doc_stride}"
@@ -232,6 +227,7 @@ def main() -> None:
     starts, ends = trainer.predict(evaluated).predictions
     if not trainer.is_world_process_zero():
         return
+    own_operations.carry(folder)
     predictions = best_answers(validation, windows, starts, ends, options)
     metric = evaluate.load(METRIC)
     scores = metric.compute(

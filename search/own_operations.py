@@ -43,6 +43,8 @@ for _auto_class, _base in AUTO_CLASSES.items():
     _class.register_for_auto_class(_auto_class.__name__)
     globals()[_base.__name__] = _class
 '''
+# The file that each operation of this process came from.
+_FILES: dict[str, Path] = {}
 # Numbers of tokens and of a head's dimensions that functions are tried with; different, so that a swapped axis shows.
 TRIAL = {"n": 5, "d": 3}
 
@@ -77,6 +79,7 @@ def load(path: str | Path) -> dict[str, str]:
     for name, (rule, function) in table.items():
         add_operation(name, rule, function)
         functional_key.OPERATIONS[name] = _on_arrays(function)
+        _FILES[name] = path
     grammar.refresh()
     return {name: rule for name, (rule, _) in table.items()}
 
@@ -86,11 +89,16 @@ def digest(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
-def carry(folder: Path, path: str | Path) -> None:
-    """Let a saved model take the file along: the Auto classes then load it with the model."""
-    shutil.copy(path, folder / TABLE)
-    (folder / ENTRY).write_text(_ENTRY, encoding="utf-8")
+def carry(folder: Path) -> None:
+    """Let a saved model take along the file that its operations came from, if it has any: the Auto classes then load it."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    files = {_FILES[name] for name in config.get("own_operations") or ()}
+    if not files:
+        return
+    if len(files) > 1:
+        raise ValueError(f"own_operations: expected one file, got {', '.join(map(str, sorted(files)))}")
+    shutil.copy(files.pop(), folder / TABLE)
+    (folder / ENTRY).write_text(_ENTRY, encoding="utf-8")
     for auto_class, model_class in AUTO_CLASSES.items():
         config["auto_map"][auto_class.__name__] = f"{Path(ENTRY).stem}.{model_class.__name__}"
     write_json(folder / "config.json", config)

@@ -567,8 +567,7 @@ class Run:
         shutil.rmtree(temporary, ignore_errors=True)
         model.save_pretrained(temporary)
         self.corpus.tokenizer.save_pretrained(temporary)
-        if model.config.own_operations:
-            own_operations.carry(temporary, str(self.settings.own_operations))
+        own_operations.carry(temporary)
         describe(temporary, summary, self.folder.resolve().name)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)

@@ -9,7 +9,10 @@ import sys
 import pytest
 import torch
 
+from autobert_zero import configuration_autobert_zero as configuration
+from autobert_zero import modeling_autobert_zero as modeling
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig, Genome
+from autobert_zero.search import functional_key, grammar
 from autobert_zero.search.settings import SearchSettings, stream
 from autobert_zero.search.space import BackboneSpace
 
@@ -119,3 +122,19 @@ def command_line(settings: SearchSettings) -> list[str]:
         if value is not True:
             arguments += [str(v) for v in (value if isinstance(value, list) else [value])]
     return arguments
+
+
+@pytest.fixture
+def language():
+    """The language as it was, after the test."""
+    before = dict(configuration.OPERATIONS)
+    yield
+    for name in set(configuration.OPERATIONS) - set(before):
+        del configuration.OPERATIONS[name]
+        for table in (modeling.EXECUTORS, functional_key.OPERATIONS):
+            table.pop(name, None)
+        modeling.MAY_OVERFLOW.discard(name)
+    configuration._parse.cache_clear()
+    for ways in grammar.APPLICATIONS.values():
+        ways[:] = [way for way in ways if way[0] in before]
+    grammar.refresh()

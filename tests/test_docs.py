@@ -106,7 +106,7 @@ def run(command: list[str], monkeypatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
+def place(tmp_path, monkeypatch, language) -> Path:
     """A folder with all that the pages begin with."""
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path / "text.txt", documents=120)

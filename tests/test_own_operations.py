@@ -10,36 +10,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from autobert_zero import configuration_autobert_zero as configuration
-from autobert_zero import modeling_autobert_zero as modeling
 from autobert_zero.configuration_autobert_zero import Attention, AutoBertZeroConfig, Convolution, Expression, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, ExpressionProgram, Tokens
-from autobert_zero.search import functional_key, grammar, own_operations
+from autobert_zero.search import own_operations
 from autobert_zero.search.commands import main
 from autobert_zero.search.functional_key import expression_key
 from autobert_zero.search.notation import genome_latex, genome_text
+from autobert_zero.search.settings import flags
 from autobert_zero.search.space import BackboneSpace
 
 from .conftest import TINY_RUN, run_without_package, tiny_config, write_corpus
+from .test_run_glue import write_task
 
 
 FILE = Path(__file__).resolve().parent.parent / "examples" / "own_operations.py"
-
-
-@pytest.fixture
-def language():
-    """The language as it was, after the test."""
-    before = dict(configuration.OPERATIONS)
-    yield
-    for name in set(configuration.OPERATIONS) - set(before):
-        del configuration.OPERATIONS[name]
-        for table in (modeling.EXECUTORS, functional_key.OPERATIONS):
-            table.pop(name, None)
-        modeling.MAY_OVERFLOW.discard(name)
-    configuration._parse.cache_clear()
-    for ways in grammar.APPLICATIONS.values():
-        ways[:] = [way for way in ways if way[0] in before]
-    grammar.refresh()
 
 
 @pytest.fixture
@@ -200,6 +184,24 @@ def test_from_a_search_to_a_process_without_the_package(tmp_path, capfd):
     assert "operations_autobert_zero.py`: `" in (exported / "README.md").read_text()
     out, _ = run_without_package(_LOAD, str(exported), str(tmp_path / "again"), cwd=tmp_path)
     assert out.split()[-1] == "5"
+    # Pre-trained and fine-tuned further, it still has them.
+    values = {"max_seq_length": 16, "per_device_train_batch_size": 4, "report_to": "none", "max_steps": 2}
+    pretraining = {"train_file": tmp_path / "text.txt", "genome": folder, "own_operations": FILE, "vocab_size": 150}
+    pretraining |= {"config_overrides": "hidden_size=12,num_attention_heads=3", "output_dir": tmp_path / "pretrained"}
+    write_task(tmp_path / "glue", "rte")
+    tuning = {
+        "model": tmp_path / "pretrained",
+        "trust_remote_code": True,
+        "task_name": "rte",
+        "data_dir": tmp_path / "glue",
+    }
+    tuning |= {"seeds": 1, "save_models": True, "output_dir": tmp_path / "tuned"}
+    for script, own in (("run_pretraining.py", pretraining), ("run_glue.py", tuning)):
+        command = [sys.executable, str(FILE.with_name(script)), *flags({**values, **own})]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    tables = list(tmp_path.glob("pretrained/operations_*.py")) + list(tmp_path.glob("tuned/**/operations_*.py"))
+    assert len(tables) == 2 and all(table.read_bytes() == FILE.read_bytes() for table in tables)
     # A file that is another one belongs to another run.
     other = tmp_path / "other.py"
     other.write_text(FILE.read_text() + "\n")
