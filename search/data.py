@@ -242,8 +242,15 @@ class Corpus:
     Raises: ValueError for a part without a single sequence.
     """
 
-    def __init__(self, arrays: dict[str, np.ndarray], tokenizer: PreTrainedTokenizerBase, seed: int):
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        text_digest: str | None = None,
+    ):
         self.arrays = dict(arrays)
+        self.text_digest = text_digest  # of the documents before they are split, so of no seed
         self.tokenizer = tokenizer
         self.seed = seed
         self._mask = Masking(tokenizer)
@@ -261,7 +268,11 @@ class Corpus:
     @classmethod
     def build(cls, settings: SearchSettings) -> "Corpus":
         """Read, split and tokenize; a tokenizer is trained on the search part unless the settings name one."""
-        parts = split_documents(read_documents(settings), settings, settings.seed)
+        documents = read_documents(settings)
+        digest = hashlib.sha256()
+        for document in documents:
+            digest.update(document.encode())
+        parts = split_documents(documents, settings, settings.seed)
         if settings.tokenizer:
             tokenizer = load_tokenizer(settings.tokenizer)
         else:
@@ -270,7 +281,7 @@ class Corpus:
             role: cut(tokenize(parts[role], tokenizer), tokenizer.cls_token_id, settings.sequence_length)
             for role in ROLES
         }
-        return cls(arrays, tokenizer, settings.seed)
+        return cls(arrays, tokenizer, settings.seed, digest.hexdigest()[:16])
 
     def digest(self) -> str:
         """16 hexadecimal digits of all tokens in their order."""
@@ -282,7 +293,7 @@ class Corpus:
 
     def reseeded(self, seed: int) -> "Corpus":
         """The same parts, with other orders of their sequences and other masks."""
-        return Corpus(self.arrays, self.tokenizer, seed)
+        return Corpus(self.arrays, self.tokenizer, seed, self.text_digest)
 
     def num_tokens(self) -> dict[str, int]:
         return {role: self.arrays[role].size for role in ROLES}

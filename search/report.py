@@ -38,6 +38,7 @@ MOST_SHADE = 60  # per cent
 LOWEST_QUANTILE = 0.2
 # Of a page that a browser still likes.
 MOST_POINTS = 2000
+MOST_DRAWN = 200
 # A level further away than this many times the height of the curves is told and not drawn.
 FAR = 1.0
 COST_NAMES = {"parameters": "parameters", "flops": "FLOPs of a sequence", "latency": "latency (ms)"}
@@ -84,15 +85,18 @@ class RunHistory:
         return [value if value > -math.inf else math.nan for value in best.tolist()]
 
     def random_baseline(self) -> list[float]:
-        """Mean best score of 1, 2, … genomes drawn from the random ones of the first generation, without putting back."""
+        """Mean best score of 1, 2, … genomes drawn from the random ones of the first generation, without putting back; of at
+        most `MOST_DRAWN`."""
         seeds = set(self.header.get("seed_genomes") or ())
         first = [r for r in self.records if r.generation == 0 and str(r.genome) not in seeds]
         scores = sorted(r.score for r in first if r.score is not None)
-        count = len(scores)
-        return [
-            sum(score * math.comb(i, drawn - 1) for i, score in enumerate(scores)) / math.comb(count, drawn)
-            for drawn in range(1, count + 1)
-        ]
+        # With i worse ones below it, a score is the best of n in C(i, n - 1) of all C(count, n) draws.
+        expected, ways = [], np.ones(len(scores))
+        for drawn in range(1, min(len(scores), MOST_DRAWN) + 1):
+            expected.append(float(np.dot(ways, scores) / ways.sum()))
+            ways = ways * np.maximum(np.arange(len(scores)) - drawn + 1, 0)
+            ways /= ways.max() or 1.0
+        return expected
 
     def facts(self) -> dict[str, str]:
         """What it ran on, as far as the header says."""
@@ -115,7 +119,12 @@ class RunHistory:
     def group(self) -> str:
         """What it shares with the runs that differ from it in the seed alone."""
         settings = {name: value for name, value in self.settings.items() if name != "seed"}
-        return json.dumps([settings, self.header.get("data")], sort_keys=True)
+        return json.dumps([settings, self.text()], sort_keys=True)
+
+    def text(self) -> str:
+        """What its text is: its split and its tokens depend on the seed, too."""
+        names = ("train_file", "dataset_name", "dataset_config_name", "max_documents", "proxy_tasks", "proxy")
+        return json.dumps([self.header.get("text_digest"), *(self.settings[name] for name in names)])
 
 
 def page(runs: Sequence[RunHistory], refresh_seconds: int | None = None) -> str:
@@ -444,7 +453,7 @@ def groups_of(runs: Sequence[RunHistory]) -> dict[str, list[RunHistory]]:
 
 def same_text(runs: Sequence[RunHistory]) -> bool:
     """Whether scores of the runs can be compared."""
-    return len({json.dumps(run.header.get("data"), sort_keys=True) for run in runs}) == 1
+    return len({run.text() for run in runs}) == 1
 
 
 def summarize(runs: Sequence[RunHistory]) -> list[dict[str, Any]]:

@@ -293,6 +293,7 @@ class Run:
             "seed": self.settings.seed,
             "threads": torch.get_num_threads(),
             "text": self._source(),
+            "text_digest": self.corpus.text_digest,
             "unigram_score": self._unigram_score(),
             **self._provenance(),
         }

@@ -48,7 +48,14 @@ def write_run(folder: Path, seed: int = 0, count: int = 60, **changes) -> Path:
 
     folder.mkdir(parents=True)
     header = {"settings": settings.identity(), "data": {"tokens": {"search": 12345}}, "seed_genomes": [], "seed": seed}
-    header |= {"unigram_score": -6.4, "versions": {"torch": "0"}, "commit": "c0ffee", "command": "search <here>"}
+    header["data"]["digest"] = f"of seed {seed}"  # the split of the text depends on it
+    header |= {
+        "text_digest": "0123",
+        "unigram_score": -6.4,
+        "versions": {"torch": "0"},
+        "commit": "c0ffee",
+        "command": "search <here>",
+    }
     with History(folder / "history.jsonl", header, ()) as history:
         space = make_space(settings, SIZES)
         strategy = make_strategy(settings, space)
@@ -138,6 +145,10 @@ def test_the_random_baseline_is_the_mean_over_all_draws(run):
     scores = [r.score for r in run.records if r.generation == 0 and r.score is not None]
     expected = [statistics.fmean(map(max, itertools.combinations(scores, n))) for n in range(1, len(scores) + 1)]
     assert run.random_baseline() == pytest.approx(expected)
+    many = [dataclasses.replace(run.records[0], index=i, score=float(i), key=str(i)) for i in range(5000)]
+    baseline = RunHistory("many", run.header, many).random_baseline()
+    # The best of n out of 0, 1, …, N - 1 is n (N + 1) / (n + 1) - 1 on average.
+    assert baseline == pytest.approx([n * 5001 / (n + 1) - 1 for n in range(1, 201)])
 
 
 @pytest.mark.parametrize(
@@ -250,7 +261,7 @@ def test_runs_that_differ_in_their_seeds_are_one_group(tmp_path):
     html = page(runs)
     assert f"{several['mean']:.4f} ± {several['error']:.4f}".replace("-", "−") in html
     assert html.count('<svg class="genome"') == 4 and "not of the same text" not in html
-    other = RunHistory("other", {**runs[0].header, "data": "other"}, runs[0].records)
+    other = RunHistory("other", {**runs[0].header, "text_digest": "other"}, runs[0].records)
     assert "not of the same text" in page([runs[0], other])
 
 
@@ -318,7 +329,7 @@ def browser():
 
 @pytest.mark.parametrize("several", [False, True], ids=["one run", "several"])
 def test_in_a_browser(browser, run, tmp_path, several):
-    runs = [run, RunHistory("b" * 80, {**run.header, "data": "other"}, run.records[:30])] if several else [run]
+    runs = [run, RunHistory("b" * 80, {**run.header, "text_digest": "other"}, run.records[:30])] if several else [run]
     file = tmp_path / "page.html"
     file.write_text(page(runs), encoding="utf-8")
     backgrounds = set()
