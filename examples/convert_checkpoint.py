@@ -196,11 +196,11 @@ def convert(path: str) -> AutoBertZeroPreTrainedModel:
     return model.eval()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder, or name on the Hub")
     parser.add_argument("output_dir", help="folder to save the model in")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     model = convert(args.checkpoint)
     model.save_pretrained(args.output_dir)
     try:

@@ -1,11 +1,12 @@
 """Converted checkpoints say what they said before. The port's model is written here once more, from its key layout."""
 
+import contextlib
+import io
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
+import convert_checkpoint
 import pytest
 import torch
 from torch.nn import functional as F
@@ -29,15 +30,13 @@ from autobert_zero.modeling_autobert_zero import (
 from .conftest import BATCH, HEADS, HIDDEN, TOKENS, VOCAB
 
 
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "convert_checkpoint.py"
 SIZES = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_attention_heads": HEADS, "intermediate_size": 37}
 
 
 def convert(source: Path, target: Path) -> str:
-    done = subprocess.run([sys.executable, SCRIPT, source, target], capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(done.stderr)
-    return done.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        convert_checkpoint.main([str(source), str(target)])
+    return said.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,11 @@ def place(tmp_path, monkeypatch, language) -> Path:
 GRANTED = {"README.md": ["runs/demo"], "how-to.md": ["runs/mine", "runs/second"], "examples": ["runs/mine"]}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+# The longest of them runs with the slow tests.
+RUN_PAGES = [pytest.param(p, marks=pytest.mark.slow if p.name == "how-to.md" else ()) for p in PAGES]
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_code(page, place, monkeypatch, capfd):
     granted = GRANTED.get(page.name if page.parent.name != "examples" else "examples", [])
     for number, folder in enumerate(granted):

@@ -157,7 +157,7 @@ print(len(pipeline("fill-mask", model=first, trust_remote_code=True)("the cat [M
 """
 
 
-def test_from_a_search_to_a_process_without_the_package(tmp_path, capfd):
+def test_from_a_search_to_a_process_without_the_package(tmp_path, capsys, language):
     """One candidate, given from the start, so that the winner has operations of its own."""
     expression = "matmul(relu(matmul(q, transpose(k))), normalize(v))"
     seed = [{"kind": "attention", "expression": expression}, {"kind": "convolution", "kernel_size": 3}]
@@ -171,42 +171,39 @@ def test_from_a_search_to_a_process_without_the_package(tmp_path, capfd):
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "summary.json").read_text())["best"]["genome"][0] == seed[0]
     # To look at the run takes no functions.
-    look = "from autobert_zero.search.commands import main; import sys; main(sys.argv[1:])"
-    for arguments in (
-        ["show", str(folder)],
-        ["report", str(folder)],
-        ["export", str(folder), "--output", str(tmp_path / "e")],
-    ):
-        done = subprocess.run([sys.executable, "-c", look, *arguments], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    exported = tmp_path / "e"
+    exported = tmp_path / "exported"
+    look = "import json, sys; from autobert_zero.search.commands import main; [main(each) for each in json.loads(sys.argv[1])]"
+    each = [["show", str(folder)], ["report", str(folder)], ["export", str(folder), "--output", str(exported)]]
+    done = subprocess.run([sys.executable, "-c", look, json.dumps(each)], capture_output=True, text=True)
+    assert done.returncode == 0 and "normalize" in done.stdout, done.stderr
     assert (exported / "operations_autobert_zero.py").read_bytes() == FILE.read_bytes()
     assert "operations_autobert_zero.py`: `" in (exported / "README.md").read_text()
     out, _ = run_without_package(_LOAD, str(exported), str(tmp_path / "again"), cwd=tmp_path)
     assert out.split()[-1] == "5"
-    # Pre-trained and fine-tuned further, it still has them.
+    # A file that is another one belongs to another run.
+    other = tmp_path / "other.py"
+    other.write_text(FILE.read_text() + "\n")
+    with pytest.raises(SystemExit):
+        main(["search", "--config", str(tmp_path / "settings.json"), "--own_operations", str(other)])
+    assert "is the history of another run: expected own_operations=" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_pre_trained_and_fine_tuned_a_model_still_has_them(tmp_path):
+    genome = [{"kind": "attention", "expression": "matmul(relu(matmul(q, transpose(k))), v)"}]
+    (tmp_path / "genome.json").write_text(json.dumps({"genome": genome, "own_operations": {"relu": "ab->ab"}}))
     values = {"max_seq_length": 16, "per_device_train_batch_size": 4, "report_to": "none", "max_steps": 2}
-    pretraining = {"train_file": tmp_path / "text.txt", "genome": folder, "own_operations": FILE, "vocab_size": 150}
-    pretraining |= {"config_overrides": "hidden_size=12,num_attention_heads=3", "output_dir": tmp_path / "pretrained"}
-    write_task(tmp_path / "glue", "rte")
-    tuning = {
-        "model": tmp_path / "pretrained",
-        "trust_remote_code": True,
-        "task_name": "rte",
-        "data_dir": tmp_path / "glue",
-    }
-    tuning |= {"seeds": 1, "save_models": True, "output_dir": tmp_path / "tuned"}
+    pretraining = {"train_file": write_corpus(tmp_path / "text.txt"), "own_operations": FILE, "vocab_size": 150}
+    pretraining |= {"genome": tmp_path / "genome.json", "output_dir": tmp_path / "pretrained"}
+    pretraining |= {"config_overrides": "hidden_size=12,num_attention_heads=3"}
+    tuning = {"model": tmp_path / "pretrained", "trust_remote_code": True, "output_dir": tmp_path / "tuned"}
+    tuning |= {"task_name": "rte", "data_dir": write_task(tmp_path / "glue", "rte"), "seeds": 1, "save_models": True}
     for script, own in (("run_pretraining.py", pretraining), ("run_glue.py", tuning)):
         command = [sys.executable, str(FILE.with_name(script)), *flags({**values, **own})]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     tables = list(tmp_path.glob("pretrained/operations_*.py")) + list(tmp_path.glob("tuned/**/operations_*.py"))
     assert len(tables) == 2 and all(table.read_bytes() == FILE.read_bytes() for table in tables)
-    # A file that is another one belongs to another run.
-    other = tmp_path / "other.py"
-    other.write_text(FILE.read_text() + "\n")
-    done = subprocess.run([*search, "--own_operations", str(other)], capture_output=True, text=True)
-    assert done.returncode == 2 and "own_operations" in done.stderr
 
 
 def test_a_bad_file_ends_a_search_at_once(tmp_path, capsys, language):
