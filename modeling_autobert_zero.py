@@ -307,7 +307,7 @@ def add_operation(name: str, rule: str, function: Callable[..., torch.Tensor]) -
         name: a lower-case identifier.
         rule: its type rule (see the configuration).
         function: of one or two tensors (batch, heads, rows, columns), with the result likewise. What it says of a token must
-            depend on that token alone; operations that sum over tokens are told apart by nobody from pads.
+            depend on that token alone: a sum over tokens would count pads.
 
     Raises: ValueError for a name that is taken or a rule that is none.
     """
