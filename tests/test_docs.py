@@ -118,7 +118,11 @@ def place(tmp_path, monkeypatch, language) -> Path:
 
 
 # The runs that a page takes for granted: what the page before it left.
-GRANTED = {"README.md": ["runs/demo"], "how-to.md": ["runs/mine", "runs/second"], "examples": ["runs/mine"]}
+GRANTED = {
+    "README.md": ["runs/demo"],
+    "docs/how-to.md": ["runs/mine", "runs/second"],
+    "examples/README.md": ["runs/mine"],
+}
 
 
 # The longest of them runs with the slow tests.
@@ -127,8 +131,7 @@ RUN_PAGES = [pytest.param(p, marks=pytest.mark.slow if p.name == "how-to.md" els
 
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_code(page, place, monkeypatch, capfd):
-    granted = GRANTED.get(page.name if page.parent.name != "examples" else "examples", [])
-    for number, folder in enumerate(granted):
+    for number, folder in enumerate(GRANTED.get(str(page.relative_to(ROOT)), [])):
         run(
             shlex.split(f"autobert-zero search --train_file text.txt --output_dir {folder} --seed {42 + number}"),
             monkeypatch,
@@ -223,6 +226,15 @@ def test_the_job_script(tmp_path):
         assert words[words.index(f"--{option}") + 1] == value
     arguments = words[words.index("autobert_zero.search") + 1 :]
     assert arguments == ["--train_file", "text.txt", "--output_dir", "runs/mine"]
+
+
+@pytest.mark.slow
+def test_the_reference(tmp_path):
+    [command] = re.findall(r"^docs:.*\n\t\$\(BIN\)/python (.*\\\n.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    words = shlex.split(command.replace("docs/reference", str(tmp_path)))
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    pages = {page.stem for page in tmp_path.rglob("*.html")}
+    assert pages >= {path.stem for path in (ROOT / "search").glob("*.py") if not path.stem.startswith("__")}
 
 
 def test_the_notebook(place):
