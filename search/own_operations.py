@@ -10,10 +10,9 @@ It is all that a search needs to use them, and travels with the model that is fo
 """
 
 import hashlib
-import importlib.util
 import itertools
 import json
-import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,8 +42,8 @@ for _auto_class, _base in AUTO_CLASSES.items():
     _class.register_for_auto_class(_auto_class.__name__)
     globals()[_base.__name__] = _class
 '''
-# The file that each operation of this process came from.
-_FILES: dict[str, Path] = {}
+# The source that each operation of this process came from, as it was then: a file may change while a search runs.
+_SOURCES: dict[str, bytes] = {}
 # Numbers of tokens and of a head's dimensions that functions are tried with; different, so that a swapped axis shows.
 TRIAL = {"n": 5, "d": 3}
 
@@ -59,12 +58,10 @@ def load(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"own_operations: expected a Python file, got {str(path)!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"own_operations: expected a file that ends in .py, got {str(path)!r}")
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(path.stem)
+    source = path.read_bytes()
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, str(path), "exec"), vars(module))
     except Exception as error:
         raise ValueError(f"own_operations: {path} cannot be run: {type(error).__name__}: {error}") from error
     table = getattr(module, "OPERATIONS", None)
@@ -79,7 +76,7 @@ def load(path: str | Path) -> dict[str, str]:
     for name, (rule, function) in table.items():
         add_operation(name, rule, function)
         functional_key.OPERATIONS[name] = _on_arrays(function)
-        _FILES[name] = path
+        _SOURCES[name] = source
     grammar.refresh()
     return {name: rule for name, (rule, _) in table.items()}
 
@@ -92,12 +89,13 @@ def digest(path: str | Path) -> str:
 def carry(folder: Path) -> None:
     """Let a saved model take along the file that its operations came from, if it has any: the Auto classes then load it."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    files = {_FILES[name] for name in config.get("own_operations") or ()}
-    if not files:
+    names = config.get("own_operations") or {}
+    sources = {_SOURCES[name] for name in names}
+    if not sources:
         return
-    if len(files) > 1:
-        raise ValueError(f"own_operations: expected one file, got {', '.join(map(str, sorted(files)))}")
-    shutil.copy(files.pop(), folder / TABLE)
+    if len(sources) > 1:
+        raise ValueError(f"own_operations: expected {', '.join(names)} of one file, got them of {len(sources)}")
+    (folder / TABLE).write_bytes(sources.pop())
     (folder / ENTRY).write_text(_ENTRY, encoding="utf-8")
     for auto_class, model_class in AUTO_CLASSES.items():
         config["auto_map"][auto_class.__name__] = f"{Path(ENTRY).stem}.{model_class.__name__}"

@@ -188,6 +188,25 @@ def test_from_a_search_to_a_process_without_the_package(tmp_path, capsys, langua
     assert "is the history of another run: expected own_operations=" in capsys.readouterr().err
 
 
+def test_a_model_takes_along_what_was_loaded(language, tmp_path):
+    """And not what the file has become while a search ran."""
+    file = tmp_path / "operations.py"
+    file.write_text("import torch\nOPERATIONS = {'f': ('ab->ab', torch.relu)}\n")
+    before = file.read_bytes()
+    own_operations.load(file)
+    file.write_text("nothing")
+    AutoBertZeroModel(tiny_config(Genome([Attention(Expression.parse("f(q)"))]))).save_pretrained(tmp_path / "model")
+    own_operations.carry(tmp_path / "model")
+    assert (tmp_path / "model" / own_operations.TABLE).read_bytes() == before
+    other = tmp_path / "other.py"
+    other.write_text("import torch\nOPERATIONS = {'g': ('ab->ab', torch.tanh)}\n")
+    own_operations.load(other)
+    genome = Genome([Attention(Expression.parse("add(f(q), g(k))"))])
+    AutoBertZeroModel(tiny_config(genome)).save_pretrained(tmp_path / "two")
+    with pytest.raises(ValueError, match="own_operations: expected f, g of one file, got them of 2"):
+        own_operations.carry(tmp_path / "two")
+
+
 @pytest.mark.slow
 def test_pre_trained_and_fine_tuned_a_model_still_has_them(tmp_path):
     genome = [{"kind": "attention", "expression": "matmul(relu(matmul(q, transpose(k))), v)"}]
