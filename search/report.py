@@ -238,7 +238,7 @@ def _progress(run: RunHistory) -> list[dict[str, Any]]:
     numbers, scores = zip(*curve, strict=True)
     elapsed = np.cumsum([record.seconds for record in run.records]).tolist()
     scored = _thinned([record for record in run.records if record.score is not None])
-    floor = min(_floor(scored), scores[0])
+    floor = _floor(scored)
     candidates = Series(
         "candidates (the worst at the lower edge)",
         [record.index + 1 for record in scored],
@@ -247,13 +247,13 @@ def _progress(run: RunHistory) -> list[dict[str, Any]]:
         "points",
         titles=[f"#{record.index}: {_score(record.score)}" for record in scored],
     )
-    best = Series("best so far", numbers, scores, 0, "steps")
+    best = Series("best so far", numbers, [max(score, floor) for score in scores], 0, "steps")
     random = run.random_baseline()
     series = [candidates, best]
     if random:
         shown = [max(score, floor) for score in random]
         series.append(Series("random genomes: mean best of so many", range(1, len(random) + 1), shown, 2))
-    levels, far = _levels(run, [*scores, floor])
+    levels, far = _levels(run, [scores[-1], floor])
     over_time = Series("best so far", [elapsed[n - 1] for n in numbers], scores, 0, "steps")
     return [
         _figure(

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import statistics
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from autobert_zero.search.commands import main
 from autobert_zero.search.costs import Sizes
 from autobert_zero.search.evolution import evolve
 from autobert_zero.search.factory import make_space, make_strategy
-from autobert_zero.search.history import History
+from autobert_zero.search.history import History, read_history
 from autobert_zero.search.notation import differences
 from autobert_zero.search.records import Record, pareto_front
 from autobert_zero.search.report import RunHistory, duration, groups_of, page, summarize
+from autobert_zero.search.run import LivePage
 from autobert_zero.search.settings import SearchSettings
 
 from .conftest import random_genome
@@ -235,6 +237,21 @@ def test_pages_of_little(run, tmp_path):
     assert "No candidate has a score yet." in page([RunHistory("failed", run.header, lonely)])
     assert "No candidate" not in page([run, RunHistory("failed", run.header, lonely)])
     assert 'http-equiv="refresh" content="30"' in page([run], refresh_seconds=30) and "http-equiv" not in page([run])
+
+
+def test_the_page_of_a_search_that_goes_on_is_written_now_and_then(folder, tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    shutil.copy(folder / "history.jsonl", tmp_path)
+    header, records = read_history(tmp_path / "history.jsonl")
+    live = LivePage()
+    with History(tmp_path / "history.jsonl", header, ()) as history:
+        for seconds, count, expected in ((0, 5, 5), (29, 20, 5), (31, 30, 30), (60, 40, 30), (62, 50, 50)):
+            now = float(seconds)
+            history[:] = records[:count]
+            live.write(tmp_path, history)
+            html = (tmp_path / "report.html").read_text(encoding="utf-8")
+            assert f"<b>{expected}</b> candidates" in html and 'http-equiv="refresh" content="30"' in html
 
 
 def test_a_page_of_many_candidates_stays_small(run):
