@@ -18,8 +18,6 @@ import gzip
 import itertools
 import json
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import Pool
@@ -307,10 +305,7 @@ def main() -> None:
             print(table({data_set: results[data_set]}, baseline), flush=True)
     if args.output:
         provenance = {
-            "command": shlex.join(["python", *sys.argv]),
-            "commit": commit,
-            "versions": reporting.versions(),
-            "machine": reporting.machine(),
+            **reporting.provenance(commit),
             "seeds": args.seeds,
             "seconds": round(time.perf_counter() - start),
         }

@@ -8,7 +8,6 @@ times, in one process; the first fifth of the updates of each turn is not timed.
 """
 
 import dataclasses
-import shlex
 import statistics
 import sys
 import tempfile
@@ -109,10 +108,7 @@ def main() -> None:
     print(f"share of the bare loop: median {statistics.median(ratios):.3f} of {[round(r, 3) for r in ratios]}")
     if speed.results:
         result = {
-            "command": shlex.join(["python", *sys.argv]),
-            "commit": commit,
-            "versions": reporting.versions(),
-            "machine": reporting.machine(args.device.type),
+            **reporting.provenance(commit, args.device.type),
             "threads": torch.get_num_threads(),
             "tokens_per_second": {name: [round(v, 1) for v in values] for name, values in rates.items()},
             "share": {"median": round(statistics.median(ratios), 4), "each": [round(r, 4) for r in ratios]},

@@ -10,7 +10,6 @@ Trainings are rows of `rows.jsonl` in the folder, one a line; the same command g
 import dataclasses
 import hashlib
 import json
-import shlex
 import sys
 import time
 from collections import defaultdict
@@ -313,10 +312,7 @@ def main() -> None:
         print(table(summary))
         if ranks.results:
             provenance = {
-                "command": shlex.join(["python", *sys.argv]),
-                "commit": commit,
-                "versions": reporting.versions(),
-                "machine": reporting.machine(accelerator.device.type),
+                **reporting.provenance(commit, accelerator.device.type),
                 "processes": accelerator.num_processes,
                 "settings": settings.identity(),
                 "supernet_tokens": settings.supernet_steps * settings.paths_per_step * batch_tokens,

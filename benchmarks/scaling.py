@@ -15,7 +15,6 @@ import argparse
 import heapq
 import json
 import math
-import shlex
 import statistics
 import subprocess
 import sys
@@ -206,10 +205,7 @@ def main() -> None:
     else:
         parser.error("simulation: expected --history")
     provenance = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": commit,
-        "versions": reporting.versions(),
-        "machine": reporting.machine(),
+        **reporting.provenance(commit),
         "seconds": round(time.perf_counter() - start),
     }
     print(json.dumps(results, indent=1))

@@ -11,8 +11,6 @@ goes on where the last one stopped.
 import dataclasses
 import json
 import math
-import shlex
-import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -174,10 +172,7 @@ def main() -> None:
         print(f"{name:24}", json.dumps({k: v for k, v in values.items() if k != "each"}))
     if efficiency.results:
         provenance = {
-            "command": shlex.join(["python", *sys.argv]),
-            "commit": commit,
-            "versions": reporting.versions(),
-            "machine": reporting.machine(accelerator.device.type),
+            **reporting.provenance(commit, accelerator.device.type),
             "processes": accelerator.num_processes,
             "settings": settings.identity(),
             "repetitions": efficiency.repetitions,

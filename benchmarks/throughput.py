@@ -12,7 +12,6 @@ texts, batch by batch, padded to the longest of a batch, and count real tokens o
 import argparse
 import gc
 import json
-import shlex
 import statistics
 import subprocess
 import sys
@@ -331,10 +330,7 @@ def main() -> None:
         gc.collect()
         results["rows"][label] = {
             **measured,
-            "command": shlex.join(["python", *sys.argv]),
-            "commit": commit,
-            "versions": reporting.versions(),
-            "machine": reporting.machine(device.type),
+            **reporting.provenance(commit, device.type),
             "num_threads": torch.get_num_threads(),
             "measured_in_seconds": round(time.perf_counter() - start),
         }

@@ -177,6 +177,7 @@ def draw_costs(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    commit = reporting.commit()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -200,10 +201,8 @@ def main(arguments: list[str] | None = None) -> None:
         "text": Path(given.text_file).name,
         "sequences": given.sequences,
         "sequence_length": given.sequence_length,
-        "machine": reporting.machine("cuda" if torch.cuda.is_available() else "cpu"),
+        **reporting.provenance(commit, "cuda" if torch.cuda.is_available() else "cpu"),
         "threads": torch.get_num_threads(),
-        "commit": reporting.commit(),
-        "versions": reporting.versions(),
     }
     reporting.write_json(given.output_dir / "analysis.json", {**provenance, "models": results})
     draw_similarity(results, given.output_dir / "token_uniformity.png")

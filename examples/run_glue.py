@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shlex
 import statistics
 import sys
 import time
@@ -316,12 +315,7 @@ def main() -> None:
         print("\n".join(notes), file=sys.stderr)
     results = {name: run_task(tuning, rates, rows) for name, tuning in tunings.items()}
     if args.process_index == 0:
-        provenance = {
-            "command": shlex.join(["python", *sys.argv]),
-            "commit": commit,
-            "versions": reporting.versions(),
-            "machine": reporting.machine(args.device.type),
-        }
+        provenance = reporting.provenance(commit, args.device.type)
         reporting.write_json(
             folder / "results.json", {**provenance, "identity": identity, "notes": notes, "tasks": results}
         )

@@ -24,8 +24,6 @@ import inspect
 import itertools
 import json
 import math
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -391,12 +389,9 @@ class Pretraining:
             "tokens_per_second": round(output.metrics["train_samples_per_second"] * block, 1),
             "identity": self.identity,
             "source": self.source,
-            "machine": reporting.machine(args.device.type),
             "processes": args.world_size,
             "threads": torch.get_num_threads(),
-            "command": shlex.join(["python", *sys.argv]),
-            "commit": self.commit,
-            "versions": reporting.versions(),
+            **reporting.provenance(self.commit, args.device.type),
         }
         reporting.write_json(folder / "results.json", results)
         for name, losses in results["losses"].items():

@@ -11,8 +11,6 @@ interrupted goes on from its last checkpoint, one that is done is measured again
 import argparse
 import dataclasses
 import json
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -235,12 +233,7 @@ def main() -> None:
         references=[list(question.answers) for question in validation],
     )
     reporting.write_json(folder / "predictions.json", predictions)
-    provenance = {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": commit,
-        "versions": reporting.versions(),
-        "machine": reporting.machine(args.device.type),
-    }
+    provenance = reporting.provenance(commit, args.device.type)
     counts = {
         "questions": len(validation),
         "windows": len(evaluated),

@@ -5,7 +5,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,16 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+changes" if changes.strip() else "")
+
+
+def provenance(commit: str | None, device_type: str = "cpu") -> dict[str, Any]:
+    """What every published number carries: command, commit (taken when the program began), versions and machine."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit,
+        "versions": versions(),
+        "machine": machine(device_type),
+    }
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

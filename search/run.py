@@ -546,16 +546,16 @@ class Run:
         return -self.corpus.unigram_loss("select", self.settings.eval_sequences)
 
     def _provenance(self) -> dict[str, Any]:
+        provenance = reporting.provenance(self.commit, self.accelerator.device.type)
         return {
+            **provenance,
+            "command": shlex.join(["python", "-m", "autobert_zero.search", *sys.argv[1:]]),
             "machine": {
                 "processes": self.accelerator.num_processes,
                 "threads": torch.get_num_threads(),
-                "device": reporting.machine(self.accelerator.device.type),
+                "device": provenance["machine"],
                 "cores": os.cpu_count(),
             },
-            "command": shlex.join(["python", "-m", "autobert_zero.search", *sys.argv[1:]]),
-            "versions": reporting.versions(),
-            "commit": self.commit,
         }
 
     def _save(self, summary: dict[str, Any]) -> None:
