@@ -10,7 +10,16 @@ import run_glue
 import run_pretraining
 import yaml
 from reproduce import compare
-from reproduce.compare import HERE, Comparison, load_yaml, mean_and_error, of_seeds, run_all, table
+from reproduce.compare import (
+    HERE,
+    Comparison,
+    grid_table,
+    load_yaml,
+    mean_and_error,
+    of_seeds,
+    run_all,
+    table,
+)
 from transformers import HfArgumentParser
 
 from autobert_zero.configuration_autobert_zero import Attention, Convolution
@@ -96,7 +105,7 @@ def test_all_rows_have_equally_many_parameters(tmp_path, scale):
 
 def test_a_table_of_what_there_is(tmp_path):
     made = comparison(tmp_path, "cpu", ["bert", "convbert", "ours"])
-    assert made.results() == {}
+    assert made.results() == {} and grid_table(made) == ""
     choices = made.scale["pretraining"]["grid"]
     assert made.choice("bert") == choices[0]
     for choice, loss in zip(choices, (5.0, 4.0, None), strict=False):
@@ -104,6 +113,7 @@ def test_a_table_of_what_there_is(tmp_path):
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps({"losses": {"select": {"1": loss}}}))
     assert made.choice("bert") == choices[1] == {"learning_rate": 2e-3, "warmup_steps": 0.1}
+    assert grid_table(made).splitlines()[2:] == ["| BERT | 5.000 | 4.000 | diverged |  |"]
     result = {
         "parameters": 1000,
         "tokens": 100,

@@ -345,6 +345,24 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     unigram = {name: loss for r in results.values() for name, loss in r["unigram_losses"].items()}
     last = ["unigram", "", "", ""] + [f"{unigram[n]:.3f}" if s == "1" else "" for n in evaluated for s in shares]
     lines.append(last + [""] * (len(head) - len(last)))
+    return markdown(head, lines)
+
+
+def grid_table(comparison: Comparison) -> str:
+    """Markdown: the *select* losses of the short pre-trainings, by which learning rate and warm-up are chosen; empty
+    before there is one."""
+    choices = comparison.scale["pretraining"]["grid"]
+    lines = []
+    for row, given in comparison.rows.items():
+        results = [_read(comparison.grid_folder(row, choice) / "results.json") for choice in choices]
+        if any(results):
+            losses = [result and [result["losses"]["select"]["1"], None] for result in results]
+            lines.append([given["name"], *(shown(loss, 3) for loss in losses)])
+    return markdown(["", *map(name_of, choices)], lines) if lines else ""
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    """A table whose first column stands to the left."""
     divider = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, divider, *lines))
 
@@ -427,7 +445,9 @@ def main(arguments: list[str] | None = None) -> None:
         except RuntimeError as error:
             sys.exit(f"error: {error}")
     results = comparison.results()
-    print(table(results))
+    if grids := grid_table(comparison):
+        print(f"{grids}\n")
+    print(table(results) if results else "No row is pre-trained yet.")
     if given.results:
         processes = {"jobs": given.jobs, "launch": Path(given.launch).name}
         reporting.write_json(given.results, {"scale": scale, "rows": results, **processes})
