@@ -51,6 +51,11 @@ def find_genome(source: str) -> Genome:
         if not best:
             raise ValueError(f"{source!r} has no candidate with a score yet")
         return best[0].genome
+    local = path.is_absolute() or path.suffix == ".json" or len(path.parts) > 2 or Path(path.parts[0]).is_dir()
+    if local:  # or the Hub would be asked, again and again, for what is a mistyped path
+        raise ValueError(
+            f"expected a file, a folder, or a model of the Hub (USER/NAME), got {source!r}, which is none"
+        )
     return AutoBertZeroConfig.from_pretrained(source).parsed_genome()
 
 
@@ -146,10 +151,13 @@ def _compare(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None
             row |= {"runs": [run.name for run in row["runs"]], "losses": dict(losses)}
         print(json.dumps(rows, indent=2))
         return
-    cells = [("group", "runs", "best score", "found: loss", "BERT: loss")]
+    cells: list[tuple[str, ...]] = [("group", "runs", "best score", "found: loss", "BERT: loss")]
     for row in rows:
         score = (row["mean"], row["error"])
         cells.append((row["label"], str(len(row["runs"])), *map(_shown, (score, *_report_losses(row["runs"])))))
+        for run in row["runs"] if len(row["runs"]) > 1 else []:
+            score = (None if run.best is None else run.best.score, None)
+            cells.append((f"  {run.name}", "", *map(_shown, (score, *_report_losses([run])))))
     print(reporting.text_table(cells))
     if not same_text(runs):
         print("The runs are not of the same text: their scores are no measure of each other.", file=sys.stderr)
@@ -228,7 +236,7 @@ COMMANDS = {
     "compare": Command(
         "compare searches in a table",
         "Compare searches: best scores, with means and standard errors over runs that differ in nothing but their seeds, and "
-        "the report losses of those that are finished.",
+        "the report losses of those that are finished. Another seed also splits the text in another way.",
         "autobert-zero compare runs/*",
         _compare_arguments,
         _compare,

@@ -57,16 +57,16 @@ def load(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"own_operations: expected a Python file, got {str(path)!r}")
+        raise ValueError("expected a Python file, got none")
     module = types.ModuleType(path.stem)
     source = path.read_bytes()
     try:
         exec(compile(source, str(path), "exec"), vars(module))
     except Exception as error:
-        raise ValueError(f"own_operations: {path} cannot be run: {type(error).__name__}: {error}") from error
+        raise ValueError(f"it cannot be run: {type(error).__name__}: {error}") from error
     table = getattr(module, "OPERATIONS", None)
     if not isinstance(table, dict) or not table:
-        raise ValueError(f"own_operations: expected a table OPERATIONS in {path}, got {table!r:.200}")
+        raise ValueError(f"expected a table OPERATIONS, got {table!r:.200}")
     for name, entry in table.items():
         if not isinstance(entry, tuple) or len(entry) != 2 or not callable(entry[1]):
             raise ValueError(f"operation {name!r}: expected a rule and a function, got {entry!r:.200}")

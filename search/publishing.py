@@ -85,6 +85,7 @@ def model_card(
         backbone=notation.genome_text(Genome.from_list(summary["best"]["genome"])),
         training={fact: value for fact, value in training.items() if value is not None},
         results=reporting.result_rows(summary),
+        note=reporting.learning_note(summary),
         positions=summary["settings"]["sequence_length"],
     )
 

@@ -46,12 +46,13 @@ COST_NAMES = {"parameters": "parameters", "flops": "FLOPs of a sequence", "laten
 
 @dataclass(frozen=True)
 class RunHistory:
-    """A run as its history tells it."""
+    """A run as its history tells it, and, once it is finished, with its summary."""
 
     name: str
     header: dict[str, Any]
     records: list[Record]
     folder: Path | None = None
+    summary: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "RunHistory":
@@ -62,12 +63,22 @@ class RunHistory:
         if not file.exists():
             raise FileNotFoundError(f"expected the folder of a run, or a history, got {str(path)!r}")
         header, records = read_history(file)
-        return cls(path.resolve().name if folder else path.stem, header, records, folder)
+        summary = None
+        if folder and (folder / "summary.json").exists():
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            if summary["counts"]["evaluated"] != len(records):
+                summary = None  # of before the search went on
+        return cls(path.resolve().name if folder else path.stem, header, records, folder, summary)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Of the header; by default what an older history does not say."""
+        """Those that the history depends on, of the header; by default what an older one does not say."""
         return {**SearchSettings().to_dict(), **self.header["settings"]}
+
+    @property
+    def winner(self) -> Record | None:
+        """The finalist that was trained from scratch; before that the best by score."""
+        return self.records[self.summary["best"]["index"]] if self.summary else self.best
 
     @property
     def best(self) -> Record | None:
@@ -177,9 +188,18 @@ def _tell(run: RunHistory) -> dict[str, Any]:
     archive = Archive(run.records)
     counts = Counter(record.status for record in run.records)
     best = archive.best(NUM_BEST)
+    winner = run.winner
+    if winner is not None:
+        best = [winner, *(record for record in best if record is not winner)]
+    settings = {**run.settings, **(run.summary["settings"] if run.summary else {})}
     return {
         "run": run,
+        "settings": settings,
         "counts": counts,
+        "top_score": None if run.best is None else run.best.score,
+        "results": reporting.result_rows(run.summary) if run.summary else [],
+        "note": reporting.learning_note(run.summary) if run.summary else "",
+        "finalists": run.summary["finalists"] if run.summary else [],
         "best": [
             {"record": record, "layers": notation.layer_names(record.genome), "picture": _picture(record.genome)}
             for record in best
@@ -190,9 +210,9 @@ def _tell(run: RunHistory) -> dict[str, Any]:
         "effects": _effects(run, archive),
         "layers": _layers(run, archive),
         "fronts": _fronts(run),
-        "family": _family(run.records, best[0]) if best else None,
+        "family": _family(run.records, winner) if winner else None,
         "failures": Counter(_reason(r) for r in run.records if r.status in ("failed", "dropped")).most_common(),
-        "changed": _changed(run.settings),
+        "changed": _changed(settings),
     }
 
 

@@ -50,7 +50,9 @@ def commit() -> str | None:
     try:
         git = ["git", "-C", str(root)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+changes" if changes.strip() else "")
@@ -92,6 +94,14 @@ def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         )
         rows.append((name, parameters, *losses))
     return rows
+
+
+def learning_note(summary: dict[str, Any]) -> str:
+    """A warning where the found model knows no more than token frequencies, else nothing."""
+    found, unigram = next(iter(summary["results"].values())), summary["results"]["unigram"]
+    if found["loss"] is not None and found["loss"] < unigram["loss"]:
+        return ""
+    return "The found model has learned no more than token frequencies: train it longer (final_steps)."
 
 
 def results_table(summary: dict[str, Any]) -> str:

@@ -161,6 +161,7 @@ class Run:
             if self.main:
                 held.enter_context(hold_folder(self.settings))
             self._describe_machine()
+            self._load_operations()
             with self._phase("text"):
                 self._read_corpus()
             self._make_space()
@@ -175,6 +176,8 @@ class Run:
                         for k, v in self.settings.to_dict().items()
                     }
                     self.accelerator.init_trackers("autobert_zero_search", flat)
+                if history is not None:
+                    write_page(self.folder, history, PAGE_SECONDS)
                 with self._phase("super-network"):
                     self.supernet = self._train_supernet()
                 workers = Workers(self.accelerator, self._run_job, self.folder / "results", self.stop.check)
@@ -234,6 +237,14 @@ class Run:
             f"{threads} thread{'s'[: threads > 1]} each, seed {self.settings.seed}."
         )
 
+    def _load_operations(self) -> None:
+        self.own_operations: dict[str, str] = {}
+        if self.settings.own_operations:
+            try:
+                self.own_operations = own_operations.load(self.settings.own_operations)
+            except ValueError as error:
+                raise UsageError(f"own_operations: {self.settings.own_operations}: {error}") from None
+
     def _read_corpus(self) -> None:
         try:
             self.corpus = corpus = Corpus.build(self.settings)
@@ -257,13 +268,8 @@ class Run:
 
     def _make_space(self) -> None:
         settings = self.settings
-        self.own_operations: dict[str, str] = {}
-        if settings.own_operations:
-            try:
-                self.own_operations = own_operations.load(settings.own_operations)
-            except ValueError as error:
-                raise UsageError(str(error)) from None
-            self.data["own_operations"] = own_operations.digest(settings.own_operations)
+        if self.own_operations:
+            self.data["own_operations"] = own_operations.digest(str(settings.own_operations))
         self.sizes = make_sizes(settings, len(self.corpus.tokenizer))
         self.space = make_space(settings, self.sizes)
         try:
@@ -343,7 +349,7 @@ class Run:
         checkpoint = self._checkpoint("supernet", self.identity)
         checkpoint.writes = self.main
         self._agree(checkpoint.step(), "output_dir: expected one folder that all processes share, got several")
-        progress = self._progress("super-network", settings.supernet_steps)
+        progress = self._progress("super-network", settings.supernet_steps, checkpoint.step())
 
         def report(done: int, loss: float) -> None:
             progress(done, loss)
@@ -427,7 +433,7 @@ class Run:
             raise UsageError(str(error)) from None
         finally:
             progress.close()
-        write_page(self.folder, history)
+            write_page(self.folder, history)
         return status
 
     def _log_candidate(self, record: Record, best: Record | None) -> None:
@@ -545,11 +551,15 @@ class Run:
             return None
         return -self.corpus.unigram_loss("select", self.settings.eval_sequences)
 
+    def _program(self) -> list[str]:
+        name = Path(sys.argv[0]).name
+        return [name] if name == "autobert-zero" else ["python", "-m", "autobert_zero.search"]
+
     def _provenance(self) -> dict[str, Any]:
         provenance = reporting.provenance(self.commit, self.accelerator.device.type)
         return {
             **provenance,
-            "command": shlex.join(["python", "-m", "autobert_zero.search", *sys.argv[1:]]),
+            "command": shlex.join([*self._program(), *sys.argv[1:]]),
             "machine": {
                 "processes": self.accelerator.num_processes,
                 "threads": torch.get_num_threads(),
@@ -573,6 +583,7 @@ class Run:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         reporting.write_json(self.folder / "summary.json", summary)
+        reporting.write_text(self.folder / "report.html", report.page([RunHistory.read(self.folder)]))
         for path in self.folder.glob("final-*.safetensors"):
             path.unlink()
         shutil.rmtree(self.folder / "results")
@@ -586,4 +597,6 @@ class Run:
         self.say(reporting.genome_table(genome))
         self.say(f"\nTrained from scratch on {summary['tokens']['final_each']:,} tokens each:\n")
         self.say(reporting.results_table(summary))
+        if note := reporting.learning_note(summary):
+            self.say(f"\n{note}")
         self.say(f"\nModel: {self.folder / 'model'}\nReport: {self.folder / 'report.html'}")

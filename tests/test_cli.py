@@ -105,6 +105,12 @@ def test_a_run_leaves_what_it_promises(finished):
     }
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert f">{max(scores.values()):.4f}<".replace("-", "−") in page and "http-equiv" not in page
+    winner, found = summary["best"]["index"], summary["results"]["AutoBERT-Zero (found)"]
+    assert f"Candidate #{winner} and its ancestors" in page and f'<h3 id="backbone">#{winner}</h3>' in page
+    assert f'<td class="n">{found["loss"]:.4f}</td>' in page
+    assert ("no more than token frequencies" in page) == (found["loss"] >= summary["results"]["unigram"]["loss"])
+    assert ("no more than token frequencies" in out) == ("no more than token frequencies" in page)
+    assert summary["command"].startswith("python -m autobert_zero.search --")
     assert summary["commit"] is None or summary["commit"] in page
     assert {path.name for path in folder.iterdir()} == {
         "report.html",

@@ -125,7 +125,7 @@ def test_a_model_without_the_functions_is_an_error(language):
         ("{'f': ('nd->nd', lambda x: x - x.mean(-2, keepdim=True))}", "to depend on it alone"),
         ("{'f': ('ab->ab', lambda x: x - x.mean(0))}", "expected sentences kept apart"),
         ("{'f': ('ab,ab->ab', torch.relu)}", "operation 'f': expected a tensor nn"),
-        ("nothing", "cannot be run: NameError"),
+        ("nothing", "it cannot be run: NameError"),
     ],
 )  # fmt: skip
 def test_bad_operations(language, tmp_path, table, message):
@@ -134,7 +134,7 @@ def test_bad_operations(language, tmp_path, table, message):
     with pytest.raises(ValueError) as error:
         own_operations.load(file)
     assert message in str(error.value)
-    with pytest.raises(ValueError, match="expected a Python file"):
+    with pytest.raises(ValueError, match="expected a Python file, got none"):
         own_operations.load(tmp_path / "nowhere.py")
 
 
@@ -228,4 +228,7 @@ def test_pre_trained_and_fine_tuned_a_model_still_has_them(tmp_path):
 def test_a_bad_file_ends_a_search_at_once(tmp_path, capsys, language):
     with pytest.raises(SystemExit) as stopped:
         main(["search", "--output_dir", str(tmp_path / "run"), "--own_operations", "nowhere.py"])
-    assert stopped.value.code == 2 and "own_operations: expected a Python file" in capsys.readouterr().err
+    assert (
+        stopped.value.code == 2
+        and "own_operations: nowhere.py: expected a Python file, got none" in capsys.readouterr().err
+    )

@@ -298,13 +298,35 @@ def test_the_commands(capsys, folder, tmp_path):
     assert (folder / "report.html").read_text(encoding="utf-8") == page([RunHistory.read(folder)])
     main(["report", str(folder), str(folder / "history.jsonl"), "--output", str(tmp_path / "both.html")])
     assert "2 runs" in (tmp_path / "both.html").read_text(encoding="utf-8")
-    losses = {"AutoBERT-Zero (found)": {"loss": 3.5}, "BERT": {"loss": None}}
+    losses = {
+        "AutoBERT-Zero (found)": {"loss": 3.5, "perplexity": 33.1},
+        "BERT": {"loss": None},
+        "unigram": {"loss": 3.4},
+    }
+    losses["unigram"]["perplexity"] = 30.0
     finished = shutil.copytree(folder, tmp_path / "finished")
-    (finished / "summary.json").write_text(json.dumps({"results": losses}), encoding="utf-8")
+    history = RunHistory.read(folder)
+    other = next(r for r in history.records if r.score is not None and r.index != history.best.index)
+    summary = {"results": losses, "settings": SETTINGS.to_dict(), "finalists": [{}] * 3, "counts": {"evaluated": 60}}
+    summary["best"] = {"index": other.index}
+    (finished / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    html = page([RunHistory.read(finished)])
+    assert (
+        f"Candidate #{other.index} and its ancestors" in html and f"#{other.index} was chosen among the 3 best" in html
+    )
+    assert f"<b>−{-history.best.score:.4f}</b> best score" in html and "no more than token frequencies" in html
+    # A summary of before the search went on says nothing of what has come since.
+    summary["counts"]["evaluated"] = 59
+    (tmp_path / "older").mkdir()
+    shutil.copy(folder / "history.jsonl", tmp_path / "older")
+    (tmp_path / "older" / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert RunHistory.read(tmp_path / "older").winner == history.best
     capsys.readouterr()
     main(["compare", str(folder), str(finished), "--json"])
     [row] = json.loads(capsys.readouterr().out)
     assert row["runs"] == [folder.name, "finished"] and row["losses"] == {"found": [3.5, None], "bert": [None, None]}
+    main(["compare", str(folder), str(finished)])
+    assert re.search(r"^  finished +-\d\.\d{4} +3\.5000$", capsys.readouterr().out, re.MULTILINE)
     main(["compare", str(finished)])
     out = capsys.readouterr().out.splitlines()
     assert re.search(r"finished +1 +-\d\.\d{4} +3\.5000$", out[-1])
