@@ -15,6 +15,9 @@ from typing import Any
 from autobert_zero.configuration_autobert_zero import Genome
 
 
+# Of the checkout, where this is one.
+ROOT = Path(__file__).resolve().parent.parent
+
 PACKAGES = ("autobert-zero", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
 
 
@@ -44,11 +47,10 @@ def machine_text(machine: dict[str, Any]) -> str:
 
 def commit() -> str | None:
     """Commit of the checkout that this package runs from, `+changes` behind it if files differ; None elsewhere."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
     try:
-        git = ["git", "-C", str(root)]
+        git = ["git", "-C", str(ROOT)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run(
             [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
@@ -60,8 +62,12 @@ def commit() -> str | None:
 
 def provenance(commit: str | None, device_type: str = "cpu") -> dict[str, Any]:
     """What every published number carries: command, commit (taken when the program began), versions and machine."""
+    program = Path(sys.argv[0]).resolve()
+    in_checkout = program.is_relative_to(ROOT)
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(
+            ["python", str(program.relative_to(ROOT)) if in_checkout else sys.argv[0], *sys.argv[1:]]
+        ),
         "commit": commit,
         "versions": versions(),
         "machine": machine(device_type),
