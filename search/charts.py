@@ -135,11 +135,8 @@ def legend(series: Sequence[Series]) -> str:
     """An HTML list of the series, each with a sample."""
     items = []
     for each in series:
-        sample = "".join(
-            _drawn(Series("", (), (), each.color, each.style), [(2, 6), (24, 6)][: 1 + (each.style != "points")])
-        )
-        if each.style == "points":
-            sample = "".join(_drawn(Series("", (), (), each.color, "points"), [(13, 6)]))
+        places = [(13, 6)] if each.style == "points" else [(2, 6), (24, 6)]
+        sample = "".join(_drawn(Series("", (), (), each.color, each.style), places))
         items.append(
             f'<li><svg class="chart" viewBox="0 0 26 12" width="26" height="12" aria-hidden="true">{sample}</svg> '
             f"{html.escape(each.name)}</li>"

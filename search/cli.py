@@ -19,6 +19,7 @@ DESCRIPTION = (
     "Evolve a BERT backbone from text: train a bi-branch super-network, search by OP-NAS, then train the best backbone and "
     "a BERT of the same depth and width from scratch."
 )
+SETTINGS = {field.name for field in dataclasses.fields(SearchSettings)}
 CONTINUE = "What is done is kept: the same command continues it."
 
 
@@ -28,9 +29,11 @@ def parser_arguments() -> dict[str, Any]:
     groups = []
     for name, settings in SearchSettings.groups().items():
         fields = [
-            (f.name, hints[f.name], dataclasses.field(default=f.default, metadata=f.metadata))
-            if f.default_factory is dataclasses.MISSING
-            else (f.name, hints[f.name], dataclasses.field(default_factory=f.default_factory, metadata=f.metadata))
+            (
+                f.name,
+                hints[f.name],
+                dataclasses.field(default=f.default, default_factory=f.default_factory, metadata=f.metadata),
+            )
             for f in settings
         ]
         groups.append(dataclasses.make_dataclass("Group", fields, namespace={"_argument_group_name": name}))
@@ -65,18 +68,16 @@ def with_config(parser: argparse.ArgumentParser, arguments: list[str]) -> list[s
             values = yaml.safe_load(file)
     except (OSError, ValueError, yaml.YAMLError) as error:
         parser.error(f"config: expected a YAML file, got {path!r}: {error}")
-    known = {field.name for field in dataclasses.fields(SearchSettings)}
-    if not isinstance(values, dict) or not set(values) <= known:
-        unknown = sorted(map(str, set(values) - known)) if isinstance(values, dict) else values
+    if not isinstance(values, dict) or not set(values) <= SETTINGS:
+        unknown = sorted(map(str, set(values) - SETTINGS)) if isinstance(values, dict) else values
         parser.error(f"config: expected settings of a search in {path!r}, got {unknown!r:.200}")
     return [*flags(values), *arguments]
 
 
 def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tuple[SearchSettings, int]:
     """Settings and verbosity of a parsed command line."""
-    names = {field.name for field in dataclasses.fields(SearchSettings)}
     try:
-        settings = SearchSettings(**{name: value for name, value in vars(namespace).items() if name in names})
+        settings = SearchSettings(**{name: value for name, value in vars(namespace).items() if name in SETTINGS})
     except ValueError as error:
         parser.error(str(error))
     return settings, namespace.verbose - namespace.quiet

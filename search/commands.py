@@ -25,7 +25,7 @@ from autobert_zero.search import cli, drawing, notation, reporting
 from autobert_zero.search.factory import load_genome
 from autobert_zero.search.history import read_history
 from autobert_zero.search.records import Archive
-from autobert_zero.search.report import RunHistory, page, same_text, standard_error, summarize
+from autobert_zero.search.report import RunHistory, page, same_text, summarize
 
 
 def find_genome(source: str) -> Genome:
@@ -121,14 +121,10 @@ def _report(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 def _report_losses(runs: list[RunHistory]) -> Iterator[tuple[float | None, float | None]]:
     """Mean and standard error of the losses of the found models, then of BERT, over the runs that are finished."""
-    results = [
-        json.loads(file.read_text(encoding="utf-8"))["results"]
-        for run in runs
-        if run.folder is not None and (file := run.folder / "summary.json").exists()
-    ]
+    results = [run.summary["results"] for run in runs if run.summary]
     for name in ("AutoBERT-Zero (found)", "BERT"):
         losses = [result[name]["loss"] for result in results if result[name]["loss"] is not None]
-        yield (statistics.fmean(losses) if losses else None, standard_error(losses))
+        yield (statistics.fmean(losses) if losses else None, reporting.standard_error(losses))
 
 
 def _shown(value: tuple[float | None, float | None]) -> str:

@@ -81,9 +81,9 @@ def load(path: str | Path) -> dict[str, str]:
     return {name: rule for name, (rule, _) in table.items()}
 
 
-def digest(path: str | Path) -> str:
-    """16 hexadecimal digits of what stands in the file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+def digest(name: str) -> str:
+    """16 hexadecimal digits of the source that an operation came from."""
+    return hashlib.sha256(_SOURCES[name]).hexdigest()[:16]
 
 
 def carry(folder: Path) -> None:

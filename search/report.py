@@ -51,7 +51,6 @@ class RunHistory:
     name: str
     header: dict[str, Any]
     records: list[Record]
-    folder: Path | None = None
     summary: dict[str, Any] | None = None
 
     @classmethod
@@ -68,7 +67,7 @@ class RunHistory:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             if summary["counts"]["evaluated"] != len(records):
                 summary = None  # of before the search went on
-        return cls(path.resolve().name if folder else path.stem, header, records, folder, summary)
+        return cls(path.resolve().name if folder else path.stem, header, records, summary)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -82,7 +81,8 @@ class RunHistory:
 
     @property
     def best(self) -> Record | None:
-        return next(iter(Archive(self.records).best(1)), None)
+        scored = (record for record in self.records if record.score is not None)
+        return max(scored, key=lambda record: record.score, default=None)  # type: ignore[arg-type, return-value]
 
     @property
     def seconds(self) -> float:
@@ -486,7 +486,7 @@ def summarize(runs: Sequence[RunHistory]) -> list[dict[str, Any]]:
                 "label": label,
                 "runs": members,
                 "mean": statistics.fmean(scores) if scores else None,
-                "error": standard_error(scores),
+                "error": reporting.standard_error(scores),
             }
         )
     return rows
@@ -511,7 +511,7 @@ def _compare(runs: Sequence[RunHistory]) -> dict[str, Any]:
         columns = [(i + 1, [curves[id(run)][i] for run in members]) for i in range(length)]
         columns = [(i, scores) for i, scores in columns if all(score >= floor for score in scores)]
         if columns:
-            errors = [standard_error(scores) or 0.0 for _, scores in columns] if len(members) > 1 else None
+            errors = [reporting.standard_error(scores) or 0.0 for _, scores in columns] if len(members) > 1 else None
             numbers = [i for i, _ in columns]
             means.append(Series(name, numbers, [statistics.fmean(v) for _, v in columns], color, "line", errors))
     names = {run.score_name() for run in runs}
@@ -532,8 +532,3 @@ def _compare(runs: Sequence[RunHistory]) -> dict[str, Any]:
             if run.best is not None
         ],
     }
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """Of a mean; None for fewer than two values."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

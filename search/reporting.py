@@ -3,9 +3,11 @@
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -72,6 +74,11 @@ def provenance(commit: str | None, device_type: str = "cpu") -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(device_type),
     }
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of a mean; None for fewer than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

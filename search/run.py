@@ -269,7 +269,7 @@ class Run:
     def _make_space(self) -> None:
         settings = self.settings
         if self.own_operations:
-            self.data["own_operations"] = own_operations.digest(str(settings.own_operations))
+            self.data["own_operations"] = own_operations.digest(next(iter(self.own_operations)))
         self.sizes = make_sizes(settings, len(self.corpus.tokenizer))
         self.space = make_space(settings, self.sizes)
         try:
@@ -462,9 +462,7 @@ class Run:
         for record in found:
             scores = [results[f"finalist-{record.index}-{repetition}"]["score"] for repetition in repetitions]
             mean = math.nan if None in scores else statistics.fmean(scores or [record.score])
-            error = (
-                statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 and None not in scores else None
-            )
+            error = None if None in scores else reporting.standard_error(scores)
             finalists.append(
                 {
                     "index": record.index,

@@ -17,7 +17,6 @@ run by hand, and goes on where it stopped; so does this one. What is there so fa
 import argparse
 import concurrent.futures
 import json
-import math
 import os
 import shlex
 import statistics
@@ -303,7 +302,7 @@ def mean_and_error(values: list[float | None]) -> list[float | None]:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return [None, None]
-    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
+    error = reporting.standard_error(known)
     return [round(statistics.fmean(known), 4), None if error is None else round(error, 4)]
 
 
