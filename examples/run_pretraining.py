@@ -108,6 +108,12 @@ class TrainingArguments(TransformersArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
 
 
+def set_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Fields that are not at their defaults: another version of a class, with fields of which nobody knew, has the same."""
+    default = type(config)().to_dict()
+    return {name: value for name, value in config.to_dict().items() if default.get(name) != value}
+
+
 def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_seq_length: int) -> Any:
     """Configuration of the model, at the size of the vocabulary and with positions enough.
 
@@ -351,7 +357,7 @@ class Pretraining:
         identity = {
             **{k: v for k, v in dataclasses.asdict(options).items() if k not in of_place},
             **steps_identity(args),
-            "config": {k: v for k, v in config.to_dict().items() if k != "transformers_version"},
+            "config": set_fields(config),
             "text": text.digest(),
             "evaluated": {name: digest_of(blocks.packer.tokens) for name, blocks in evaluated.items()},
             "streamed": dataclasses.asdict(settings) if settings.streaming else None,

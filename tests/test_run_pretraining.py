@@ -17,6 +17,8 @@ from run_pretraining import losses_by_share
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertConfig
 
+from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
+
 from .conftest import run_without_package, write_corpus
 
 
@@ -286,3 +288,14 @@ def test_small_parts(tmp_path):
     assert last_checkpoint(tmp_path) is None
     log = [{"loss": 1.0, "step": 5}, {"eval_a_loss": 3.0, "step": 5}, {"eval_a_loss": 2.0, "step": 10}]
     assert losses_by_share(log, 10) == {"a": {"0.5": 3.0, "1": 2.0}}
+
+
+def test_a_training_is_known_by_the_fields_that_were_set():
+    """So that one begun with a version of fewer fields goes on."""
+
+    class Later(AutoBertZeroConfig):
+        field_of_later: float = 0.5
+
+    for config_class in (AutoBertZeroConfig, Later):
+        fields = run_pretraining.set_fields(config_class(hidden_size=8, num_attention_heads=2))
+        assert fields == {"hidden_size": 8, "num_attention_heads": 2}
