@@ -46,36 +46,49 @@ OPERATIONS = {
     "euclidean_distance": "ac,bc->ab",  # between the rows of x and the rows of y
 }
 
+# Layer kinds of one's own, beside convolution and attention. Their rule is this word: all that is said here of what they
+# do is that a layer takes and gives hidden states.
+LAYER_RULE = "layer"
+LAYER_KINDS: set[str] = set()
+
 _BUILT_IN = frozenset(OPERATIONS)
 _RULE = re.compile(r"[abcnd]{2}(,[abcnd]{2})?->[abcnd]{2}")
 
 
 def add_operation(name: str, rule: str) -> None:
-    """Make an operation of one's own part of the language; what it computes is said to the model alone.
+    """Make an operation or a layer kind of one's own part of the language; what it computes is said to the model alone.
 
     Args:
         name: a lower-case identifier.
         rule: its type rule, of one or two operands, as in `OPERATIONS`; the letters `n` and `d` stand for themselves.
+            `layer` for a layer kind.
 
     Raises: ValueError for what is no name or no rule, or a name that has another rule already.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z_0-9]*", name) or name in INPUTS:
         raise ValueError(f"operation: expected a lower-case identifier other than {', '.join(INPUTS)}, got {name!r}")
-    if name in _BUILT_IN:
-        raise ValueError(f"operation {name!r}: expected a new name, got one of {', '.join(sorted(_BUILT_IN))}")
-    if not isinstance(rule, str) or not _RULE.fullmatch(rule):
-        raise ValueError(f"operation {name!r}: expected a rule such as 'ab->ab' or 'nd,nd->nn', got {rule!r}")
-    operands, result = rule.split("->")
-    if not set(result) <= {*operands, "n", "d"}:
-        raise ValueError(f"operation {name!r}: expected axes of the operands in the result, got {rule!r}")
-    if OPERATIONS.setdefault(name, rule) != rule:
-        raise ValueError(
-            f"operation {name!r}: expected the rule {OPERATIONS[name]!r} that it has already, got {rule!r}"
-        )
+    if name in _BUILT_IN or name in _FIELDS:
+        known = ", ".join(sorted({*_BUILT_IN, *_FIELDS}))
+        raise ValueError(f"operation {name!r}: expected a new name, got one of {known}")
+    if rule != LAYER_RULE:
+        if not isinstance(rule, str) or not _RULE.fullmatch(rule):
+            raise ValueError(
+                f"operation {name!r}: expected a rule such as 'ab->ab' or 'nd,nd->nn', or {LAYER_RULE!r}, got {rule!r}"
+            )
+        operands, result = rule.split("->")
+        if not set(result) <= {*operands, "n", "d"}:
+            raise ValueError(f"operation {name!r}: expected axes of the operands in the result, got {rule!r}")
+    known = LAYER_RULE if name in LAYER_KINDS else OPERATIONS.get(name, rule)
+    if known != rule:
+        raise ValueError(f"operation {name!r}: expected the rule {known!r} that it has already, got {rule!r}")
+    if rule == LAYER_RULE:
+        LAYER_KINDS.add(name)
+    else:
+        OPERATIONS[name] = rule
 
 
 def add_operations(rules: dict[str, str] | None) -> None:
-    """Make operations part of the language, by name and type rule, as a stored genome says that it needs them."""
+    """Make operations and layer kinds part of the language, by name and rule, as a stored genome says that it needs them."""
     for name, rule in (rules or {}).items():
         add_operation(name, rule)
 
@@ -301,7 +314,20 @@ class Attention:
         return {"kind": self.kind, "expression": str(self.expression)}
 
 
-Gene = Convolution | Attention
+@dataclass(frozen=True)
+class OwnLayer:
+    """Gene of a layer of a `kind` of one's own (`add_operation`)."""
+
+    kind: str
+
+    def __str__(self) -> str:
+        return self.kind
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+Gene = Convolution | Attention | OwnLayer
 
 
 _FIELDS = {Convolution.kind: "kernel_size", Attention.kind: "expression"}
@@ -311,8 +337,12 @@ def _gene_from_dict(gene: Any) -> Gene:
     if not isinstance(gene, dict):
         raise ValueError(f"expected an object with 'kind', got {gene!r}")
     kind = gene.get("kind")
-    if not isinstance(kind, str) or kind not in _FIELDS:
-        raise ValueError(f"kind: expected one of {list(_FIELDS)}, got {kind!r}")
+    if not isinstance(kind, str) or kind not in {*_FIELDS, *LAYER_KINDS}:
+        raise ValueError(f"kind: expected one of {[*_FIELDS, *sorted(LAYER_KINDS)]}, got {kind!r}")
+    if kind in LAYER_KINDS:
+        if len(gene) != 1:
+            raise ValueError(f"expected the field 'kind' alone, got {sorted(map(str, gene))}")
+        return OwnLayer(kind)
     if len(gene) != 2 or _FIELDS[kind] not in gene:
         raise ValueError(f"expected the fields ['kind', {_FIELDS[kind]!r}], got {sorted(map(str, gene))}")
     value = gene[_FIELDS[kind]]
@@ -334,6 +364,12 @@ class Genome(tuple[Gene, ...]):
         """Names of the operations in the attention layers, each once, sorted."""
         nodes = (node for gene in self if isinstance(gene, Attention) for node in gene.expression.nodes())
         return sorted({node.name for node in nodes if node.operands})
+
+    def own_operations(self) -> dict[str, str]:
+        """Rules by name of the operations and layer kinds in it that are not of this file."""
+        kinds = sorted({gene.kind for gene in self if isinstance(gene, OwnLayer)})
+        rules = {name: OPERATIONS[name] for name in self.operations() if name not in _BUILT_IN}
+        return rules | dict.fromkeys(kinds, LAYER_RULE)
 
     def to_list(self) -> list[dict[str, Any]]:
         return [gene.to_dict() for gene in self]
@@ -416,8 +452,8 @@ class AutoBertZeroConfig(PretrainedConfig):
         genome: one gene per layer, as JSON: `{"kind": "convolution", "kernel_size": 65}` or
             `{"kind": "attention", "expression": "matmul(softmax(scale(matmul(q, transpose(k)))), v)"}`. A `Genome`
             is not JSON: pass `genome.to_list()`. `None` means the published genome.
-        own_operations: type rules of the operations in the genome that are not of this file (`add_operation`); what they
-            compute is in a file that travels with the model. Filled in where they are known.
+        own_operations: rules of the operations and layer kinds in the genome that are not of this file (`add_operation`);
+            what they compute is in a file that travels with the model. Filled in where they are known.
         num_hidden_layers: number of layers; `None` means the length of the genome, anything else must equal it.
         sparse_prediction: given labels, compute masked-language-model logits only where one stands.
         sparse_pred_ignore_index: the label that stands for "no label".
@@ -453,7 +489,7 @@ class AutoBertZeroConfig(PretrainedConfig):
     def __post_init__(self, **kwargs: Any):
         add_operations(self.own_operations)
         genome = PUBLISHED_GENOME if self.genome is None else Genome.from_list(self.genome)
-        self.own_operations = {name: OPERATIONS[name] for name in genome.operations() if name not in _BUILT_IN} or None
+        self.own_operations = genome.own_operations() or None
         # Written back from the parsed form: one spelling and one order of keys in every config.json.
         self.genome = genome.to_list()
         if self.num_hidden_layers is None:
@@ -491,7 +527,7 @@ class AutoBertZeroConfig(PretrainedConfig):
             )
 
     def parsed_genome(self) -> Genome:
-        """The genome as a value: a tuple of `Convolution` and `Attention` genes."""
+        """The genome as a value: a tuple of genes."""
         return Genome.from_list(self.genome)
 
     @classmethod

@@ -20,7 +20,7 @@ type of a node is n×d, d×n, n×n or d×d with n tokens and d = head size.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
@@ -53,7 +53,16 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import can_return_tuple
 
-from .configuration_autobert_zero import Attention, AutoBertZeroConfig, Convolution, Expression, Genome
+from .configuration_autobert_zero import (
+    LAYER_RULE,
+    Attention,
+    AutoBertZeroConfig,
+    Convolution,
+    Expression,
+    Gene,
+    Genome,
+    OwnLayer,
+)
 from .configuration_autobert_zero import add_operation as add_rule
 
 
@@ -300,20 +309,38 @@ EXECUTORS = {
 MAY_OVERFLOW = {"matmul", "euclidean_distance"}
 
 
-def add_operation(name: str, rule: str, function: Callable[..., torch.Tensor]) -> None:
-    """Make an operation of one's own part of the language.
+# What makes the mixer of a layer kind of one's own, of a configuration.
+LAYER_MAKERS: dict[str, Callable[[AutoBertZeroConfig], nn.Module]] = {}
+
+
+def add_operation(name: str, rule: str, function: Callable[..., torch.Tensor | nn.Module]) -> None:
+    """Make an operation or a layer kind of one's own part of the language.
 
     Args:
         name: a lower-case identifier.
-        rule: its type rule (see the configuration).
+        rule: its type rule (see the configuration), or `layer`.
         function: of one or two tensors (batch, heads, rows, columns), with the result likewise. What it says of a token must
             depend on that token alone: a sum over tokens would count pads.
+            For a layer kind: of a configuration, a module; that one is called with hidden states (batch, tokens, hidden),
+            0 at pads, and which tokens are real, (batch, tokens) bool, and says of every token what is added to it.
 
     Raises: ValueError for a name that is taken or a rule that is none.
     """
     add_rule(name, rule)
+    if rule == LAYER_RULE:
+        LAYER_MAKERS[name] = function
+        return
     EXECUTORS[name] = lambda node, *arguments: function(*arguments[: len(node.operands)])
     MAY_OVERFLOW.add(name)
+
+
+def _check_known(names: Iterable[str], table: Collection[str]) -> None:
+    if unknown := sorted(set(names) - set(table)):
+        raise ValueError(
+            f"own_operations: expected functions for {', '.join(unknown)}, got none: load the file that defines them "
+            "(`autobert_zero.search.own_operations.load`), or the model in a process without this package by "
+            "trust_remote_code=True"
+        )
 
 
 class Step(NamedTuple):
@@ -360,12 +387,7 @@ class ExpressionProgram:
             return slots[node]
 
         plan(expression)
-        if unknown := sorted({node.name for node, _, _ in planned} - set(EXECUTORS)):
-            raise ValueError(
-                f"own_operations: expected functions for {', '.join(unknown)}, got none: load the file that defines them "
-                "(`autobert_zero.search.own_operations.load`), or the model in a process without this package by "
-                "trust_remote_code=True"
-            )
+        _check_known({node.name for node, _, _ in planned}, EXECUTORS)
         last_use = {slot: i for i, (_, _, operands) in enumerate(planned) for slot in operands}
         self.steps = [
             Step(*step, tuple(slot for slot, last in last_use.items() if last == i)) for i, step in enumerate(planned)
@@ -489,6 +511,7 @@ class AutoBertZeroAttention(nn.Module):
     def __init__(self, config, gene: Attention):
         super().__init__()
         self.config = config
+        self.gene = str(gene)
         self.head_size = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
         self.lowered = ExpressionProgram(gene.expression)
@@ -498,7 +521,7 @@ class AutoBertZeroAttention(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def extra_repr(self) -> str:
-        return f"{self.lowered.expression}\nruns as {self.program()}"
+        return f"{self.gene}\nruns as {self.program()}"
 
     def program(self, output_attentions: bool = False) -> ExpressionProgram:
         """What runs."""
@@ -583,14 +606,43 @@ class AutoBertZeroConvolution(nn.Module):
         hidden_states = tokens.pad(F.glu(self.gate(hidden_states)), zero_pads=True)
         return self.dense(tokens.pack(self.convolution(hidden_states, tokens.visible))), None
 
+    def program(self) -> str:
+        """What runs."""
+        return "depth-wise convolution"
+
+
+class AutoBertZeroOwnMixer(nn.Module):
+    """Mixes tokens by a module of one's own (`add_operation`)."""
+
+    def __init__(self, config, gene: OwnLayer):
+        super().__init__()
+        self.gene = str(gene)
+        _check_known([gene.kind], LAYER_MAKERS)
+        self.module = LAYER_MAKERS[gene.kind](config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, None]:
+        hidden_states = tokens.pad(hidden_states, zero_pads=True)
+        real = tokens.real
+        if real is None:
+            real = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+        return tokens.pack(self.module(hidden_states, real)), None
+
+    def program(self) -> str:
+        """What runs."""
+        return type(self.module).__name__
+
+
+MIXERS = {Attention: AutoBertZeroAttention, Convolution: AutoBertZeroConvolution, OwnLayer: AutoBertZeroOwnMixer}
+
 
 class AutoBertZeroLayer(GradientCheckpointingLayer):
     """BERT's layer (post-LayerNorm) with the mixer of a gene."""
 
-    def __init__(self, config, gene: Attention | Convolution):
+    def __init__(self, config, gene: Gene):
         super().__init__()
-        mixer = AutoBertZeroAttention if isinstance(gene, Attention) else AutoBertZeroConvolution
-        self.mixer = mixer(config, gene)
+        self.mixer = MIXERS[type(gene)](config, gene)
         self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
@@ -721,12 +773,7 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
         """A table with a row for each layer: its gene, and how it runs and why."""
         lines = [f"{'layer':>5}  gene; runs as"]
         for number, layer in enumerate(self.base_model.encoder.layer, start=1):
-            mixer = layer.mixer
-            if isinstance(mixer, AutoBertZeroConvolution):
-                gene, runs = mixer.gene, "depth-wise convolution"
-            else:
-                gene, runs = mixer.lowered.expression, mixer.program()
-            lines += [f"{number:>5}  {gene}", f"{'':>5}    {runs}"]
+            lines += [f"{number:>5}  {layer.mixer.gene}", f"{'':>5}    {layer.mixer.program()}"]
         return "\n".join(lines)
 
 
@@ -858,12 +905,17 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
 
     def _check_pairs(self) -> None:
         for number, layer in enumerate(self.encoder.layer, start=1):
-            program = getattr(layer.mixer, "reference", None)
-            if program is not None and not program.takes_pairs:
-                raise ValueError(
-                    f"attention_mask: expected (batch, tokens), got (batch, tokens, tokens): layer {number}, "
-                    f"{program.expression}, sums over tokens for no token in particular"
-                )
+            mixer = layer.mixer
+            if isinstance(mixer, AutoBertZeroOwnMixer):
+                reason = "is of a kind that knows pads alone"
+            elif isinstance(mixer, AutoBertZeroAttention) and not mixer.reference.takes_pairs:
+                reason = "sums over tokens for no token in particular"
+            else:
+                continue
+            raise ValueError(
+                f"attention_mask: expected (batch, tokens), got (batch, tokens, tokens): layer {number}, {mixer.gene}, "
+                f"{reason}"
+            )
 
 
 def _masked_lm(model, head, sequence_output, labels):

@@ -72,7 +72,8 @@ class ModelArguments:
         default=None, metadata={"help": "Fields of the configuration: hidden_size=128,num_attention_heads=2"}
     )
     own_operations: str | None = field(
-        default=None, metadata={"help": "Python file with operations of one's own that the genome uses."}
+        default=None,
+        metadata={"help": "Python file with operations and layer kinds of one's own that the genome uses."},
     )
 
 
@@ -358,6 +359,8 @@ class Pretraining:
             **{k: v for k, v in dataclasses.asdict(options).items() if k not in of_place},
             **steps_identity(args),
             "config": set_fields(config),
+            "own_operations": [own_operations.digest(n) for n in getattr(config, "own_operations", None) or ()]
+            or None,
             "text": text.digest(),
             "evaluated": {name: digest_of(blocks.packer.tokens) for name, blocks in evaluated.items()},
             "streamed": dataclasses.asdict(settings) if settings.streaming else None,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from autobert_zero.configuration_autobert_zero import Convolution, Expression, Genome
+from autobert_zero.configuration_autobert_zero import Convolution, Expression, Genome, OwnLayer
 
 
 # Operations with a matrix product inside, which their FLOPs are those of.
@@ -35,7 +35,9 @@ class Sizes:
         feed_forward = 2 * width * inner + inner + width
         total = embeddings + head + len(genome) * (feed_forward + 4 * width)
         for gene in genome:
-            if isinstance(gene, Convolution):
+            if isinstance(gene, OwnLayer):
+                total += OWN_LAYERS[gene.kind](self)[0]
+            elif isinstance(gene, Convolution):
                 total += 3 * width * width + 4 * width + gene.kernel_size * width
             else:
                 total += (len(gene.expression.inputs()) + 1) * (width * width + width)
@@ -46,7 +48,9 @@ class Sizes:
         width, tokens = self.hidden_size, self.tokens
         total = len(genome) * 4 * tokens * width * self.intermediate_size
         for gene in genome:
-            if isinstance(gene, Convolution):
+            if isinstance(gene, OwnLayer):
+                total += OWN_LAYERS[gene.kind](self)[1]
+            elif isinstance(gene, Convolution):
                 total += 2 * tokens * width * (3 * width + gene.kernel_size)
             else:
                 total += 2 * tokens * width * width * (len(gene.expression.inputs()) + 1)
@@ -62,6 +66,10 @@ class Sizes:
 
     def of(self, genome: Genome) -> dict[str, float]:
         return {"parameters": self.parameters(genome), "flops": self.flops(genome)}
+
+
+# Parameters and FLOPs of a layer kind of one's own; `own_operations` knows.
+OWN_LAYERS: dict[str, Callable[[Sizes], tuple[int, int]]] = {}
 
 
 class NoGenome(ValueError):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autobert_zero.configuration_autobert_zero import Convolution, Expression, Genome
+from autobert_zero.configuration_autobert_zero import Attention, Expression, Genome
 from autobert_zero.search.notation import distinct_attentions
 
 
@@ -198,20 +198,22 @@ def draw_attention(expression: Expression, title: str = "") -> Picture:
 def draw_backbone(genome: Genome) -> Picture:
     """A row of layers, from the first to the last; attentions bear their letters."""
     letters = distinct_attentions(genome)
-    each = LAYER_WIDTH + COLUMN_GAP
+    texts = [
+        letters[gene] if isinstance(gene, Attention) else str(gene).replace("convolution", "conv") for gene in genome
+    ]
+    layer_width = max(LAYER_WIDTH, max(map(len, texts)) * LETTER_WIDTH + PADDING)
+    each = layer_width + COLUMN_GAP
     in_a_row = max(1, int((PAGE_WIDTH + COLUMN_GAP) // each))
     rows = -(-len(genome) // in_a_row)
     picture = Picture(min(len(genome), in_a_row) * each - COLUMN_GAP, rows * (LAYER_HEIGHT + 2 * MARGIN), "backbone")
-    for number, gene in enumerate(genome):
+    for number, (gene, text) in enumerate(zip(genome, texts, strict=True)):
         row, column = divmod(number, in_a_row)
-        x, y = column * each + LAYER_WIDTH / 2, row * (LAYER_HEIGHT + 2 * MARGIN) + MARGIN + LAYER_HEIGHT / 2
-        is_convolution = isinstance(gene, Convolution)
-        text = f"conv {gene.kernel_size}" if isinstance(gene, Convolution) else letters[gene]
+        x, y = column * each + layer_width / 2, row * (LAYER_HEIGHT + 2 * MARGIN) + MARGIN + LAYER_HEIGHT / 2
         if column:
-            picture.shapes.append(Line(((x - LAYER_WIDTH / 2 - COLUMN_GAP, y), (x - LAYER_WIDTH / 2, y))))
-        kind = "convolution" if is_convolution else "attention"
-        picture.shapes.append(Box(x, y, LAYER_WIDTH, LAYER_HEIGHT, text, kind))
-        picture.shapes.append(Text(x - LAYER_WIDTH / 2, y - LAYER_HEIGHT / 2 - 8, str(number + 1), FONT_SIZE - 3))
+            picture.shapes.append(Line(((x - layer_width / 2 - COLUMN_GAP, y), (x - layer_width / 2, y))))
+        kind = gene.kind if gene.kind in KINDS else "operation"
+        picture.shapes.append(Box(x, y, layer_width, LAYER_HEIGHT, text, kind))
+        picture.shapes.append(Text(x - layer_width / 2, y - LAYER_HEIGHT / 2 - 8, str(number + 1), FONT_SIZE - 3))
     return picture
 
 

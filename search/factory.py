@@ -5,7 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, SELF_ATTENTION, Genome, add_operations
+from autobert_zero.configuration_autobert_zero import (
+    LAYER_KINDS,
+    PUBLISHED_GENOME,
+    SELF_ATTENTION,
+    Genome,
+    add_operations,
+)
 from autobert_zero.search.costs import LimitedSpace, Sizes
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.space import BackboneSpace
@@ -44,6 +50,7 @@ def make_space(settings: SearchSettings, sizes: Sizes) -> Any:
         tuple(settings.layer_mutations),
         tuple(settings.operation_mutations),
         settings.max_attention_layers,
+        tuple(sorted(LAYER_KINDS)),
     )
     limits = {"parameters": settings.max_parameters, "flops": settings.max_flops}
     limits = {name: limit for name, limit in limits.items() if limit is not None}

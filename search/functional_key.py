@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from autobert_zero.configuration_autobert_zero import INPUTS, Attention, Expression, Genome
+from autobert_zero.configuration_autobert_zero import INPUTS, Attention, Convolution, Expression, Gene, Genome
 
 
 SHAPES = ((5, 3), (3, 4))  # (tokens, head size); different numbers, so that a swapped axis shows
@@ -74,5 +74,11 @@ def expression_key(expression: Expression) -> str:
 
 def genome_key(genome: Genome) -> str:
     """16 hexadecimal digits, equal for genomes whose layers compute equal functions."""
-    layers = [expression_key(g.expression) if isinstance(g, Attention) else str(g.kernel_size) for g in genome]
+
+    def layer_key(gene: Gene) -> str:
+        if isinstance(gene, Attention):
+            return expression_key(gene.expression)
+        return str(gene.kernel_size) if isinstance(gene, Convolution) else gene.kind
+
+    layers = [layer_key(gene) for gene in genome]
     return hashlib.sha256("|".join(layers).encode()).hexdigest()[:16]

@@ -15,7 +15,6 @@ from autobert_zero.configuration_autobert_zero import (
     INPUTS,
     OPERATIONS,
     Attention,
-    Convolution,
     Expression,
     Gene,
     Genome,
@@ -42,7 +41,7 @@ def _in_random_order(names: Iterable[str], weights: Iterable[float], rng: np.ran
 
 
 def mutate_between_layers(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome:
-    """Change the kind of one layer, or the kernel size of a convolution, or swap two layers that differ.
+    """Change whether one layer is attention, or which other one it is (its kernel size), or swap two layers that differ.
 
     Returns the genome itself where the space has no such change (one kernel size, attention everywhere required).
     """
@@ -54,7 +53,7 @@ def mutate_between_layers(genome: Genome, space: "BackboneSpace", rng: np.random
 
 
 def change_kind(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome | None:
-    """A random attention in the place of a convolution, or the other way round."""
+    """A random attention in the place of a layer without, or the other way round."""
     attentions = [isinstance(gene, Attention) for gene in genome]
     count = sum(attentions)
     may_change = {True: count > space.min_attention_layers, False: count < space.most_attention_layers}
@@ -62,19 +61,20 @@ def change_kind(genome: Genome, space: "BackboneSpace", rng: np.random.Generator
     if not layers:
         return None
     layer = layers[int(rng.integers(len(layers)))]
-    gene = space.random_convolution(rng) if attentions[layer] else space.random_attention(rng, draw)
+    gene = space.random_other(rng) if attentions[layer] else space.random_attention(rng, draw)
     return _with_gene(genome, layer, gene)
 
 
 def change_kernel_size(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome | None:
+    """Another kernel size, or layer kind of one's own, in the place of one."""
     layers = [
-        i for i, g in enumerate(genome) if isinstance(g, Convolution) and set(space.kernel_sizes) - {g.kernel_size}
+        i for i, gene in enumerate(genome) if not isinstance(gene, Attention) and set(space.other_genes) - {gene}
     ]
     if not layers:
         return None
     layer = layers[int(rng.integers(len(layers)))]
-    sizes = [size for size in space.kernel_sizes if Convolution(size) != genome[layer]]
-    return _with_gene(genome, layer, Convolution(sizes[int(rng.integers(len(sizes)))]))
+    others = [gene for gene in space.other_genes if gene != genome[layer]]
+    return _with_gene(genome, layer, others[int(rng.integers(len(others)))])
 
 
 def swap_layers(genome: Genome, space: "BackboneSpace", rng: np.random.Generator, draw: Draw) -> Genome | None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from autobert_zero.configuration_autobert_zero import (
     SELF_ATTENTION,
     Attention,
-    Convolution,
     Expression,
     Genome,
 )
@@ -95,10 +94,7 @@ def is_bert(genome: Genome) -> bool:
 def layer_names(genome: Genome) -> list[str]:
     """`convolution 65` or `attention A` for each layer."""
     letters = distinct_attentions(genome)
-    return [
-        f"convolution {gene.kernel_size}" if isinstance(gene, Convolution) else f"attention {letters[gene]}"
-        for gene in genome
-    ]
+    return [f"attention {letters[gene]}" if isinstance(gene, Attention) else str(gene) for gene in genome]
 
 
 def _tree(node: Expression, seen: dict[Expression, int], counts: dict[Expression, int]) -> Iterator[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""Operations of one's own: a file with a table `OPERATIONS`, of names, type rules and torch functions.
+"""Operations and layer kinds of one's own: a file with a table `OPERATIONS`, of names, rules and torch functions.
 
 ```python
 import torch
@@ -9,19 +9,25 @@ OPERATIONS = {"relu": ("ab->ab", torch.relu)}
 It is all that a search needs to use them, and travels with the model that is found. `examples/own_operations.py` has more.
 """
 
+import functools
 import hashlib
 import itertools
 import json
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from autobert_zero.configuration_autobert_zero import LAYER_RULE, AutoBertZeroConfig
 from autobert_zero.configuration_autobert_zero import add_operation as add_rule
 from autobert_zero.modeling_autobert_zero import AUTO_CLASSES, add_operation
-from autobert_zero.search import functional_key, grammar
+from autobert_zero.search import costs, functional_key, grammar
 from autobert_zero.search.reporting import write_json
 
 
@@ -48,6 +54,12 @@ _SOURCES: dict[str, bytes] = {}
 TRIAL = {"n": 5, "d": 3}
 
 
+class Fail(Protocol):
+    """Raises ValueError that says what is tried, what was expected and what came."""
+
+    def __call__(self, expected: str, got: object) -> NoReturn: ...
+
+
 def load(path: str | Path) -> dict[str, str]:
     """Run a file, try its operations, and make them part of the language of this process.
 
@@ -72,10 +84,17 @@ def load(path: str | Path) -> dict[str, str]:
             raise ValueError(f"operation {name!r}: expected a rule and a function, got {entry!r:.200}")
         rule, function = entry
         add_rule(name, rule)
-        _try(name, rule, function)
+        with torch.random.fork_rng(devices=[]):
+            if rule == LAYER_RULE:
+                _try_layer(name, function)
+            else:
+                _try(name, rule, function)
     for name, (rule, function) in table.items():
         add_operation(name, rule, function)
-        functional_key.OPERATIONS[name] = _on_arrays(function)
+        if rule == LAYER_RULE:
+            costs.OWN_LAYERS[name] = _costs_of(function)
+        else:
+            functional_key.OPERATIONS[name] = _on_arrays(function)
         _SOURCES[name] = source
     grammar.refresh()
     return {name: rule for name, (rule, _) in table.items()}
@@ -120,31 +139,17 @@ def _try(name: str, rule: str, function: Callable[..., torch.Tensor]) -> None:
             "".join(binding.get(x, x) for x in letters) for letters in rule.replace("->", ",").split(",")
         )
 
-        def random(type_: str) -> torch.Tensor:
-            shape = (2, 2, *(TRIAL[axis] for axis in type_))
-            return torch.randn(shape, generator=generator, dtype=torch.float64)
+        def shape(type_: str) -> tuple[int, ...]:
+            return (2, 2, *(TRIAL[axis] for axis in type_))
 
-        def fail(expected: str, got: object, types: list[str] = types) -> None:
+        def random(type_: str) -> torch.Tensor:
+            return torch.randn(shape(type_), generator=generator, dtype=torch.float64)
+
+        def fail(expected: str, got: object, types: list[str] = types) -> NoReturn:
             raise ValueError(f"operation {name!r}: expected {expected} for operands {', '.join(types)}, got {got}")
 
         operands = [random(type_) for type_ in types]
-        kept = [x.clone() for x in operands]
-        try:
-            result = function(*operands)
-        except Exception as error:
-            fail(f"a tensor {result_type}", f"{type(error).__name__}: {error}")
-        shape = (2, 2, *(TRIAL[axis] for axis in result_type))
-        if not isinstance(result, torch.Tensor) or result.shape != shape or result.dtype != torch.float64:
-            got = (
-                f"{result.dtype} {tuple(result.shape)}" if isinstance(result, torch.Tensor) else type(result).__name__
-            )
-            fail(f"{torch.float64} {shape}", got)
-        if not result.isfinite().all():
-            fail("finite numbers", "others")
-        if any(not torch.equal(x, y) for x, y in zip(operands, kept, strict=True)):
-            fail("operands left as they are", "changed ones")
-        if not torch.equal(function(*operands), result):
-            fail("the same result every time", "another one")
+        result = _run(function, operands, shape(result_type), fail)
         # Another last token, or another second sentence, must change nothing else.
         others = [_with_other_last(x, type_, random(type_)) for x, type_ in zip(operands, types, strict=True)]
         if not torch.equal(_without_last(function(*others), result_type), _without_last(result, result_type)):
@@ -152,6 +157,75 @@ def _try(name: str, rule: str, function: Callable[..., torch.Tensor]) -> None:
         others = [torch.cat([x[:1], random(type_)[1:]]) for x, type_ in zip(operands, types, strict=True)]
         if not torch.equal(function(*others)[:1], result[:1]):
             fail("sentences kept apart", "a dependence on others of the batch")
+
+
+def _try_layer(name: str, make: Callable[[AutoBertZeroConfig], nn.Module]) -> None:
+    """Raise ValueError unless a layer kind gives what it takes, and keeps pads and sentences out of what it says of others."""
+
+    def fail(expected: str, got: object) -> NoReturn:
+        raise ValueError(f"layer kind {name!r}: expected {expected}, got {got}")
+
+    config = AutoBertZeroConfig(hidden_size=12, num_attention_heads=3, intermediate_size=20)
+    try:
+        module = make(config)
+    except Exception as error:
+        fail("a function that makes a module of a configuration", f"{type(error).__name__}: {error}")
+    if not isinstance(module, nn.Module):
+        fail("a function that makes a module of a configuration", type(module).__name__)
+    module = module.double().eval()
+    x = torch.randn(2, TRIAL["n"], config.hidden_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    real = torch.ones(x.shape[:2], dtype=torch.bool)
+    with torch.no_grad():
+        result = _run(module, [x, real], x.shape, fail)
+        for side, pads in {"right": (0, 4), "left": (4, 0)}.items():
+            padded = module(F.pad(x, (0, 0, *pads)), F.pad(real, pads))
+            if not torch.allclose(padded[F.pad(real, pads)].view_as(x), result):
+                fail("what is said of real tokens to be the same with pads", f"something else with pads on the {side}")
+        if not torch.allclose(module(x[:1], real[:1]), result[:1]):
+            fail("sentences kept apart", "a dependence on others of the batch")
+
+
+def _run(
+    function: Callable[..., torch.Tensor], operands: list[torch.Tensor], shape: Sequence[int], fail: Fail
+) -> torch.Tensor:
+    """The result of a function, which must be of a shape, finite, the same every time, and leave operands alone."""
+    shape = tuple(shape)
+    kept = [x.clone() for x in operands]
+    try:
+        result = function(*operands)
+    except Exception as error:
+        fail(f"a tensor {shape}", f"{type(error).__name__}: {error}")
+    if not isinstance(result, torch.Tensor):
+        fail(f"a tensor {shape}", type(result).__name__)
+    if result.shape != shape or result.dtype != torch.float64:
+        fail(f"{torch.float64} {shape}", f"{result.dtype} {tuple(result.shape)}")
+    if not result.isfinite().all():
+        fail("finite numbers", "others")
+    if any(not torch.equal(x, y) for x, y in zip(operands, kept, strict=True)):
+        fail("operands left as they are", "changed ones")
+    if not torch.equal(function(*operands), result):
+        fail("the same result every time", "another one")
+    return result
+
+
+def _costs_of(function: Callable[[AutoBertZeroConfig], nn.Module]) -> Callable[[costs.Sizes], tuple[int, int]]:
+    """What counts the parameters and the FLOPs of a layer kind, as `costs` counts them."""
+
+    @functools.cache
+    def count(sizes: costs.Sizes) -> tuple[int, int]:
+        config = AutoBertZeroConfig(
+            hidden_size=sizes.hidden_size,
+            num_attention_heads=sizes.num_attention_heads,
+            intermediate_size=sizes.intermediate_size,
+            max_position_embeddings=sizes.max_position_embeddings,
+        )
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module = function(config).eval()
+            x = torch.zeros(1, sizes.tokens, sizes.hidden_size)
+            module(x, torch.ones(x.shape[:2], dtype=torch.bool))
+        return sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops()
+
+    return count
 
 
 def _with_other_last(x: torch.Tensor, type_: str, other: torch.Tensor) -> torch.Tensor:

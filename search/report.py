@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from autobert_zero.configuration_autobert_zero import OPERATIONS, Convolution, Genome
+from autobert_zero.configuration_autobert_zero import OPERATIONS, Attention, Convolution, Genome
 from autobert_zero.search import charts, notation, reporting
 from autobert_zero.search.charts import Bar, Series
 from autobert_zero.search.drawing import draw_genome, to_svg
@@ -363,24 +363,25 @@ def _layers(run: RunHistory, archive: Archive) -> list[dict[str, Any]]:
         rows = []
         for layer in range(len(records[0].genome)):
             kinds = Counter(
-                gene.kernel_size if isinstance(gene, Convolution) else None
+                gene.kernel_size if isinstance(gene, Convolution) else gene.kind
                 for gene in (r.genome[layer] for r in records)
             )
+            own = sorted(kind for kind in kinds if kind not in sizes and kind != Attention.kind)
             parts = [
-                (_kernel_class(size, sizes), kinds[size] / len(records), "attention" if size is None else str(size))
-                for size in [*sizes, None]
-                if kinds[size]
+                (_layer_class(kind, sizes), kinds[kind] / len(records), str(kind))
+                for kind in [*sizes, *own, Attention.kind]
+                if kinds[kind]
             ]
             rows.append(Bar(f"layer {layer + 1}", parts=parts))
         figures.append(_figure(title, charts.shares(title, rows)))
     return figures
 
 
-def _kernel_class(size: int | None, sizes: Sequence[int]) -> str:
-    """`k0` for the smallest kernel to `k6` for the largest; `attention`."""
-    if size is None:
-        return "attention"
-    return f"k{round(6 * sizes.index(size) / max(1, len(sizes) - 1))}"
+def _layer_class(kind: int | str, sizes: Sequence[int]) -> str:
+    """`k0` for the smallest kernel to `k6` for the largest; `attention`; `own`."""
+    if kind in sizes:
+        return f"k{round(6 * sizes.index(kind) / max(1, len(sizes) - 1))}"
+    return "attention" if kind == Attention.kind else "own"
 
 
 def _fronts(run: RunHistory) -> list[dict[str, Any]]:

@@ -130,7 +130,8 @@ class SearchSettings(TextSettings):
     kernel_sizes: list[int] = _setting([3, 5, 7, 9, 15, 31, 65], "Kernel sizes that convolutions may have.")
     max_nodes: int = _setting(14, "Most nodes in an attention expression.")
     own_operations: str | None = _setting(
-        None, "Python file with a table OPERATIONS of operations to search with beside the built-in ones."
+        None,
+        "Python file with a table OPERATIONS of operations and layer kinds to search with beside the built-in ones.",
     )
     min_attention_layers: int = _setting(
         1, "Least number of attention layers: without one, no token sees beyond the kernels."
@@ -161,7 +162,8 @@ class SearchSettings(TextSettings):
     )
     crossover_probability: float = _setting(0.0, "Probability that a child has a second parent.")
     layer_mutations: list[float] = _setting(
-        [1.0, 1.0, 1.0], "Proportions of changing the kind of a layer, a kernel size, and of swapping two layers."
+        [1.0, 1.0, 1.0],
+        "Proportions of changing whether a layer is attention, of changing a kernel size, and of swapping two layers.",
     )
     operation_mutations: list[float] = _setting(
         [1.0, 1.0, 1.0, 0.0], "Proportions of replacing, inserting, removing an operation, and of rewiring an input."

@@ -1,6 +1,7 @@
 """The space of backbones: which genomes are legal, a random one, a mutated one."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from autobert_zero.configuration_autobert_zero import (
     Expression,
     Gene,
     Genome,
+    OwnLayer,
 )
 from autobert_zero.search import mutation
 from autobert_zero.search.functional_key import genome_key
@@ -29,6 +31,7 @@ class BackboneSpace:
     attentions.
 
     Args:
+        own_kinds: layer kinds of one's own; as likely each as a kernel size.
         layer_mutations: proportions of the changes between layers, in the order of `mutation.LAYER_CHANGES`.
         operation_mutations: proportions of the changes inside an attention, in the order of `mutation.CHANGES`.
     """
@@ -40,6 +43,12 @@ class BackboneSpace:
     layer_mutations: tuple[float, ...] = (1.0, 1.0, 1.0)
     operation_mutations: tuple[float, ...] = (1.0, 1.0, 1.0, 0.0)
     max_attention_layers: int | None = None
+    own_kinds: tuple[str, ...] = ()
+
+    @cached_property
+    def other_genes(self) -> tuple[Gene, ...]:
+        """All that a layer without attention can be."""
+        return (*map(Convolution, self.kernel_sizes), *map(OwnLayer, self.own_kinds))
 
     @property
     def most_attention_layers(self) -> int:
@@ -52,9 +61,7 @@ class BackboneSpace:
             <= sum(isinstance(gene, Attention) for gene in genome)
             <= self.most_attention_layers
             and all(
-                self.contains_expression(gene.expression)
-                if isinstance(gene, Attention)
-                else gene.kernel_size in self.kernel_sizes
+                self.contains_expression(gene.expression) if isinstance(gene, Attention) else gene in self.other_genes
                 for gene in genome
             )
         )
@@ -69,7 +76,7 @@ class BackboneSpace:
         )
 
     def random(self, rng: np.random.Generator, draw: Draw = draw_uniformly) -> Genome:
-        """A random genome: the kind of each layer by a fair coin, then a kernel size or an expression."""
+        """A random genome: attention or not, for each layer by a fair coin, then an expression or another gene."""
         attends = rng.random(self.num_layers) < 0.5
         missing = self.min_attention_layers - int(attends.sum())
         if missing > 0:
@@ -77,10 +84,11 @@ class BackboneSpace:
         spare = int(attends.sum()) - self.most_attention_layers
         if spare > 0:
             attends[rng.choice(np.flatnonzero(attends), size=spare, replace=False)] = False
-        return Genome(self.random_attention(rng, draw) if a else self.random_convolution(rng) for a in attends)
+        return Genome(self.random_attention(rng, draw) if a else self.random_other(rng) for a in attends)
 
-    def random_convolution(self, rng: np.random.Generator) -> Gene:
-        return Convolution(self.kernel_sizes[int(rng.integers(len(self.kernel_sizes)))])
+    def random_other(self, rng: np.random.Generator) -> Gene:
+        """A gene without attention."""
+        return self.other_genes[int(rng.integers(len(self.other_genes)))]
 
     def random_attention(self, rng: np.random.Generator, draw: Draw = draw_uniformly) -> Gene:
         for attempt in range(MAX_TRIES):
@@ -110,15 +118,16 @@ class BackboneSpace:
         """What stands where: kind, kernel size, operations and inputs of each layer."""
         found = []
         for layer, gene in enumerate(genome):
+            found.append(f"{layer} {gene.kind}")
             if isinstance(gene, Convolution):
-                found += [f"{layer} convolution", f"{layer} convolution {gene.kernel_size}"]
-            else:
-                names = sorted({node.name for node in gene.expression.nodes()})
-                found += [f"{layer} attention", *(f"{layer} {name}" for name in names)]
+                found.append(f"{layer} convolution {gene.kernel_size}")
+            elif isinstance(gene, Attention):
+                found += (f"{layer} {name}" for name in sorted({node.name for node in gene.expression.nodes()}))
         return found
 
     def size(self, genome: Genome) -> tuple[int, int]:
-        """What orders genomes by their number of parameters: square linear maps in the mixers, then kernel sizes."""
+        """What orders genomes by their number of parameters: square linear maps in the mixers, then kernel sizes. Layers
+        of one's own count as none."""
         kernels = [gene.kernel_size for gene in genome if isinstance(gene, Convolution)]
         inputs = sum(len(gene.expression.inputs()) + 1 for gene in genome if isinstance(gene, Attention))
         return 3 * len(kernels) + inputs, sum(kernels)

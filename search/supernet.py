@@ -2,7 +2,8 @@
 
 One store of weights: embeddings, head, and for each layer position an attention branch with the projections q, k, v
 and p, which all expressions share, and a convolution branch with one depth-wise kernel of the largest size, of which
-smaller kernels are the centre. Each branch has layer norms and a feed-forward part of its own.
+smaller kernels are the centre. Each branch has layer norms and a feed-forward part of its own. A layer kind of one's own is
+a branch as well.
 
 Departure from the paper, as it is generally described: a share of the paths has no attention (see `PathSampler`).
 
@@ -22,12 +23,14 @@ from torch import nn
 from torch.func import functional_call
 
 from autobert_zero.configuration_autobert_zero import (
+    LAYER_KINDS,
     Attention,
     AutoBertZeroConfig,
     Convolution,
     Expression,
     Gene,
     Genome,
+    OwnLayer,
 )
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroLayer
 from autobert_zero.search.costs import NoGenome
@@ -72,14 +75,17 @@ class SuperNetwork(nn.Module):
         self.largest_kernel = max(settings.kernel_sizes)
         attention = AutoBertZeroForMaskedLM(self.config(Genome([_ALL_INPUTS] * layers)))
         convolution = AutoBertZeroForMaskedLM(self.config(Genome([Convolution(self.largest_kernel)] * layers)))
+        self.own_kinds = sorted(LAYER_KINDS)
+        own = [AutoBertZeroForMaskedLM(self.config(Genome([OwnLayer(kind)] * layers))) for kind in self.own_kinds]
         # A model without weights, of which a path takes the code only; it gets its layers anew for every path. In a
         # list, because it is no part of the store.
         with torch.device("meta"):
             self._skeleton = [AutoBertZeroForMaskedLM(self.config(Genome([Convolution(1)])))]
         self._layer = functools.lru_cache(maxsize=1024)(self._make_layer)
-        # The attention model also holds what both branches share; of the convolution model only the layers are kept.
+        # The attention model also holds what all branches share; of the other models only the layers are kept.
         self.attention = attention
         self.convolution = convolution.autobert_zero.encoder.layer
+        self.own = nn.ModuleList(model.autobert_zero.encoder.layer for model in own)
 
     def _make_layer(self, position: int, gene: Gene) -> AutoBertZeroLayer:
         """A layer without weights. One for each position, for in a path every module has weights of its own."""
@@ -89,13 +95,14 @@ class SuperNetwork(nn.Module):
     def path_weights(self, genome: Genome, names: list[str]) -> dict[str, torch.Tensor]:
         """The store's weights under the names of the candidate's parameters; kernels are views, gradients flow back."""
         attention = dict(self.attention.named_parameters(remove_duplicate=False))
-        convolution = dict(self.convolution.named_parameters())
+        branches = zip((Convolution.kind, *self.own_kinds), (self.convolution, *self.own), strict=True)
+        others = {kind: dict(branch.named_parameters()) for kind, branch in branches}
         weights = {}
         for name in names:
             layer = int(name.removeprefix(_LAYERS).split(".")[0]) if name.startswith(_LAYERS) else None
-            if layer is not None and isinstance(gene := genome[layer], Convolution):
-                weight = convolution[name.removeprefix(_LAYERS)]
-                if name.endswith("mixer.convolution.weight"):
+            if layer is not None and (gene := genome[layer]).kind in others:
+                weight = others[gene.kind][name.removeprefix(_LAYERS)]
+                if isinstance(gene, Convolution) and name.endswith("mixer.convolution.weight"):
                     margin = (self.largest_kernel - gene.kernel_size) // 2
                     weight = weight[..., margin : self.largest_kernel - margin]
             else:
@@ -142,7 +149,7 @@ class PathSampler:
     def __call__(self, step: int, number: int) -> Genome:
         rng, space = stream(self.settings.seed, "path", step, number), self.space
         if rng.random() < self.settings.convolution_paths:
-            return Genome(space.random_convolution(rng) for _ in range(space.num_layers))
+            return Genome(space.random_other(rng) for _ in range(space.num_layers))
         match self.settings.other_paths:
             case "attentions":
                 return Genome(space.random_attention(rng) for _ in range(space.num_layers))

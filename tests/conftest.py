@@ -12,7 +12,7 @@ import torch
 from autobert_zero import configuration_autobert_zero as configuration
 from autobert_zero import modeling_autobert_zero as modeling
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig, Genome
-from autobert_zero.search import functional_key, grammar
+from autobert_zero.search import costs, functional_key, grammar
 from autobert_zero.search.settings import SearchSettings, stream
 from autobert_zero.search.space import BackboneSpace
 
@@ -128,7 +128,12 @@ def command_line(settings: SearchSettings) -> list[str]:
 def language():
     """The language as it was, after the test."""
     before = dict(configuration.OPERATIONS)
+    kinds = set(configuration.LAYER_KINDS)
     yield
+    for name in configuration.LAYER_KINDS - kinds:
+        configuration.LAYER_KINDS.discard(name)
+        for table in (modeling.LAYER_MAKERS, costs.OWN_LAYERS):
+            table.pop(name, None)
     for name in set(configuration.OPERATIONS) - set(before):
         del configuration.OPERATIONS[name]
         for table in (modeling.EXECUTORS, functional_key.OPERATIONS):

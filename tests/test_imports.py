@@ -79,6 +79,7 @@ ALLOWED = {
     "search.own_operations": {
         "configuration_autobert_zero",
         "modeling_autobert_zero",
+        "search.costs",
         "search.functional_key",
         "search.grammar",
         "search.reporting",

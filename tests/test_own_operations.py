@@ -1,4 +1,4 @@
-"""Operations of one's own: searched with, exported with the model, and loaded where this package is not."""
+"""Operations and layer kinds of one's own: searched with, exported with the model, and loaded where this package is not."""
 
 import json
 import subprocess
@@ -9,15 +9,32 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from autobert_zero.configuration_autobert_zero import Attention, AutoBertZeroConfig, Convolution, Expression, Genome
-from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, ExpressionProgram, Tokens
+from autobert_zero.configuration_autobert_zero import (
+    SELF_ATTENTION,
+    Attention,
+    AutoBertZeroConfig,
+    Convolution,
+    Expression,
+    Genome,
+    OwnLayer,
+)
+from autobert_zero.modeling_autobert_zero import (
+    AutoBertZeroForMaskedLM,
+    AutoBertZeroModel,
+    ExpressionProgram,
+    Tokens,
+)
 from autobert_zero.search import own_operations
 from autobert_zero.search.commands import main
-from autobert_zero.search.functional_key import expression_key
-from autobert_zero.search.notation import genome_latex, genome_text
+from autobert_zero.search.costs import Sizes
+from autobert_zero.search.drawing import Box, draw_backbone
+from autobert_zero.search.functional_key import expression_key, genome_key
+from autobert_zero.search.notation import differences, genome_latex, genome_text
 from autobert_zero.search.settings import flags
 from autobert_zero.search.space import BackboneSpace
+from autobert_zero.search.supernet import SuperNetwork
 
 from .conftest import TINY_RUN, run_without_package, tiny_config, write_corpus
 from .test_run_glue import write_task
@@ -26,19 +43,27 @@ from .test_run_glue import write_task
 FILE = Path(__file__).resolve().parent.parent / "examples" / "own_operations.py"
 
 
+POOLING = OwnLayer("average_pooling")
+
+
 @pytest.fixture
 def loaded(language) -> dict[str, str]:
     return own_operations.load(FILE)
 
 
+def own_space(num_layers: int) -> BackboneSpace:
+    return BackboneSpace(num_layers, (3, 5), 12, 1, own_kinds=(POOLING.kind,))
+
+
 def test_they_are_drawn_and_mutated(loaded):
-    space = BackboneSpace(3, (3, 5), 12, 1)
+    space = own_space(3)
     genomes = [space.random(np.random.default_rng(i)) for i in range(150)]
-    assert set(loaded) <= {name for genome in genomes for name in genome.operations()}
+    assert set(loaded) == {name for genome in genomes for name in genome.own_operations()}
     children = [space.mutate(genome, np.random.default_rng(i)) for i, genome in enumerate(genomes)]
     assert all(space.contains(child) for child in children)
-    born = [set(b.operations()) - set(a.operations()) for a, b in zip(genomes, children, strict=True)]
-    assert set(loaded) & set().union(*born)
+    born = [b.own_operations().keys() - a.own_operations().keys() for a, b in zip(genomes, children, strict=True)]
+    assert {"relu", POOLING.kind} <= set().union(*born)
+    assert not BackboneSpace(3, (3, 5), 12, 1).contains(Genome([SELF_ATTENTION, Convolution(3), POOLING]))
 
 
 def test_they_compute_what_their_functions_do(loaded):
@@ -56,6 +81,7 @@ def test_equal_functions_have_equal_keys(loaded):
         expression_key(Expression.parse(text)) for text in ("relu(relu(q))", "relu(q)", "square(q)", "square(neg(q))")
     ]
     assert keys[0] == keys[1] and keys[2] == keys[3] and keys[0] != keys[2]
+    assert len({genome_key(Genome([SELF_ATTENTION, gene])) for gene in (POOLING, Convolution(3), Convolution(5))}) == 3
 
 
 def test_rules_hold(loaded):
@@ -65,28 +91,74 @@ def test_rules_hold(loaded):
 
 
 def test_pads_never_show(loaded):
-    space = BackboneSpace(2, (3, 5), 12, 1)
+    space = own_space(2)
     used = set()
     for number in range(60):
         genome = space.random(np.random.default_rng(number))
-        if not set(genome.operations()) & set(loaded):
+        used |= set(genome.own_operations())
+        if not genome.own_operations():
             continue
-        used |= set(genome.operations())
         torch.manual_seed(0)
         model = AutoBertZeroModel(tiny_config(genome, initializer_range=0.1)).eval()
         ids = torch.randint(1, 90, (2, 7))
         with torch.no_grad():
             short = model(ids).last_hidden_state
             mask = torch.tensor([[1] * 7 + [0] * 4] * 2)
-            long = model(F.pad(ids, (0, 4)), mask).last_hidden_state[:, :7]
-        assert torch.allclose(short, long, rtol=1e-3, atol=1e-4), genome
-    assert set(loaded) <= used
+            for unpad in (True, False):
+                model.config.unpad_inputs = unpad
+                long = model(F.pad(ids, (0, 4)), mask).last_hidden_state[:, :7]
+                assert torch.allclose(short, long, rtol=1e-3, atol=1e-4), genome
+    assert set(loaded) == used
+
+
+def test_a_layer_of_a_kind_of_ones_own_runs_its_module(loaded):
+    model = AutoBertZeroModel(tiny_config(Genome([POOLING]))).eval()
+    layer = model.encoder.layer[0]
+    x = torch.randn(1, 6, model.config.hidden_size)
+    mixed, _ = layer.mixer(x, Tokens())
+    window = x[:, 0:5].mean(1)  # around the third token
+    assert torch.allclose(mixed[:, 2], layer.mixer.module.dense(window - x[:, 2]), atol=1e-6)
+    assert "average_pooling\n         AveragePooling" in model.describe()
+    with pytest.raises(ValueError, match="layer 1, average_pooling, is of a kind that knows pads alone"):
+        model(torch.ones(1, 3, dtype=torch.long), torch.ones(1, 3, 3))
+
+
+def test_costs_are_those_of_the_model(loaded):
+    genome = Genome([POOLING, Convolution(3), POOLING])
+    config = tiny_config(genome)
+    sizes = Sizes(
+        *(config.hidden_size, config.num_attention_heads, config.intermediate_size),
+        *(config.vocab_size, config.max_position_embeddings),
+        tokens=7,
+    )
+    model = AutoBertZeroForMaskedLM(config)
+    assert sizes.parameters(genome) == sum(p.numel() for p in model.parameters())
+    with FlopCounterMode(display=False) as counter:
+        model.autobert_zero.encoder(torch.randn(1, 7, config.hidden_size), Tokens())
+    assert sizes.flops(genome) == counter.get_total_flops()
+
+
+def test_a_super_network_has_a_branch_for_each_kind(loaded, tiny_settings):
+    torch.manual_seed(0)
+    supernet = SuperNetwork(tiny_settings, 50, 0).eval()
+    genome = Genome([POOLING, SELF_ATTENTION, *[Convolution(3)] * (tiny_settings.num_hidden_layers - 2)])
+    ids, labels = torch.randint(1, 50, (2, 2, 8))
+    loss = supernet(genome, ids, labels)
+    assert torch.equal(supernet.candidate(genome).eval()(ids, labels=labels).loss, loss)
+    loss.backward()
+    first, *others = supernet.own[0]
+    assert all(parameter.grad is not None for parameter in first.parameters())
+    assert all(parameter.grad is None for layer in others for parameter in layer.parameters())
 
 
 def test_they_can_be_shown(loaded):
-    genome = Genome([Attention(Expression.parse("multiply(relu(q), k)"))])
-    assert "multiply(relu(q), k)" in genome_text(genome)
+    genome = Genome([Attention(Expression.parse("multiply(relu(q), k)")), POOLING, Convolution(3)])
+    assert "multiply(relu(q), k)" in genome_text(genome) and "  2  average_pooling\n" in genome_text(genome)
     assert r"\operatorname{relu}\left(Q\right)" in genome_latex(genome)
+    assert {"average_pooling", "conv 3", "A"} <= {b.text for b in draw_backbone(genome).shapes if isinstance(b, Box)}
+    assert differences(genome, Genome([genome[0], Convolution(5), genome[2]])) == [
+        "layer 2: average_pooling → convolution 5"
+    ]
 
 
 def test_the_configuration_says_what_it_needs(loaded):
@@ -94,6 +166,11 @@ def test_the_configuration_says_what_it_needs(loaded):
     config = tiny_config(genome)
     assert config.own_operations == {"relu": "ab->ab"} and "own_operations" in config.to_dict()
     assert tiny_config(Genome([Convolution(3)])).own_operations is None
+    config = tiny_config(Genome([POOLING, Convolution(3)]))
+    assert config.own_operations == {"average_pooling": "layer"}
+    assert Genome.from_list(config.genome) == Genome([POOLING, Convolution(3)])
+    with pytest.raises(ValueError, match="layer 1: expected the field 'kind' alone"):
+        Genome.from_list([{"kind": "average_pooling", "window": 3}])
 
 
 def test_a_model_without_the_functions_is_an_error(language):
@@ -103,8 +180,27 @@ def test_a_model_without_the_functions_is_an_error(language):
     )
     with pytest.raises(ValueError, match="own_operations: expected functions for gelu, got none"):
         AutoBertZeroModel(config)
+    config = AutoBertZeroConfig(genome=[{"kind": "pool"}], own_operations={"pool": "layer"})
+    with pytest.raises(ValueError, match="own_operations: expected functions for pool, got none"):
+        AutoBertZeroModel(config)
+    with pytest.raises(ValueError, match=r"kind: expected one of \['convolution', 'attention', 'pool'\], got 'mix'"):
+        AutoBertZeroConfig(genome=[{"kind": "mix"}])
     with pytest.raises(ValueError, match="unknown name 'selu'"):
         AutoBertZeroConfig(genome=[{"kind": "attention", "expression": "selu(q)"}])
+
+
+_LAYER = """
+import torch
+
+class Plain(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+def layer(function):
+    return lambda config: Plain(function)
+
+"""
 
 
 @pytest.mark.parametrize(
@@ -124,13 +220,24 @@ def test_a_model_without_the_functions_is_an_error(language):
         ("{'f': ('ab->ab', lambda x: x.softmax(-1))}", "to depend on it alone (pads would show) for operands nn"),
         ("{'f': ('nd->nd', lambda x: x - x.mean(-2, keepdim=True))}", "to depend on it alone"),
         ("{'f': ('ab->ab', lambda x: x - x.mean(0))}", "expected sentences kept apart"),
-        ("{'f': ('ab,ab->ab', torch.relu)}", "operation 'f': expected a tensor nn"),
+        ("{'f': ('ab,ab->ab', torch.relu)}", "operation 'f': expected a tensor (2, 2, 5, 5) for operands nn, nn"),
+        ("{'attention': ('layer', torch.nn.Identity)}", "operation 'attention': expected a new name"),
+        ("{'f': ('ab->ab', torch.neg), **{'relu': ('layer', Plain)}}", "operation 'relu': expected the rule 'ab->ab'"),
+        ("{'f': ('layer', torch.relu)}", "layer kind 'f': expected a function that makes a module"),
+        ("{'f': ('layer', lambda config: torch.relu)}", "got builtin_function_or_method"),
+        ("{'f': ('layer', lambda config: torch.nn.Linear(12, 12))}", "layer kind 'f': expected a tensor (2, 5, 12), got TypeError"),
+        ("{'f': ('layer', layer(lambda x, real: x[..., :3]))}", "got torch.float64 (2, 5, 3)"),
+        ("{'f': ('layer', layer(lambda x, real: x.add_(1)))}", "expected operands left as they are"),
+        ("{'f': ('layer', layer(lambda x, real: torch.rand_like(x)))}", "expected the same result every time"),
+        ("{'f': ('layer', layer(lambda x, real: x - x.mean(1, keepdim=True)))}", "something else with pads on the right"),
+        ("{'f': ('layer', layer(lambda x, real: x * torch.arange(x.shape[1])[:, None]))}", "with pads on the left"),
+        ("{'f': ('layer', layer(lambda x, real: x - x.mean(0)))}", "expected sentences kept apart"),
         ("nothing", "it cannot be run: NameError"),
     ],
 )  # fmt: skip
-def test_bad_operations(language, tmp_path, table, message):
+def test_bad_operations(loaded, tmp_path, table, message):
     file = tmp_path / "operations.py"
-    file.write_text(f"import torch\nOPERATIONS = {table}\n")
+    file.write_text(f"{_LAYER}OPERATIONS = {table}\n")
     with pytest.raises(ValueError) as error:
         own_operations.load(file)
     assert message in str(error.value)
@@ -160,7 +267,7 @@ print(len(pipeline("fill-mask", model=first, trust_remote_code=True)("the cat [M
 def test_from_a_search_to_a_process_without_the_package(tmp_path, capsys, language):
     """One candidate, given from the start, so that the winner has operations of its own."""
     expression = "matmul(relu(matmul(q, transpose(k))), normalize(v))"
-    seed = [{"kind": "attention", "expression": expression}, {"kind": "convolution", "kernel_size": 3}]
+    seed = [{"kind": "attention", "expression": expression}, {"kind": "average_pooling"}]
     (tmp_path / "seed.json").write_text(json.dumps(seed))
     folder = tmp_path / "run"
     values = {**TINY_RUN, "train_file": [write_corpus(tmp_path / "text.txt")], "output_dir": str(folder)}
@@ -169,7 +276,8 @@ def test_from_a_search_to_a_process_without_the_package(tmp_path, capsys, langua
     search = [sys.executable, "-m", "autobert_zero.search", "--config", str(tmp_path / "settings.json")]
     done = subprocess.run(search, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads((folder / "summary.json").read_text())["best"]["genome"][0] == seed[0]
+    assert json.loads((folder / "summary.json").read_text())["best"]["genome"] == seed
+    assert ">average_pooling<" in (folder / "report.html").read_text()
     # To look at the run takes no functions.
     exported = tmp_path / "exported"
     look = "import json, sys; from autobert_zero.search.commands import main; [main(each) for each in json.loads(sys.argv[1])]"
