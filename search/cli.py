@@ -5,8 +5,10 @@ accelerate launch -m autobert_zero.search --output_dir runs/demo
 
 import argparse
 import dataclasses
+import difflib
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any, get_type_hints
 
 import yaml
@@ -70,8 +72,23 @@ def with_config(parser: argparse.ArgumentParser, arguments: list[str]) -> list[s
         parser.error(f"config: expected a YAML file, got {path!r}: {error}")
     if not isinstance(values, dict) or not set(values) <= SETTINGS:
         unknown = sorted(map(str, set(values) - SETTINGS)) if isinstance(values, dict) else values
-        parser.error(f"config: expected settings of a search in {path!r}, got {unknown!r:.200}")
+        meant = _meant(unknown[0], SETTINGS) if isinstance(values, dict) else ""
+        parser.error(f"config: expected settings of a search in {path!r}, got {unknown!r:.200}{meant}")
     return [*flags(values), *arguments]
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """`; did you mean seed?` where a known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, unknown: list[str]) -> None:
+    """End with a usage error where arguments are left over."""
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        known = (option for action in parser._actions for option in action.option_strings)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(flag, known)}")
 
 
 def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tuple[SearchSettings, int]:
@@ -87,7 +104,9 @@ def parse(arguments: list[str]) -> tuple[SearchSettings, int]:
     """Settings and verbosity of `python -m autobert_zero.search`."""
     parser = HfArgumentParser(prog="python -m autobert_zero.search", **parser_arguments())
     add_switches(parser)
-    return read(parser, parser.parse_args(with_config(parser, arguments)))
+    namespace, unknown = parser.parse_known_args(with_config(parser, arguments))
+    refuse_unknown(parser, unknown)
+    return read(parser, namespace)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -89,6 +89,7 @@ def _show(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
         parser.error(f"--output: cannot write {given.output}: {error.strerror}")
     except ImportError:
         parser.error("--output: pictures in .png need matplotlib (pip install matplotlib); .svg needs nothing")
+    print(given.output)
 
 
 def _read_runs(parser: argparse.ArgumentParser, sources: list[str]) -> list[RunHistory]:
@@ -281,6 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser, parsers = make_parser()
     if arguments[:1] == ["search"]:
         arguments = ["search", *cli.with_config(parsers["search"], arguments[1:])]
-    given = parser.parse_args(arguments)
+    given, unknown = parser.parse_known_args(arguments)
+    cli.refuse_unknown(parsers[given.command], unknown)
     run = _search if given.command == "search" else COMMANDS[given.command].run
     run(parsers[given.command], given)

@@ -131,6 +131,8 @@ def genome_text(genome: Genome) -> str:
     lines = [f"{number:>3}  {name}" for number, name in enumerate(layer_names(genome), start=1)]
     for gene, letter in distinct_attentions(genome).items():
         lines += ["", f"{letter} = {gene.expression}", *("    " + line for line in tree(gene.expression).splitlines())]
+    if any(line.endswith("]") for line in lines):
+        lines += ["", "[1]: a value with this number is used more than once, and drawn where it first stands."]
     return "\n".join(lines)
 
 

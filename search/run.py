@@ -73,6 +73,22 @@ def _weights_digest(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+class _Lines:
+    """Where a bar is not seen to move: each state of it is a line, without returns and blanks."""
+
+    def __init__(self) -> None:
+        self.last = ""
+
+    def write(self, text: str) -> None:
+        text = text.strip()
+        if text and text != self.last:
+            print(text, file=sys.stderr)
+            self.last = text
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 class Progress:
     """A bar on the main process: on a terminal it moves; in a pipe it is a line now and then."""
 
@@ -86,7 +102,8 @@ class Progress:
             mininterval=0.2 if on_terminal else 10.0,
             maxinterval=10.0,
             dynamic_ncols=on_terminal,
-            bar_format=None if on_terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]\n",
+            bar_format=None if on_terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            file=None if on_terminal else _Lines(),
             disable=not enabled,
         )
 

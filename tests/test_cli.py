@@ -20,6 +20,7 @@ from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.cli import main, parse
 from autobert_zero.search.proxy import MaskedLMProxy
+from autobert_zero.search.run import Progress
 from autobert_zero.search.settings import SearchSettings
 
 from .conftest import TINY_RUN, command_line, random_genome, run_without_package, tiny_config, write_corpus
@@ -192,7 +193,7 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
     file.write_text(json.dumps(tiny_settings.to_dict()))
     assert parse(["--config", str(file)]) == (tiny_settings, 0)
     for text, message in {
-        "sead: 7": "expected settings of a search in '{file}', got ['sead']",
+        "sead: 7": "expected settings of a search in '{file}', got ['sead']; did you mean seed?",
         "- 7": "expected settings of a search in '{file}', got [7]",
         "": "expected settings of a search in '{file}', got None",
         "seed: {": "expected a YAML file, got '{file}'",
@@ -401,6 +402,16 @@ def test_all_that_a_search_can_do_at_once(tiny_settings, tmp_path):
     assert history_without_times(settings) == history_without_times(other)
 
 
+def test_progress_in_a_pipe_is_lines(capsys):
+    progress = Progress("training", 3)
+    for done in (1, 2, 3):
+        progress(done, loss=0.5)
+    progress.close()
+    first, *_, last = lines = capsys.readouterr().err.split("\n")[:-1]
+    assert first.startswith("training: 0/3 [00:00<?") and re.fullmatch(r"training: 3/3 \[.*, loss=0.500\]", last)
+    assert len(set(lines)) == len(lines) and not any("\r" in line for line in lines)
+
+
 def fails(capsys, arguments: list[str]) -> str:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
@@ -410,7 +421,9 @@ def fails(capsys, arguments: list[str]) -> str:
 
 def test_bad_arguments(capsys, tiny_settings):
     arguments = command_line(tiny_settings)
-    assert "unrecognized arguments: --hiden_size 64" in fails(capsys, [*arguments, "--hiden_size", "64"])
+    assert "unrecognized arguments: --hiden_size 64; did you mean --hidden_size?" in fails(
+        capsys, [*arguments, "--hiden_size", "64"]
+    )
     assert "kernel_size: expected an odd integer" in fails(capsys, [*arguments, "--kernel_sizes", "3", "4"])
     assert "invalid int value: 'many'" in fails(capsys, [*arguments, "--max_evaluations", "many"])
     assert "invalid choice: 'annealing'" in fails(capsys, [*arguments, "--strategy", "annealing"])

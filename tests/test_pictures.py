@@ -154,7 +154,7 @@ def test_files(tmp_path, capsys):
         main(["show", "autobert-zero-base", "--output", str(tmp_path / name)])
     assert (tmp_path / "a.svg").read_text() == to_svg(draw_genome(PUBLISHED_GENOME))
     assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == f"{tmp_path / 'a.svg'}\n{tmp_path / 'b.png'}\n"
     for arguments, message in (
         (
             ["show", "bert-small", "--output", str(tmp_path / "a.pdf")],
