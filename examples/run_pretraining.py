@@ -296,7 +296,8 @@ def losses_by_share(log: list[dict[str, Any]], max_steps: int) -> dict[str, dict
 
 
 class PretrainingTrainer(Trainer):
-    """Evaluates masked language modelling alone, also where sentence pairs are trained on."""
+    """Evaluates masked language modelling alone, also where sentence pairs are trained on; saves, also in between, what
+    others can load."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -304,6 +305,18 @@ class PretrainingTrainer(Trainer):
             labels = inputs["next_sentence_label"].view(-1)
             loss = loss - torch.nn.functional.cross_entropy(outputs["seq_relationship_logits"], labels)
         return (loss, outputs) if return_outputs else loss
+
+    def _save(self, output_dir=None, state_dict=None):
+        config = self.model.config
+        sparse = getattr(config, "sparse_prediction", False)
+        if sparse:
+            config.sparse_prediction = False  # who loads it expects logits everywhere
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            if sparse:
+                config.sparse_prediction = True
+        own_operations.carry(Path(output_dir or self.args.output_dir))
 
 
 @dataclass
@@ -378,11 +391,9 @@ class Pretraining:
         log = trainer.state.log_history
         if not any("eval_report_loss" in entry and entry["step"] == args.max_steps for entry in log):
             trainer.evaluate()
-        trainer.model.config.sparse_prediction = False  # who loads it expects logits everywhere
         trainer.save_model()
         if not trainer.is_world_process_zero():
             return
-        own_operations.carry(folder)
         frequencies = text.parts.get("search", text.parts["report"])
         unigram = {
             name: unigram_loss(frequencies, (blocks[i]["labels"] for i in range(len(blocks))), text.tokenizer)

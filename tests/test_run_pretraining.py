@@ -116,8 +116,9 @@ def test_a_killed_run_continues_as_if_it_had_not_been(folder, run):
     done = run(code=2, **{**options, "genome": "bert-small"})
     assert "holds a training that differs in config" in done
 
-    model = AutoModelForPreTraining.from_pretrained(folder / "out", trust_remote_code=True)
-    assert [dict(gene) for gene in model.config.genome] == genome and not model.config.sparse_prediction
+    for place in (folder / "out", last_checkpoint(folder / "out")):
+        model = AutoModelForPreTraining.from_pretrained(place, trust_remote_code=True)
+        assert [dict(gene) for gene in model.config.genome] == genome and not model.config.sparse_prediction
     output, _ = run_without_package(
         "import sys, transformers as t\n"
         "m = t.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
