@@ -7,7 +7,8 @@
 Tasks come from the Hub (`nyu-mll/glue`) or from a folder with `TASK/{train,validation,test}.jsonl.gz` (also `.jsonl`) in its columns.
 Of several learning rates the best is chosen on a tenth of the training part; then all of it is trained on, once for each
 seed, and the official validation part reports. Every training is a line of `rows.jsonl`, and the same command continues.
-Predictions for test parts are written in the format that gluebenchmark.com takes. The trainings are transformers'
+Predictions for test parts, and by MNLI's model for the diagnostic part (`ax/test.jsonl.gz`), are written in the format that
+gluebenchmark.com takes. The trainings are transformers'
 `Trainer`, so its arguments hold.
 """
 
@@ -151,12 +152,12 @@ class FineTuning:
         rows = self._training_part()
         trainer = self.train(rows, learning_rate, seed)
         limit = self.options.max_eval_samples
-        parts = {part: self.parts[part] for part in self.task.evaluated("validation")}
+        parts = {part: self.parts[part] for part in self.task.validations}
         parts = {part: p if limit is None else p.select(range(min(limit, len(p)))) for part, p in parts.items()}
         metrics = self._metrics(trainer, parts)
-        for part, suffix in self.task.evaluated("test").items():
+        for part, submission in self.task.tests.items():
             if part in self.parts:
-                self._submit(trainer, self.parts[part], suffix, seed)
+                self._submit(trainer, self.parts[part], submission, seed)
         if self.options.save_models:
             trainer.save_model()
             if trainer.is_world_process_zero():
@@ -164,9 +165,9 @@ class FineTuning:
         counts = {"train": len(rows), **{part: len(p) for part, p in parts.items()}}
         return {"metrics": metrics, "score": round(headline(metrics), 4), "rows": counts}
 
-    def _submit(self, trainer: Trainer, rows: datasets.Dataset, suffix: str, seed: int) -> None:
+    def _submit(self, trainer: Trainer, rows: datasets.Dataset, submission: str, seed: int) -> None:
         decided = decide(self.name, trainer.predict(rows).predictions)
-        path = Path(self.args.output_dir, f"submission-seed-{seed}", f"{self.task.submission}{suffix}.tsv")
+        path = Path(self.args.output_dir, f"submission-seed-{seed}", f"{submission}.tsv")
         if not trainer.is_world_process_zero():
             return
         path.parent.mkdir(parents=True, exist_ok=True)

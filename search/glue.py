@@ -15,6 +15,7 @@ import numpy as np
 
 
 HUB_NAME = "nyu-mll/glue"
+DIAGNOSTIC = "ax"  # the name of the diagnostic part, which is a task of its own on the Hub and in a folder
 SCORE_RANGE = (0.0, 5.0)  # of stsb
 ACCURACY_AND_F1 = ("mrpc", "qqp")
 
@@ -32,11 +33,18 @@ class Task:
     matched: bool = False
     gaps: bool = False
 
-    def evaluated(self, split: str) -> dict[str, str]:
-        """Parts that `split` consists of, with what is added to the name of the submission."""
+    @property
+    def validations(self) -> list[str]:
+        """Names of the validation parts."""
+        return ["validation_matched", "validation_mismatched"] if self.matched else ["validation"]
+
+    @property
+    def tests(self) -> dict[str, str]:
+        """Names of the test parts, each with that of its submission; the diagnostic one is predicted by MNLI's model."""
         if self.matched:
-            return {f"{split}_matched": "-m", f"{split}_mismatched": "-mm"}
-        return {split: ""}
+            names = {"test_matched": "-m", "test_mismatched": "-mm"}
+            return {part: self.submission + suffix for part, suffix in names.items()} | {DIAGNOSTIC: "AX"}
+        return {"test": self.submission}
 
 
 _TWO_SENTENCES = ("sentence1", "sentence2")
@@ -78,7 +86,7 @@ def _check(name: str, part: str, rows: datasets.Dataset) -> datasets.Dataset:
             if not isinstance(text, str):
                 raise ValueError(f"{where}: expected text in {column!r}, got {text!r} in idx {number}")
     has_labels = "label" in rows.column_names and not all(value in (None, -1) for value in rows["label"][:])
-    if part.startswith("test"):
+    if part in task.tests:
         return rows.remove_columns("label") if "label" in rows.column_names else rows
     if not has_labels:
         raise ValueError(f"{where}: expected a column of labels, got {rows.column_names}")
@@ -111,21 +119,23 @@ def load_task(name: str, data_dir: str | None) -> dict[str, datasets.Dataset]:
     if data_dir is None:
         try:
             parts = dict(datasets.load_dataset(HUB_NAME, name))
+            if DIAGNOSTIC in task.tests:
+                parts[DIAGNOSTIC] = datasets.load_dataset(HUB_NAME, DIAGNOSTIC)["test"]
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(f"task_name: cannot load {name} of {HUB_NAME}: {error}") from None
     else:
-        wanted = ["train", *task.evaluated("validation"), *task.evaluated("test")]
         parts = {}
-        for part in wanted:
+        for part in ("train", *task.validations, *task.tests):
+            place = Path(data_dir, DIAGNOSTIC, "test") if part == DIAGNOSTIC else Path(data_dir, name, part)
             for suffix in (".jsonl.gz", ".jsonl"):
-                path = Path(data_dir, name, part + suffix)
+                path = Path(f"{place}{suffix}")
                 if path.is_file():
                     try:
                         parts[part] = datasets.Dataset.from_json(str(path), keep_in_memory=True)
                     except (OSError, EOFError, zlib.error, ValueError, datasets.exceptions.DatasetsError) as error:
                         raise ValueError(f"data_dir: cannot read {path}: {error.__cause__ or error}") from None
                     break
-    for part in ["train", *task.evaluated("validation")]:
+    for part in ("train", *task.validations):
         if part not in parts:
             raise ValueError(f"data_dir: expected {name}/{part}.jsonl.gz in {data_dir}, got {sorted(parts)}")
     return {part: _check(name, part, rows) for part, rows in parts.items()}
@@ -133,7 +143,7 @@ def load_task(name: str, data_dir: str | None) -> dict[str, datasets.Dataset]:
 
 def unlike_official(name: str, parts: dict[str, datasets.Dataset]) -> list[str]:
     """Parts with more or fewer rows than the official ones, each as a line to show."""
-    official = dict(zip(("train", *TASKS[name].evaluated("validation")), TASKS[name].rows, strict=True))
+    official = dict(zip(("train", *TASKS[name].validations), TASKS[name].rows, strict=True))
     return [
         f"{name}, {part}: {len(parts[part]):,} rows, officially {count:,}"
         for part, count in official.items()

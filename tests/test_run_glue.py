@@ -31,15 +31,16 @@ def write_task(
     """A task in the layout of a local folder: what its label is can be read off its first text."""
     task = TASKS[name]
     (folder / name).mkdir(parents=True, exist_ok=True)
-    parts = ["train", *task.evaluated("validation"), *(task.evaluated("test") if test else ())]
-    for part in parts:
+    for part in ("train", *task.validations, *(task.tests if test else ())):
+        path = folder / name / f"{part}.jsonl.gz" if part != "ax" else folder / "ax" / "test.jsonl.gz"
+        path.parent.mkdir(exist_ok=True)
         lines = []
         for number in range(rows):
             label = number % max(2, len(task.labels))
             row = dict.fromkeys(task.columns, texts[min(label, 1)])
             label = label if task.labels else 1.0 + 2.5 * label
-            lines.append({**row, "label": -1 if part.startswith("test") else label, "idx": number, **changed})
-        with gzip.open(folder / name / f"{part}.jsonl.gz", "wt") as file:
+            lines.append({**row, "label": -1 if part in task.tests else label, "idx": number, **changed})
+        with gzip.open(path, "wt") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
     return folder
 
@@ -129,7 +130,8 @@ def test_matched_and_mismatched(monkeypatch, model, tmp_path):
     results = run(monkeypatch, model, tmp_path / "data", out, "--task_name", "mnli", "--seeds", "1", "--save_models")
     [scores] = results["tasks"]["mnli"]["metrics"]
     assert set(scores) == {"validation_matched accuracy", "validation_mismatched accuracy"}
-    assert sorted(path.name for path in out.glob("submission-seed-42/*")) == ["MNLI-m.tsv", "MNLI-mm.tsv"]
+    assert sorted(path.name for path in out.glob("submission-seed-42/*")) == ["AX.tsv", "MNLI-m.tsv", "MNLI-mm.tsv"]
+    assert len((out / "submission-seed-42" / "AX.tsv").read_text().splitlines()) == 10
     config = json.loads((out / "mnli" / "seed-42" / "config.json").read_text())
     assert config["id2label"] == {"0": "entailment", "1": "neutral", "2": "contradiction"}
 
