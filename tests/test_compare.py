@@ -77,7 +77,10 @@ def test_the_scripts_take_every_command(tmp_path, scale):
     )
     plan = made.scale["pretraining"]
     commands = [*made.grids(), *made.pretrainings()]
-    assert len(commands) == len(ROWS) * (len(plan["grid"]) + len(plan["seeds"]))
+    own_grids = len(ROWS) - 1  # one takes another's choice
+    assert len(commands) == own_grids * len(plan["grid"]) + len(ROWS) * len(plan["seeds"])
+    steps = {Path(c[c.index("--output_dir") + 1]).parent.name: c[c.index("--max_steps") + 1] for c in commands}
+    assert int(steps["bert_longer"]) == 3 * int(steps["bert"]) == 3 * plan["max_steps"]
     for command in commands:
         *_, arguments = pretraining.parse_args_into_dataclasses(command[2:])
         assert {"learning_rate": arguments.learning_rate, "warmup_steps": arguments.warmup_steps} in plan["grid"]
@@ -104,7 +107,7 @@ def test_all_rows_have_equally_many_parameters(tmp_path, scale):
 
 
 def test_a_table_of_what_there_is(tmp_path):
-    made = comparison(tmp_path, "cpu", ["bert", "convbert", "ours"])
+    made = comparison(tmp_path, "cpu", ["bert", "bert_longer", "convbert", "ours"])
     assert made.results() == {} and grid_table(made) == ""
     choices = made.scale["pretraining"]["grid"]
     assert made.choice("bert") == choices[0]
@@ -112,11 +115,13 @@ def test_a_table_of_what_there_is(tmp_path):
         folder = made.grid_folder("bert", choice)
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps({"losses": {"select": {"1": loss}}}))
-    assert made.choice("bert") == choices[1] == {"learning_rate": 2e-3, "warmup_steps": 0.1}
+    assert (
+        made.choice("bert_longer") == made.choice("bert") == choices[1] == {"learning_rate": 2e-3, "warmup_steps": 0.1}
+    )
     assert grid_table(made).splitlines()[2:] == ["| BERT | 5.000 | 4.000 | diverged |  |"]
     result = {
         "parameters": 1000,
-        "tokens": 100,
+        "tokens": 1_230_000,
         "unigram_losses": {"report": 6.5},
         "tokens_per_second": 9.0,
         "seconds_of_last_session": 11.0,
@@ -142,7 +147,13 @@ def test_a_table_of_what_there_is(tmp_path):
     assert found["bert"]["glue"]["tasks"] == {"cola": [11.0, 1.0], "rte": [51.0, 1.0]}
     assert found["bert"]["glue"]["mean"] is None  # tasks are missing
     shown = table(found)
-    assert "| BERT | 1,000 |" in shown and "4.250 ± 0.250" in shown and "6.500" in shown and "51.0 ± 1.0" in shown
+    assert (
+        "| BERT | 1,000 | " in shown
+        and " | 1.2 M | rate" in shown
+        and "4.250 ± 0.250" in shown
+        and "6.500" in shown
+        and "51.0 ± 1.0" in shown
+    )
     assert "rate 0.002, warm-up 0.1" in shown and "diverged" in shown
 
 

@@ -5,8 +5,9 @@
 A row (`rows/*.yaml`) says what a backbone is, a scale (`scales/*.yaml`) how large everything is. For each row, in stages:
 
 1. a search, if the row is of one;
-2. pre-trainings at a share of the budget, one for each learning rate and warm-up of a grid; the best *select* loss chooses;
-3. pre-trainings by that choice, one for each seed;
+2. pre-trainings at a share of the budget, one for each learning rate and warm-up of a grid; the best *select* loss chooses
+   (`grid_of` takes the choice of another row);
+3. pre-trainings by that choice, one for each seed (`budget` times as long as those of the others);
 4. fine-tunings of each on GLUE, if `--data_dir` or `--hub_glue` says where it is.
 
 The width of the feed-forward part is chosen so that all have BERT's number of parameters. Every command is printed, can be
@@ -183,13 +184,14 @@ class Comparison:
 
     def grids(self) -> Iterable[list[str]]:
         plan = self.scale["pretraining"]
-        for row in self.rows:
-            for choice in plan["grid"] if len(plan["grid"]) > 1 else []:
+        for row, given in self.rows.items():
+            for choice in plan["grid"] if len(plan["grid"]) > 1 and "grid_of" not in given else []:
                 folder = self.grid_folder(row, choice)
                 yield self._pretraining(row, choice, plan["seeds"][0], plan["grid_share"], folder)
 
     def grid(self, row: str) -> list[float | None]:
         """*Select* losses at the end of the short pre-trainings; None where one is not done, or was not finite."""
+        row = self.rows[row].get("grid_of", row)
         results = (
             _read(self.grid_folder(row, choice) / "results.json") for choice in self.scale["pretraining"]["grid"]
         )
@@ -204,9 +206,11 @@ class Comparison:
         return min(known, key=lambda pair: pair[0])[1] if known else self.scale["pretraining"]["grid"][0]
 
     def pretrainings(self) -> Iterable[list[str]]:
-        for row in self.rows:
+        for row, given in self.rows.items():
             for seed in self.scale["pretraining"]["seeds"]:
-                yield self._pretraining(row, self.choice(row), seed, 1.0, self.seed_folder(row, seed))
+                yield self._pretraining(
+                    row, self.choice(row), seed, given.get("budget", 1), self.seed_folder(row, seed)
+                )
 
     def fine_tunings(self) -> Iterable[list[str]]:
         given = dict(self.scale["glue"])
@@ -330,6 +334,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "",
         "parameters",
         "MFLOP",
+        "tokens",
         "chosen of the grid",
         *(f"{name}, {share}" for name in evaluated for share in shares),
     ]
@@ -337,12 +342,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = []
     for result in results.values():
         cells = [result["name"], f"{result['parameters']:,}", f"{result['flops'] / 1e6:,.0f}"]
-        cells.append(result["chosen"])
+        cells += [f"{result['tokens'] / 1e6:,.1f} M", result["chosen"]]
         cells += [shown(result["losses"].get(name, {}).get(share), 3) for name in evaluated for share in shares]
         cells += [shown(result["glue"]["tasks"].get(name), 1) for name in tasks]
         lines.append(cells + ([shown(result["glue"]["mean"], 2)] if tasks else []))
     unigram = {name: loss for r in results.values() for name, loss in r["unigram_losses"].items()}
-    last = ["unigram", "", "", ""] + [f"{unigram[n]:.3f}" if s == "1" else "" for n in evaluated for s in shares]
+    last = ["unigram", "", "", "", ""] + [f"{unigram[n]:.3f}" if s == "1" else "" for n in evaluated for s in shares]
     lines.append(last + [""] * (len(head) - len(last)))
     return markdown(head, lines)
 
@@ -353,6 +358,8 @@ def grid_table(comparison: Comparison) -> str:
     choices = comparison.scale["pretraining"]["grid"]
     lines = []
     for row, given in comparison.rows.items():
+        if "grid_of" in given:
+            continue
         results = [_read(comparison.grid_folder(row, choice) / "results.json") for choice in choices]
         if any(results):
             losses = [result and [result["losses"]["select"]["1"], None] for result in results]
