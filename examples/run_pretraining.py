@@ -316,7 +316,8 @@ class PretrainingTrainer(Trainer):
         finally:
             if sparse:
                 config.sparse_prediction = True
-        own_operations.carry(Path(output_dir or self.args.output_dir))
+        if self.args.should_save:  # all processes come here
+            own_operations.carry(Path(output_dir or self.args.output_dir))
 
 
 @dataclass
