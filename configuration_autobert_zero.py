@@ -2,7 +2,7 @@
 
 A backbone is described by a *genome*: one gene per layer, either a convolution with a kernel size or an attention
 given as an expression over primitive mathematical operations. The genome alone rebuilds the network; it is stored
-in `config.json` as JSON under `genome`.
+in `config.json` as JSON under `genome`. Operations and layer kinds of one's own extend the language (`add_operation`).
 
 The method is that of "AutoBERT-Zero: Evolving BERT Backbone from Scratch" (Gao et al., AAAI 2022, arXiv 2107.07445).
 The textual syntax of expressions, the symbolic types and the size limits are this project's.
