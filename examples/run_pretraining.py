@@ -164,6 +164,26 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
     return type(config).from_dict({**config.to_dict(), **sizes})  # anew, so that it is checked as a whole
 
 
+def predict_where_labelled(model: transformers.PreTrainedModel) -> None:
+    """Let a model of transformers compute logits only where a label stands, as ours do: its head sees no other token. The
+    mean over labels stays what it is."""
+    labelled: torch.Tensor | None = None
+
+    def take_labels(module, arguments, inputs):
+        nonlocal labelled
+        labels = inputs.get("labels")
+        labelled = None if labels is None else labels != -100
+        return arguments, inputs if labels is None else {**inputs, "labels": labels[labelled][None]}
+
+    def take_hidden_states(module, arguments, output):
+        if labelled is not None:
+            output.last_hidden_state = output.last_hidden_state[labelled][None]
+        return output
+
+    model.register_forward_pre_hook(take_labels, with_kwargs=True)
+    model.base_model.register_forward_hook(take_hidden_states)
+
+
 def make_model(config: Any, objective: str) -> transformers.PreTrainedModel:
     """With random weights, and the heads of the objective. Raises: ValueError for a model without them."""
     if isinstance(config, AutoBertZeroConfig):
@@ -176,6 +196,7 @@ def make_model(config: Any, objective: str) -> transformers.PreTrainedModel:
         raise ValueError(f"model_type: {error}") from None
     if objective != "mlm" and "next_sentence_label" not in inspect.signature(model.forward).parameters:
         raise ValueError(f"objective: {type(model).__name__} takes no sentence pairs: expected mlm, got {objective!r}")
+    predict_where_labelled(model)
     return model
 
 

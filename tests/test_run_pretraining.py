@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import run_pretraining
+import torch
 from continuing import last_checkpoint
 from run_pretraining import losses_by_share
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertConfig
+from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertConfig
 
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
 
@@ -300,3 +301,32 @@ def test_a_training_is_known_by_the_fields_that_were_set():
     for config_class in (AutoBertZeroConfig, Later):
         fields = run_pretraining.set_fields(config_class(hidden_size=8, num_attention_heads=2))
         assert fields == {"hidden_size": 8, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "model_type", ["bert", "convbert", "roberta", "albert", "electra", "modernbert", "deberta-v2"]
+)
+def test_predicting_where_a_label_stands_changes_nothing(model_type):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20, "num_hidden_layers": 1}
+    config = CONFIG_MAPPING[model_type](
+        **sizes,
+        embedding_size=16,
+        vocab_size=40,
+        pad_token_id=0,
+        max_position_embeddings=32,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    plain = AutoModelForMaskedLM.from_config(config).eval()
+    sparse = run_pretraining.make_model(config, "mlm").eval()
+    sparse.load_state_dict(plain.state_dict())
+    ids = torch.randint(5, 40, (2, 12))
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.7, -100)
+    one, other = plain(input_ids=ids, labels=labels), sparse(input_ids=ids, labels=labels)
+    assert torch.allclose(one.loss, other.loss, atol=1e-6)
+    assert other.logits.shape == (1, (labels != -100).sum(), 40)
+    one.loss.backward()
+    other.loss.backward()
+    for x, y in zip(plain.parameters(), sparse.parameters(), strict=True):
+        assert (x.grad is None and y.grad is None) or torch.allclose(x.grad, y.grad, atol=1e-6)
+    assert torch.allclose(plain(input_ids=ids).logits, sparse(input_ids=ids).logits, atol=1e-6)
