@@ -619,6 +619,8 @@ class AutoBertZeroOwnMixer(nn.Module):
         self.gene = str(gene)
         _check_known([gene.kind], LAYER_MAKERS)
         self.module = LAYER_MAKERS[gene.kind](config)
+        for module in self.module.modules():
+            module._is_hf_initialized = True  # its first weights are its own affair
 
     def forward(
         self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
@@ -627,7 +629,7 @@ class AutoBertZeroOwnMixer(nn.Module):
         real = tokens.real
         if real is None:
             real = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        return tokens.pack(self.module(hidden_states, real)), None
+        return tokens.pack(self.module(hidden_states, real).to(hidden_states.dtype)), None
 
     def program(self) -> str:
         """What runs."""

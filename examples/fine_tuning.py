@@ -30,10 +30,16 @@ def load_parts(options: Any) -> tuple[PretrainedConfig, PreTrainedTokenizerBase,
     config = AutoConfig.from_pretrained(options.model, **remote)
     tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
     check_fit(config, tokenizer, options.max_seq_length)
-    if getattr(config, "own_operations", None) and options.trust_remote_code:
-        # This package is here, so the model is built by it, and not by the code beside the model.
-        own_operations.load(cached_file(options.model, own_operations.TABLE, revision=options.revision))
+    if options.trust_remote_code:
+        load_own_operations(config, options.model, options.revision)
     return config, tokenizer, remote
+
+
+def load_own_operations(config: PretrainedConfig, model: str, revision: str = "main") -> None:
+    """Those of the file beside a model, if it has any: this package is here, so the model is built by it, and not by the
+    code beside the model."""
+    if getattr(config, "own_operations", None):
+        own_operations.load(cached_file(model, own_operations.TABLE, revision=revision))
 
 
 def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:

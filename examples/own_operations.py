@@ -8,7 +8,7 @@ summing over tokens is left to `matmul`, `softmax` and the like, which know what
 
 A layer kind has the rule `layer` and a function that makes, of a configuration, a module: it is called with hidden states
 (batch, tokens, hidden), 0 at pads, and which tokens are real, (batch, tokens) bool, and what it says of a token is added to that
-token's hidden state.
+token's hidden state. All its state is in parameters of its own.
 
 The file is copied into the folder of the found model, and is loaded with it: it imports torch and nothing of the project.
 """

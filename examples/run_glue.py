@@ -41,7 +41,7 @@ from transformers import (
 )
 
 from autobert_zero.search import own_operations, reporting
-from autobert_zero.search.glue import TASKS, decide, headline, load_task, unlike_official
+from autobert_zero.search.glue import DIAGNOSTIC, TASKS, decide, headline, load_diagnostic, load_task, unlike_official
 
 
 METRIC = str(Path(__file__).with_name("glue_metric.py"))
@@ -93,6 +93,13 @@ class FineTuning:
             digest.update(json.dumps([part, parts[part][:]], sort_keys=True).encode())
         self.data = digest.hexdigest()[:16]
         self.parts = {part: self._encode(rows) for part, rows in parts.items()}
+        self.submissions = dict(self.task.tests)
+        if name == "mnli":
+            try:
+                self.parts[DIAGNOSTIC] = self._encode(load_diagnostic(options.data_dir))
+                self.submissions[DIAGNOSTIC] = "AX"
+            except ValueError as error:
+                self.notes.append(f"AX.tsv is not written: {error}")
         self.metric = evaluate.load(METRIC, name)
 
     def _encode(self, rows: datasets.Dataset) -> datasets.Dataset:
@@ -155,7 +162,7 @@ class FineTuning:
         parts = {part: self.parts[part] for part in self.task.validations}
         parts = {part: p if limit is None else p.select(range(min(limit, len(p)))) for part, p in parts.items()}
         metrics = self._metrics(trainer, parts)
-        for part, submission in self.task.tests.items():
+        for part, submission in self.submissions.items():
             if part in self.parts:
                 self._submit(trainer, self.parts[part], submission, seed)
         if self.options.save_models:

@@ -72,23 +72,27 @@ def with_config(parser: argparse.ArgumentParser, arguments: list[str]) -> list[s
         parser.error(f"config: expected a YAML file, got {path!r}: {error}")
     if not isinstance(values, dict) or not set(values) <= SETTINGS:
         unknown = sorted(map(str, set(values) - SETTINGS)) if isinstance(values, dict) else values
-        meant = _meant(unknown[0], SETTINGS) if isinstance(values, dict) else ""
+        meant = _meant(unknown, SETTINGS) if isinstance(values, dict) else ""
         parser.error(f"config: expected settings of a search in {path!r}, got {unknown!r:.200}{meant}")
     return [*flags(values), *arguments]
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
-    """`; did you mean seed?` where a known name is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+def _meant(names: Iterable[object], known: Iterable[str]) -> str:
+    """`; did you mean seed?` for the first name that a known one is near."""
+    known = list(known)
+    for name in map(str, names):
+        near = difflib.get_close_matches(name, known, n=1)
+        if near and near[0] != name:
+            return f"; did you mean {near[0]}?"
+    return ""
 
 
 def refuse_unknown(parser: argparse.ArgumentParser, unknown: list[str]) -> None:
     """End with a usage error where arguments are left over."""
     if unknown:
-        flag = unknown[0].partition("=")[0]
+        flags_given = (argument.partition("=")[0] for argument in unknown if argument.startswith("-"))
         known = (option for action in parser._actions for option in action.option_strings)
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(flag, known)}")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(flags_given, known)}")
 
 
 def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tuple[SearchSettings, int]:

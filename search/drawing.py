@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autobert_zero.configuration_autobert_zero import Attention, Expression, Genome
+from autobert_zero.configuration_autobert_zero import Attention, Convolution, Expression, Genome, OwnLayer
 from autobert_zero.search.notation import distinct_attentions
 
 
@@ -199,7 +199,12 @@ def draw_backbone(genome: Genome) -> Picture:
     """A row of layers, from the first to the last; attentions bear their letters."""
     letters = distinct_attentions(genome)
     texts = [
-        letters[gene] if isinstance(gene, Attention) else str(gene).replace("convolution", "conv") for gene in genome
+        letters[gene]
+        if isinstance(gene, Attention)
+        else f"conv {gene.kernel_size}"
+        if isinstance(gene, Convolution)
+        else gene.kind
+        for gene in genome
     ]
     layer_width = max(LAYER_WIDTH, max(map(len, texts)) * LETTER_WIDTH + PADDING)
     each = layer_width + COLUMN_GAP
@@ -211,7 +216,7 @@ def draw_backbone(genome: Genome) -> Picture:
         x, y = column * each + layer_width / 2, row * (LAYER_HEIGHT + 2 * MARGIN) + MARGIN + LAYER_HEIGHT / 2
         if column:
             picture.shapes.append(Line(((x - layer_width / 2 - COLUMN_GAP, y), (x - layer_width / 2, y))))
-        kind = gene.kind if gene.kind in KINDS else "operation"
+        kind = "operation" if isinstance(gene, OwnLayer) else gene.kind
         picture.shapes.append(Box(x, y, layer_width, LAYER_HEIGHT, text, kind))
         picture.shapes.append(Text(x - layer_width / 2, y - LAYER_HEIGHT / 2 - 8, str(number + 1), FONT_SIZE - 3))
     return picture

@@ -2,16 +2,11 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autobert_zero.configuration_autobert_zero import (
-    LAYER_KINDS,
-    PUBLISHED_GENOME,
-    SELF_ATTENTION,
-    Genome,
-    add_operations,
-)
+from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, SELF_ATTENTION, Genome, add_operations
 from autobert_zero.search.costs import LimitedSpace, Sizes
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.space import BackboneSpace
@@ -40,8 +35,8 @@ def make_sizes(settings: SearchSettings, vocab_size: int) -> Sizes:
     )
 
 
-def make_space(settings: SearchSettings, sizes: Sizes) -> Any:
-    """The space of the settings: a `BackboneSpace`, within the limits if there are any."""
+def make_space(settings: SearchSettings, sizes: Sizes, own_kinds: Sequence[str] = ()) -> Any:
+    """The space of the settings and of layer kinds of one's own: a `BackboneSpace`, within the limits if there are any."""
     space = BackboneSpace(
         settings.num_hidden_layers,
         tuple(settings.kernel_sizes),
@@ -50,7 +45,7 @@ def make_space(settings: SearchSettings, sizes: Sizes) -> Any:
         tuple(settings.layer_mutations),
         tuple(settings.operation_mutations),
         settings.max_attention_layers,
-        tuple(sorted(LAYER_KINDS)),
+        tuple(own_kinds),
     )
     limits = {"parameters": settings.max_parameters, "flops": settings.max_flops}
     limits = {name: limit for name, limit in limits.items() if limit is not None}

@@ -15,7 +15,8 @@ import numpy as np
 
 
 HUB_NAME = "nyu-mll/glue"
-DIAGNOSTIC = "ax"  # the name of the diagnostic part, which is a task of its own on the Hub and in a folder
+DIAGNOSTIC = "ax"
+_MATCHED = {"matched": "m", "mismatched": "mm"}
 SCORE_RANGE = (0.0, 5.0)  # of stsb
 ACCURACY_AND_F1 = ("mrpc", "qqp")
 
@@ -36,14 +37,13 @@ class Task:
     @property
     def validations(self) -> list[str]:
         """Names of the validation parts."""
-        return ["validation_matched", "validation_mismatched"] if self.matched else ["validation"]
+        return [f"validation_{part}" for part in _MATCHED] if self.matched else ["validation"]
 
     @property
     def tests(self) -> dict[str, str]:
-        """Names of the test parts, each with that of its submission; the diagnostic one is predicted by MNLI's model."""
+        """Names of the test parts, each with that of its submission."""
         if self.matched:
-            names = {"test_matched": "-m", "test_mismatched": "-mm"}
-            return {part: self.submission + suffix for part, suffix in names.items()} | {DIAGNOSTIC: "AX"}
+            return {f"test_{part}": f"{self.submission}-{short}" for part, short in _MATCHED.items()}
         return {"test": self.submission}
 
 
@@ -113,28 +113,44 @@ def _check(name: str, part: str, rows: datasets.Dataset) -> datasets.Dataset:
     return rows.remove_columns("label").add_column("label", labels, feature=kind)
 
 
+def _read(folder: Path, part: str) -> datasets.Dataset | None:
+    """A part of a task in a folder, if it is there. Raises: ValueError for a file that cannot be read."""
+    for path in (folder / f"{part}.jsonl.gz", folder / f"{part}.jsonl"):
+        if path.is_file():
+            try:
+                return datasets.Dataset.from_json(str(path), keep_in_memory=True)
+            except (OSError, EOFError, zlib.error, ValueError, datasets.exceptions.DatasetsError) as error:
+                raise ValueError(f"data_dir: cannot read {path}: {error.__cause__ or error}") from None
+    return None
+
+
+def load_diagnostic(data_dir: str | None) -> datasets.Dataset:
+    """The diagnostic part, which the model of MNLI predicts. Raises: ValueError where there is none."""
+    if data_dir is not None:
+        rows = _read(Path(data_dir, DIAGNOSTIC), "test")
+        if rows is None:
+            raise ValueError(f"data_dir: expected {DIAGNOSTIC}/test.jsonl.gz in {data_dir}, got none")
+    else:
+        try:
+            rows = datasets.load_dataset(HUB_NAME, DIAGNOSTIC)["test"]
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(f"cannot load {DIAGNOSTIC} of {HUB_NAME}: {error}") from None
+    return _check("mnli", "test_matched", rows)
+
+
 def load_task(name: str, data_dir: str | None) -> dict[str, datasets.Dataset]:
     """All parts of a task that exist. Raises: ValueError for what `_check` finds, and a task that cannot be read."""
     task = TASKS[name]
     if data_dir is None:
         try:
             parts = dict(datasets.load_dataset(HUB_NAME, name))
-            if DIAGNOSTIC in task.tests:
-                parts[DIAGNOSTIC] = datasets.load_dataset(HUB_NAME, DIAGNOSTIC)["test"]
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(f"task_name: cannot load {name} of {HUB_NAME}: {error}") from None
     else:
         parts = {}
         for part in ("train", *task.validations, *task.tests):
-            place = Path(data_dir, DIAGNOSTIC, "test") if part == DIAGNOSTIC else Path(data_dir, name, part)
-            for suffix in (".jsonl.gz", ".jsonl"):
-                path = Path(f"{place}{suffix}")
-                if path.is_file():
-                    try:
-                        parts[part] = datasets.Dataset.from_json(str(path), keep_in_memory=True)
-                    except (OSError, EOFError, zlib.error, ValueError, datasets.exceptions.DatasetsError) as error:
-                        raise ValueError(f"data_dir: cannot read {path}: {error.__cause__ or error}") from None
-                    break
+            if (rows := _read(Path(data_dir, name), part)) is not None:
+                parts[part] = rows
     for part in ("train", *task.validations):
         if part not in parts:
             raise ValueError(f"data_dir: expected {name}/{part}.jsonl.gz in {data_dir}, got {sorted(parts)}")

@@ -1,7 +1,7 @@
 """Grammar of attention expressions: every way to make a type, and random expressions, legal by construction."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,10 +19,16 @@ def draw_uniformly(names: Sequence[str], rng: np.random.Generator) -> str:
     return names[int(rng.integers(len(names)))]
 
 
+# Operations that are drawn: those of the language at first, and those of one's own that a search asks for.
+DRAWN = list(OPERATIONS)
+_BUILT_IN = tuple(OPERATIONS)
+
+
 def _applications() -> dict[str, list[tuple[str, tuple[str, ...]]]]:
     """For every type, the ways to make it: an operation and the types of its operands."""
     found: dict[str, list[tuple[str, tuple[str, ...]]]] = {"".join(t): [] for t in itertools.product("nd", repeat=2)}
-    for name, rule in OPERATIONS.items():
+    for name in DRAWN:
+        rule = OPERATIONS[name]
         letters = sorted(set(rule) & set("abc"))
         operands, result = rule.split("->")
         for axes in itertools.product("nd", repeat=len(letters)):
@@ -46,13 +52,14 @@ def _least_sizes() -> dict[str, int]:
     return sizes
 
 
-def refresh() -> None:
-    """Take in operations that have been added to the language."""
+def draw_from(own: Iterable[str] = ()) -> None:
+    """Let random expressions be of the built-in operations and of some of one's own."""
+    DRAWN[:] = [*_BUILT_IN, *own]
     APPLICATIONS.update(_applications())
     LEAST_SIZES.update(_least_sizes())
 
 
-refresh()
+draw_from()
 
 # With what probability a random expression of type n×d ends here in an input, where it could go on.
 INPUT_PROBABILITY = 0.3

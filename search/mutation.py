@@ -13,13 +13,12 @@ import numpy as np
 
 from autobert_zero.configuration_autobert_zero import (
     INPUTS,
-    OPERATIONS,
     Attention,
     Expression,
     Gene,
     Genome,
 )
-from autobert_zero.search.grammar import APPLICATIONS, LEAST_SIZES, Draw, random_expression
+from autobert_zero.search.grammar import APPLICATIONS, DRAWN, LEAST_SIZES, Draw, random_expression
 
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def _alternatives(node: Expression) -> dict[str, Expression]:
     """Other operations, by name, that give the type of `node` from its operands, the last one transposed if need be."""
     *first, last = node.operands
     found: dict[str, Expression] = {}
-    for name in OPERATIONS:
+    for name in DRAWN:
         if name == node.name:
             continue
         for operands in (node.operands, (*first, _transposed(last))):

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import json
+import sys
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from typing import NoReturn, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from autobert_zero.configuration_autobert_zero import LAYER_RULE, AutoBertZeroConfig
@@ -61,7 +64,7 @@ class Fail(Protocol):
 
 
 def load(path: str | Path) -> dict[str, str]:
-    """Run a file, try its operations, and make them part of the language of this process.
+    """Run a file, try its operations, make them part of the language of this process, and let random expressions use them.
 
     Returns: their type rules by name.
 
@@ -70,7 +73,7 @@ def load(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         raise ValueError("expected a Python file, got none")
-    module = types.ModuleType(path.stem)
+    module = sys.modules[Path(TABLE).stem] = types.ModuleType(Path(TABLE).stem)  # where data classes look for it
     source = path.read_bytes()
     try:
         exec(compile(source, str(path), "exec"), vars(module))
@@ -96,8 +99,9 @@ def load(path: str | Path) -> dict[str, str]:
         else:
             functional_key.OPERATIONS[name] = _on_arrays(function)
         _SOURCES[name] = source
-    grammar.refresh()
-    return {name: rule for name, (rule, _) in table.items()}
+    rules = {name: rule for name, (rule, _) in table.items()}
+    grammar.draw_from(name for name, rule in rules.items() if rule != LAYER_RULE)
+    return rules
 
 
 def digest(name: str) -> str:
@@ -160,28 +164,55 @@ def _try(name: str, rule: str, function: Callable[..., torch.Tensor]) -> None:
 
 
 def _try_layer(name: str, make: Callable[[AutoBertZeroConfig], nn.Module]) -> None:
-    """Raise ValueError unless a layer kind gives what it takes, and keeps pads and sentences out of what it says of others."""
+    """Raise ValueError unless a layer kind gives what it takes, keeps pads and sentences out of what it says of others, and
+    is all in its parameters: those are what is shared, saved and loaded."""
 
     def fail(expected: str, got: object) -> NoReturn:
         raise ValueError(f"layer kind {name!r}: expected {expected}, got {got}")
 
     config = AutoBertZeroConfig(hidden_size=12, num_attention_heads=3, intermediate_size=20)
     try:
-        module = make(config)
+        module, other = make(config), make(config)
+        with torch.device("meta"):
+            without_memory = make(config)
     except Exception as error:
-        fail("a function that makes a module of a configuration", f"{type(error).__name__}: {error}")
+        fail(
+            "a function that makes a module of a configuration, also without memory",
+            f"{type(error).__name__}: {error}",
+        )
     if not isinstance(module, nn.Module):
         fail("a function that makes a module of a configuration", type(module).__name__)
-    module = module.double().eval()
-    x = torch.randn(2, TRIAL["n"], config.hidden_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if {*map(id, module.parameters())} & {*map(id, other.parameters())}:
+        fail("parameters of its own in each layer", "the same ones twice")
+    if len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False))):
+        fail("every parameter under one name", "one under two")
+
+    generator = torch.Generator().manual_seed(0)
+    module, without_memory = module.double().eval(), without_memory.double().eval()
+    x = torch.randn(2, TRIAL["n"], config.hidden_size, generator=generator, dtype=torch.float64)
     real = torch.ones(x.shape[:2], dtype=torch.bool)
     with torch.no_grad():
+        for parameter in module.parameters():  # one that begins at 0 would hide what comes after it
+            parameter.copy_(0.1 + torch.rand(parameter.shape, generator=generator))
         result = _run(module, [x, real], x.shape, fail)
-        for side, pads in {"right": (0, 4), "left": (4, 0)}.items():
-            padded = module(F.pad(x, (0, 0, *pads)), F.pad(real, pads))
-            if not torch.allclose(padded[F.pad(real, pads)].view_as(x), result):
+        try:
+            loaded = functional_call(without_memory, dict(module.named_parameters()), (x, real))
+            padded = {
+                side: module(F.pad(x, (0, 0, *pads)), F.pad(real, pads))[F.pad(real, pads)].view_as(x)
+                for side, pads in {"right": (0, 4), "left": (4, 0)}.items()
+            }
+            alone = module(x[:1], real[:1])
+        except Exception as error:
+            fail(
+                "no state but parameters, and calls with pads and with one sentence",
+                f"{type(error).__name__}: {error}",
+            )
+        if not torch.equal(loaded, result):
+            fail("no state but parameters", "another result by the same parameters")
+        for side, values in padded.items():
+            if not torch.allclose(values, result):
                 fail("what is said of real tokens to be the same with pads", f"something else with pads on the {side}")
-        if not torch.allclose(module(x[:1], real[:1]), result[:1]):
+        if not torch.allclose(alone, result[:1]):
             fail("sentences kept apart", "a dependence on others of the batch")
 
 
@@ -217,11 +248,15 @@ def _costs_of(function: Callable[[AutoBertZeroConfig], nn.Module]) -> Callable[[
             hidden_size=sizes.hidden_size,
             num_attention_heads=sizes.num_attention_heads,
             intermediate_size=sizes.intermediate_size,
+            vocab_size=sizes.vocab_size,
             max_position_embeddings=sizes.max_position_embeddings,
         )
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.random.fork_rng(devices=[]):
             module = function(config).eval()
-            x = torch.zeros(1, sizes.tokens, sizes.hidden_size)
+        x = torch.zeros(1, sizes.tokens, sizes.hidden_size)
+        # By plain products: the counter does not know what fused attention is made of. With gradients, or a module of
+        # torch's own would be fused as well.
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), FlopCounterMode(display=False) as counter:
             module(x, torch.ones(x.shape[:2], dtype=torch.bool))
         return sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops()
 

@@ -25,8 +25,8 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
-from autobert_zero.search import own_operations, report, reporting
+from autobert_zero.configuration_autobert_zero import LAYER_RULE, SELF_ATTENTION, Genome
+from autobert_zero.search import grammar, own_operations, report, reporting
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.evolution import HistoryMismatch, evolve, first_generation
 from autobert_zero.search.factory import make_sizes, make_space, make_strategy
@@ -82,7 +82,7 @@ class _Lines:
     def write(self, text: str) -> None:
         text = text.strip()
         if text and text != self.last:
-            print(text, file=sys.stderr)
+            sys.stderr.write(f"{text}\n")
             self.last = text
 
     def flush(self) -> None:
@@ -256,11 +256,13 @@ class Run:
 
     def _load_operations(self) -> None:
         self.own_operations: dict[str, str] = {}
+        grammar.draw_from()  # not what another run of this process has loaded
         if self.settings.own_operations:
             try:
                 self.own_operations = own_operations.load(self.settings.own_operations)
             except ValueError as error:
                 raise UsageError(f"own_operations: {self.settings.own_operations}: {error}") from None
+        self.own_kinds = sorted(name for name, rule in self.own_operations.items() if rule == LAYER_RULE)
 
     def _read_corpus(self) -> None:
         try:
@@ -288,7 +290,7 @@ class Run:
         if self.own_operations:
             self.data["own_operations"] = own_operations.digest(next(iter(self.own_operations)))
         self.sizes = make_sizes(settings, len(self.corpus.tokenizer))
-        self.space = make_space(settings, self.sizes)
+        self.space = make_space(settings, self.sizes, self.own_kinds)
         try:
             self.strategy = make_strategy(settings, self.space)
             first = first_generation(self.space, self.strategy, settings.seed)
@@ -355,7 +357,8 @@ class Run:
         settings = self.settings
         seed_torch(settings.seed, "supernet")
         tokenizer = self.corpus.tokenizer
-        supernet = SuperNetwork(settings, len(tokenizer), tokenizer.pad_token_id).to(self.accelerator.device)
+        supernet = SuperNetwork(settings, len(tokenizer), tokenizer.pad_token_id, self.own_kinds)
+        supernet.to(self.accelerator.device)
         # Checkpoints of the super-network and of two final trainings, each thrice its weights and once more in writing.
         required = 12 * sum(p.numel() * p.element_size() for p in supernet.parameters())
         if self.main and (free := shutil.disk_usage(self.folder).free) < required:

@@ -18,7 +18,7 @@ from autobert_zero.configuration_autobert_zero import (
 )
 from autobert_zero.search import mutation
 from autobert_zero.search.functional_key import genome_key
-from autobert_zero.search.grammar import Draw, draw_uniformly, random_operation
+from autobert_zero.search.grammar import DRAWN, Draw, draw_uniformly, random_operation
 
 
 # Random expressions drawn until one is of the space.
@@ -67,12 +67,14 @@ class BackboneSpace:
         )
 
     def contains_expression(self, expression: Expression) -> bool:
+        nodes = expression.nodes()
         return (
             expression.type == RESULT_TYPE
             and expression.mixes_tokens()
             and expression.depth <= MAX_DEPTH
-            and len(expression.nodes()) <= self.max_nodes
+            and len(nodes) <= self.max_nodes
             and len(str(expression)) <= MAX_CHARACTERS
+            and all(node.name in DRAWN for node in nodes if node.operands)
         )
 
     def random(self, rng: np.random.Generator, draw: Draw = draw_uniformly) -> Genome:

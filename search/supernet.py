@@ -23,7 +23,6 @@ from torch import nn
 from torch.func import functional_call
 
 from autobert_zero.configuration_autobert_zero import (
-    LAYER_KINDS,
     Attention,
     AutoBertZeroConfig,
     Convolution,
@@ -64,9 +63,10 @@ def model_config(genome: Genome, settings: SearchSettings, vocab_size: int, pad_
 
 
 class SuperNetwork(nn.Module):
-    """The store of weights; `config(genome)` makes the configuration of a candidate."""
+    """The store of weights; `config(genome)` makes the configuration of a candidate. `own_kinds` are the layer kinds of
+    one's own."""
 
-    def __init__(self, settings: SearchSettings, vocab_size: int, pad_token_id: int):
+    def __init__(self, settings: SearchSettings, vocab_size: int, pad_token_id: int, own_kinds: Sequence[str] = ()):
         super().__init__()
         self.config = functools.partial(
             model_config, settings=settings, vocab_size=vocab_size, pad_token_id=pad_token_id
@@ -75,12 +75,12 @@ class SuperNetwork(nn.Module):
         self.largest_kernel = max(settings.kernel_sizes)
         attention = AutoBertZeroForMaskedLM(self.config(Genome([_ALL_INPUTS] * layers)))
         convolution = AutoBertZeroForMaskedLM(self.config(Genome([Convolution(self.largest_kernel)] * layers)))
-        self.own_kinds = sorted(LAYER_KINDS)
+        self.own_kinds = tuple(own_kinds)
         own = [AutoBertZeroForMaskedLM(self.config(Genome([OwnLayer(kind)] * layers))) for kind in self.own_kinds]
         # A model without weights, of which a path takes the code only; it gets its layers anew for every path. In a
         # list, because it is no part of the store.
         with torch.device("meta"):
-            self._skeleton = [AutoBertZeroForMaskedLM(self.config(Genome([Convolution(1)])))]
+            self._skeleton = [AutoBertZeroForMaskedLM(self.config(Genome([Convolution(1)] * layers)))]
         self._layer = functools.lru_cache(maxsize=1024)(self._make_layer)
         # The attention model also holds what all branches share; of the other models only the layers are kept.
         self.attention = attention

@@ -140,6 +140,4 @@ def language():
             table.pop(name, None)
         modeling.MAY_OVERFLOW.discard(name)
     configuration._parse.cache_clear()
-    for ways in grammar.APPLICATIONS.values():
-        ways[:] = [way for way in ways if way[0] in before]
-    grammar.refresh()
+    grammar.draw_from()

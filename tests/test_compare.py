@@ -175,10 +175,14 @@ def test_a_command_that_fails_ends_the_run_with_what_it_said(tmp_path, capsys):
 
 
 def test_what_is_refused(capsys):
-    for arguments in (["--scale", "huge"], ["--scale", "tiny", "--rows", "gpt"]):
+    for arguments, message in (
+        (["--scale", "huge"], "expected one of ["),
+        (["--scale", "tiny", "--rows", "gpt"], "expected one of ["),
+        (["--scale", "tiny", "--rows", "bert_longer"], "expected bert with bert_longer, whose learning rate it takes"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             compare.main([*arguments, "--output_dir", "x"])
-        assert "expected one of [" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

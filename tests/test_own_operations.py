@@ -25,6 +25,7 @@ from autobert_zero.modeling_autobert_zero import (
     AutoBertZeroModel,
     ExpressionProgram,
     Tokens,
+    add_operation,
 )
 from autobert_zero.search import own_operations
 from autobert_zero.search.commands import main
@@ -140,7 +141,8 @@ def test_costs_are_those_of_the_model(loaded):
 
 def test_a_super_network_has_a_branch_for_each_kind(loaded, tiny_settings):
     torch.manual_seed(0)
-    supernet = SuperNetwork(tiny_settings, 50, 0).eval()
+    supernet = SuperNetwork(tiny_settings, 50, 0, [POOLING.kind]).eval()
+    assert not list(SuperNetwork(tiny_settings, 50, 0).own)
     genome = Genome([POOLING, SELF_ATTENTION, *[Convolution(3)] * (tiny_settings.num_hidden_layers - 2)])
     ids, labels = torch.randint(1, 50, (2, 2, 8))
     loss = supernet(genome, ids, labels)
@@ -200,6 +202,37 @@ class Plain(torch.nn.Module):
 def layer(function):
     return lambda config: Plain(function)
 
+def only_whole(x, real):
+    if not real.all():
+        raise NotImplementedError
+    return x
+
+class Mean(torch.nn.Module):  # of all positions, and hidden at first by a 0
+    def __init__(self):
+        super().__init__()
+        self.share = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, real):
+        return self.share * x.mean(1, keepdim=True).expand_as(x)
+
+class Buffer(torch.nn.Module):
+    def __init__(self, persistent):
+        super().__init__()
+        self.register_buffer("scale", torch.full((12,), 0.5), persistent)
+
+    def forward(self, x, real):
+        return self.scale * x
+
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = torch.nn.Linear(12, 12), torch.nn.Linear(12, 12)
+        self.one.weight = self.other.weight
+
+    def forward(self, x, real):
+        return self.one(self.other(x))
+
+SHARED = torch.nn.Linear(12, 12)
 """
 
 
@@ -232,6 +265,13 @@ def layer(function):
         ("{'f': ('layer', layer(lambda x, real: x - x.mean(1, keepdim=True)))}", "something else with pads on the right"),
         ("{'f': ('layer', layer(lambda x, real: x * torch.arange(x.shape[1])[:, None]))}", "with pads on the left"),
         ("{'f': ('layer', layer(lambda x, real: x - x.mean(0)))}", "expected sentences kept apart"),
+        ("{'f': ('layer', layer(only_whole))}", "layer kind 'f': expected no state but parameters, and calls with pads"),
+        ("{'f': ('layer', lambda config: Mean())}", "something else with pads on the right"),
+        ("{'f': ('layer', lambda config: Buffer(True))}", "expected no state but parameters"),
+        ("{'f': ('layer', lambda config: Buffer(False))}", "expected no state but parameters"),
+        ("{'f': ('layer', lambda config: Tied())}", "expected every parameter under one name, got one under two"),
+        ("{'f': ('layer', lambda config: SHARED)}", "expected parameters of its own in each layer"),
+        ("{'f': ('layer', lambda config: Plain(torch.ones(1).item()))}", "also without memory"),
         ("nothing", "it cannot be run: NameError"),
     ],
 )  # fmt: skip
@@ -313,6 +353,64 @@ def test_a_model_takes_along_what_was_loaded(language, tmp_path):
     AutoBertZeroModel(tiny_config(genome)).save_pretrained(tmp_path / "two")
     with pytest.raises(ValueError, match="own_operations: expected f, g of one file, got them of 2"):
         own_operations.carry(tmp_path / "two")
+
+
+class Depth(torch.nn.Module):
+    """Knows the depth of its model, begins as the identity, and attends by what torch has."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.factor = config.num_hidden_layers
+        self.map = torch.nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        torch.nn.init.eye_(self.map.weight)
+        self.attention = torch.nn.MultiheadAttention(config.hidden_size, 2, batch_first=True)
+
+    def forward(self, x, real):
+        x = self.map(x)
+        return self.factor * self.attention(x, x, x, key_padding_mask=~real, need_weights=False)[0]
+
+
+def test_a_layer_kind_is_what_it_says_in_every_place(language, tiny_settings):
+    """In the super-network as in the candidate; its first weights are its own; what it attends by is counted; a model in
+    half precision takes what it gives."""
+    add_operation("deep", "layer", Depth)
+    genome = Genome([OwnLayer("deep")] * tiny_settings.num_hidden_layers)
+    supernet = SuperNetwork(tiny_settings, 50, 0, ["deep"]).eval()
+    layer = supernet.candidate(genome).autobert_zero.encoder.layer[0]
+    assert torch.equal(layer.mixer.module.map.weight, torch.eye(tiny_settings.hidden_size))
+    ids, labels = torch.randint(1, 50, (2, 2, 8))
+    assert torch.equal(supernet(genome, ids, labels), supernet.candidate(genome).eval()(ids, labels=labels).loss)
+    width, tokens = 24, 7
+    sizes = Sizes(width, 2, 48, 50, 16, tokens=tokens)
+    of_mixer = own_operations._costs_of(Depth)(sizes)[1]
+    assert of_mixer == 2 * tokens * width * (5 * width + 2 * tokens)
+    model = supernet.candidate(genome).to(torch.bfloat16).eval()
+    layer = model.autobert_zero.encoder.layer[0].mixer
+    layer.module.forward = lambda x, real: x.float()
+    assert (
+        layer(torch.randn(1, 4, tiny_settings.hidden_size, dtype=torch.bfloat16), Tokens())[0].dtype == torch.bfloat16
+    )
+
+
+def test_what_one_run_has_loaded_is_not_of_the_next(language, tmp_path, capsys):
+    """And the genome of a run with operations of its own that it does not use is a seed for a run without them."""
+    corpus = write_corpus(tmp_path / "text.txt")
+    own_operations.load(FILE)
+    relu = {"kind": "attention", "expression": "matmul(relu(q), matmul(transpose(k), v))"}
+    for name, gene in {"operation.json": relu, "layer.json": {"kind": "average_pooling"}}.items():
+        (tmp_path / name).write_text(json.dumps([SELF_ATTENTION.to_dict(), gene]))
+    other = [{"kind": "convolution", "kernel_size": 3}, SELF_ATTENTION.to_dict()]
+    summary = {"genome": other, "own_operations": {"relu": "ab->ab", "average_pooling": "layer"}}
+    (tmp_path / "unused.json").write_text(json.dumps(summary))
+    values = {**TINY_RUN, "train_file": [corpus], "max_evaluations": 8, "output_dir": str(tmp_path / "run")}
+    for name in ("operation.json", "layer.json"):
+        with pytest.raises(SystemExit):
+            main(["search", *flags({**values, "seed_genomes": [str(tmp_path / name)]})])
+        assert "seed_genomes: expected genomes of the space of this run" in capsys.readouterr().err
+    main(["search", *flags({**values, "seed_genomes": [str(tmp_path / "unused.json")]})])
+    records = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()[1:]]
+    assert len(records) == 8
+    assert not any(Genome.from_list(record["genome"]).own_operations() for record in records)
 
 
 @pytest.mark.slow

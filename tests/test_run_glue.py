@@ -32,15 +32,13 @@ def write_task(
     task = TASKS[name]
     (folder / name).mkdir(parents=True, exist_ok=True)
     for part in ("train", *task.validations, *(task.tests if test else ())):
-        path = folder / name / f"{part}.jsonl.gz" if part != "ax" else folder / "ax" / "test.jsonl.gz"
-        path.parent.mkdir(exist_ok=True)
         lines = []
         for number in range(rows):
             label = number % max(2, len(task.labels))
             row = dict.fromkeys(task.columns, texts[min(label, 1)])
             label = label if task.labels else 1.0 + 2.5 * label
             lines.append({**row, "label": -1 if part in task.tests else label, "idx": number, **changed})
-        with gzip.open(path, "wt") as file:
+        with gzip.open(folder / name / f"{part}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
     return folder
 
@@ -125,13 +123,21 @@ def test_the_rate_is_chosen_without_the_validation_part(monkeypatch, model, tmp_
 
 
 def test_matched_and_mismatched(monkeypatch, model, tmp_path):
-    write_task(tmp_path / "data", "mnli", rows=9, test=True)
+    data = write_task(tmp_path / "data", "mnli", rows=9, test=True)
     out = tmp_path / "out"
-    results = run(monkeypatch, model, tmp_path / "data", out, "--task_name", "mnli", "--seeds", "1", "--save_models")
+    options = ("--task_name", "mnli", "--save_models")
+    results = run(monkeypatch, model, data, out, *options, "--seeds", "1")
+    assert "AX.tsv is not written: data_dir: expected ax/test.jsonl.gz" in results["notes"][-1]
     [scores] = results["tasks"]["mnli"]["metrics"]
     assert set(scores) == {"validation_matched accuracy", "validation_mismatched accuracy"}
-    assert sorted(path.name for path in out.glob("submission-seed-42/*")) == ["AX.tsv", "MNLI-m.tsv", "MNLI-mm.tsv"]
-    assert len((out / "submission-seed-42" / "AX.tsv").read_text().splitlines()) == 10
+    assert sorted(path.name for path in out.glob("submission-seed-42/*")) == ["MNLI-m.tsv", "MNLI-mm.tsv"]
+    # The diagnostic part comes later, and the run goes on.
+    (data / "ax").mkdir()
+    (data / "ax" / "test.jsonl.gz").write_bytes((data / "mnli" / "test_matched.jsonl.gz").read_bytes())
+    run(monkeypatch, model, data, out, *options, "--seeds", "2")
+    names = ["AX.tsv", "MNLI-m.tsv", "MNLI-mm.tsv"]
+    assert sorted(path.name for path in out.glob("submission-seed-43/*")) == names
+    assert len((out / "submission-seed-43" / "AX.tsv").read_text().splitlines()) == 10
     config = json.loads((out / "mnli" / "seed-42" / "config.json").read_text())
     assert config["id2label"] == {"0": "entailment", "1": "neutral", "2": "contradiction"}
 

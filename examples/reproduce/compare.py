@@ -437,6 +437,9 @@ def main(arguments: list[str] | None = None) -> None:
         given.data_dir,
         shlex.split(given.launch),
     )
+    for row, what in rows.items():
+        if (other := what.get("grid_of")) and other not in rows and not any(comparison.grid(row)):
+            parser.error(f"rows: expected {other} with {row}, whose learning rate it takes")
     if not given.table_only:
         try:
             run_all(list(comparison.searches()), given.jobs, given.output_dir)
