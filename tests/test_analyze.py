@@ -1,6 +1,7 @@
 """The analysis script: its measures by hand, and pictures that are drawn."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,16 @@ from analyze import backbone_flops, distinct_labels, effective_rank, main, relat
 from PIL import Image
 from transformers import BertConfig, BertModel
 
-from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
+from autobert_zero import modeling_autobert_zero as modeling
+from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome, OwnLayer
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
+from autobert_zero.search import costs, own_operations
 from autobert_zero.search.data import train_tokenizer
 
 from .conftest import tiny_config, write_corpus
+
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 def test_token_similarity():
@@ -54,12 +60,16 @@ def test_labels_tell_models_apart():
     assert distinct_labels(["runs/a", "runs/a/model"]) == ["a", "model"]
 
 
-def test_pictures(tmp_path, capsys):
+def test_pictures(tmp_path, capsys, language):
+    own_operations.load(EXAMPLES / "own_operations.py")
     text = write_corpus(tmp_path / "text.txt")
     tokenizer = train_tokenizer([(tmp_path / "text.txt").read_text()], vocab_size=150, model_max_length=32)
-    for name, genome in (("one", [Convolution(3), SELF_ATTENTION]), ("other", [SELF_ATTENTION] * 3)):
+    for name, genome in (("one", [OwnLayer("average_pooling"), SELF_ATTENTION]), ("other", [SELF_ATTENTION] * 3)):
         AutoBertZeroModel(tiny_config(Genome(genome), vocab_size=len(tokenizer))).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
+        own_operations.carry(tmp_path / name)
+    for table in (costs.OWN_LAYERS, modeling.LAYER_MAKERS):  # as in another process
+        table.clear()
     models = [str(tmp_path / name) for name in ("one", "other")]
     arguments = ["--trust_remote_code", "--text_file", text, "--sequences", "8", "--rounds", "1"]
     arguments += ["--output_dir", str(tmp_path / "out")]
