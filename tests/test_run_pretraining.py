@@ -218,6 +218,8 @@ if trainer.args.process_index == 0:
     assert seen == [sorted(row for block in blocks for row in block) for blocks in expected]
     assert len({str(rows) for rows in seen}) == 5
     print("SHARED")
+trainer.accelerator.wait_for_everyone()  # or one may end while the other still listens to it
+trainer.accelerator.end_training()
 """
 
 
