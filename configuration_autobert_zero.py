@@ -51,7 +51,7 @@ OPERATIONS = {
 LAYER_RULE = "layer"
 LAYER_KINDS: set[str] = set()
 
-_BUILT_IN = frozenset(OPERATIONS)
+BUILT_IN = tuple(OPERATIONS)  # in this order, whatever is added
 _RULE = re.compile(r"[abcnd]{2}(,[abcnd]{2})?->[abcnd]{2}")
 
 
@@ -67,8 +67,8 @@ def add_operation(name: str, rule: str) -> None:
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z_0-9]*", name) or name in INPUTS:
         raise ValueError(f"operation: expected a lower-case identifier other than {', '.join(INPUTS)}, got {name!r}")
-    if name in _BUILT_IN or name in _FIELDS:
-        known = ", ".join(sorted({*_BUILT_IN, *_FIELDS}))
+    if name in BUILT_IN or name in _FIELDS:
+        known = ", ".join(sorted({*BUILT_IN, *_FIELDS}))
         raise ValueError(f"operation {name!r}: expected a new name, got one of {known}")
     if rule != LAYER_RULE:
         if not isinstance(rule, str) or not _RULE.fullmatch(rule):
@@ -368,7 +368,7 @@ class Genome(tuple[Gene, ...]):
     def own_operations(self) -> dict[str, str]:
         """Rules by name of the operations and layer kinds in it that are not of this file."""
         kinds = sorted({gene.kind for gene in self if isinstance(gene, OwnLayer)})
-        rules = {name: OPERATIONS[name] for name in self.operations() if name not in _BUILT_IN}
+        rules = {name: OPERATIONS[name] for name in self.operations() if name not in BUILT_IN}
         return rules | dict.fromkeys(kinds, LAYER_RULE)
 
     def to_list(self) -> list[dict[str, Any]]:

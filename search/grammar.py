@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from autobert_zero.configuration_autobert_zero import INPUT_TYPE, INPUTS, OPERATIONS, Expression
+from autobert_zero.configuration_autobert_zero import BUILT_IN, INPUT_TYPE, INPUTS, OPERATIONS, Expression
 
 
 class Draw(Protocol):
@@ -17,11 +17,6 @@ class Draw(Protocol):
 
 def draw_uniformly(names: Sequence[str], rng: np.random.Generator) -> str:
     return names[int(rng.integers(len(names)))]
-
-
-# Operations that are drawn: those of the language at first, and those of one's own that a search asks for.
-DRAWN = list(OPERATIONS)
-_BUILT_IN = tuple(OPERATIONS)
 
 
 def _applications() -> dict[str, list[tuple[str, tuple[str, ...]]]]:
@@ -37,6 +32,8 @@ def _applications() -> dict[str, list[tuple[str, tuple[str, ...]]]]:
     return found
 
 
+# Operations that are drawn (`draw_from`), and what follows from them.
+DRAWN: list[str] = []
 APPLICATIONS: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
 LEAST_SIZES: dict[str, int] = {}
 
@@ -54,7 +51,7 @@ def _least_sizes() -> dict[str, int]:
 
 def draw_from(own: Iterable[str] = ()) -> None:
     """Let random expressions be of the built-in operations and of some of one's own."""
-    DRAWN[:] = [*_BUILT_IN, *own]
+    DRAWN[:] = [*BUILT_IN, *own]
     APPLICATIONS.update(_applications())
     LEAST_SIZES.update(_least_sizes())
 
