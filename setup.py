@@ -3,7 +3,7 @@ from pathlib import Path
 from setuptools import setup
 
 
-EXAMPLES = ["evaluate", "matplotlib", "scikit-learn", "scipy"]
+EXAMPLES = ["evaluate", "matplotlib", "scikit-learn", "scipy", "seqeval"]
 
 setup(
     name="autobert-zero",

@@ -1,9 +1,15 @@
-"""What the fine-tuning scripts share: defaults of Trainer, and whether a model takes what it will be given."""
+"""What the fine-tuning scripts share: defaults of Trainer, whether a model takes what it will be given, and what a folder
+is the training of."""
 
+import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+import datasets
+import transformers
+from continuing import file_digest, hold_settings, model_identity, steps_identity
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, Trainer
 from transformers import TrainingArguments as TransformersArguments
 from transformers.utils import cached_file
 
@@ -54,3 +60,54 @@ def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_
             f"max_seq_length: expected at most {config.max_position_embeddings}, the positions of the model, "
             f"got {max_seq_length}"
         )
+
+
+def make_trainer(
+    model_class: type,
+    options: Any,
+    args: TransformersArguments,
+    parts: tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]],
+    rows: datasets.Dataset,
+    collator_class: type,
+    **more: Any,
+) -> Trainer:
+    """A trainer of one of transformers' `AutoModelFor...`, on encoded rows; what is new in the model depends on the seed.
+
+    Args:
+        parts: of `load_parts`, with the configuration as the task needs it.
+        collator_class: makes a batch of rows, given the tokenizer.
+        more: arguments of Trainer.
+    """
+    config, tokenizer, remote = parts
+    transformers.set_seed(args.seed)
+    trainer = Trainer(
+        model=model_class.from_pretrained(options.model, config=config, **remote),
+        args=args,
+        train_dataset=rows,
+        data_collator=collator_class(tokenizer),
+        processing_class=tokenizer,
+        **more,
+    )
+    # Models of transformers take what it would pass and leave it alone: then the mean over micro-batches is right.
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
+
+
+def hold_training(options: Any, args: TransformersArguments, of_no_step: tuple[str, ...]) -> None:
+    """Write down in the output folder what is trained there, from a file.
+
+    Args:
+        of_no_step: options that no step of the training depends on.
+
+    Raises: ValueError where the folder is of another training, by the names that differ.
+    """
+    of_place = ("model", "revision", "train_file", "validation_file", *of_no_step)
+    identity = {
+        **{k: v for k, v in dataclasses.asdict(options).items() if k not in of_place},
+        **steps_identity(args),
+        "model": model_identity(options.model, options.revision),
+        "train": file_digest(options.train_file),
+    }
+    with args.main_process_first(desc="settings"):
+        if args.process_index == 0:
+            hold_settings(Path(args.output_dir), identity)

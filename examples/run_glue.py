@@ -4,12 +4,11 @@
     python examples/run_glue.py --model runs/small --trust_remote_code --task_name all --data_dir glue \\
         --learning_rates 1e-4 3e-4 --seeds 3 --output_dir runs/small-glue
 
-Tasks come from the Hub (`nyu-mll/glue`) or from a folder with `TASK/{train,validation,test}.jsonl.gz` (also `.jsonl`) in its columns.
-Of several learning rates the best is chosen on a tenth of the training part; then all of it is trained on, once for each
-seed, and the official validation part reports. Every training is a line of `rows.jsonl`, and the same command continues.
+Tasks come from the Hub (`nyu-mll/glue`) or from a folder with `TASK/{train,validation,test}.jsonl.gz` (also `.jsonl`) in its
+columns. Of several learning rates the best is chosen on a tenth of the training part; then all of it is trained on, once for
+each seed, and the official validation part reports. Every training is a line of `rows.jsonl`, and the same command continues.
 Predictions for test parts, and by MNLI's model for the diagnostic part (`ax/test.jsonl.gz`), are written in the format that
-gluebenchmark.com takes. The trainings are transformers'
-`Trainer`, so its arguments hold.
+gluebenchmark.com takes. The trainings are transformers' `Trainer`, so its arguments hold.
 """
 
 import argparse
@@ -32,7 +31,7 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from continuing import differences, model_identity, steps_identity
-from fine_tuning import FineTuningArguments, load_parts
+from fine_tuning import FineTuningArguments, load_parts, make_trainer
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -131,19 +130,10 @@ class FineTuning:
         args.learning_rate, args.seed = learning_rate, seed
         args.output_dir = str(Path(self.args.output_dir, self.name, f"seed-{seed}"))
         args.save_strategy = args.eval_strategy = "no"
-        transformers.set_seed(seed)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            self.options.model, config=self.config, **self.remote
+        parts = (self.config, self.tokenizer, self.remote)
+        trainer = make_trainer(
+            AutoModelForSequenceClassification, self.options, args, parts, rows, DataCollatorWithPadding
         )
-        trainer = Trainer(
-            model=model,
-            args=args,
-            train_dataset=rows,
-            data_collator=DataCollatorWithPadding(self.tokenizer),
-            processing_class=self.tokenizer,
-        )
-        # Models of transformers take what it would pass and leave it alone: then the mean over micro-batches is right.
-        trainer.model_accepts_loss_kwargs = False
         trainer.train()
         return trainer
 

@@ -5,11 +5,11 @@
 
 Questions without an answer (2.0) are known by `is_impossible`; then the model may also answer with nothing. Long contexts
 are read through windows that overlap. The training is transformers' `Trainer`, so its arguments hold; a run that was
-interrupted goes on from its last checkpoint, one that is done is measured again. Writes `predictions.json`, as the official evaluation takes it, and `results.json`.
+interrupted goes on from its last checkpoint, one that is done is measured again. Writes `predictions.json`, as the official
+evaluation takes it, and `results.json`.
 """
 
 import argparse
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,8 @@ import datasets
 import evaluate
 import numpy as np
 import torch
-import transformers
-from continuing import file_digest, hold_settings, last_checkpoint, model_identity, steps_identity
-from fine_tuning import FineTuningArguments, load_parts
+from continuing import last_checkpoint
+from fine_tuning import FineTuningArguments, hold_training, load_parts, make_trainer
 from transformers import (
     AutoModelForQuestionAnswering,
     DataCollatorWithPadding,
@@ -167,7 +166,7 @@ def set_up(
     options: SquadArguments, args: SquadTrainingArguments
 ) -> tuple[Trainer, datasets.Dataset, list[Question], dict]:
     """Raises: ValueError for bad input, before anything is trained."""
-    config, tokenizer, remote = load_parts(options)
+    _, tokenizer, _ = parts = load_parts(options)
     if options.doc_stride > (most := options.max_seq_length // 2 - 4):
         raise ValueError(
             f"doc_stride: expected at most {most}, a little less than half of max_seq_length, got {options.doc_stride}"
@@ -179,26 +178,8 @@ def set_up(
     rows = datasets.Dataset.from_dict(
         {**columns, "start_positions": [a for a, _ in spans], "end_positions": [b for _, b in spans]}
     )
-    transformers.set_seed(args.seed)
-    trainer = Trainer(
-        model=AutoModelForQuestionAnswering.from_pretrained(options.model, config=config, **remote),
-        args=args,
-        train_dataset=rows,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-    )
-    # Models of transformers take what it would pass and leave it alone: then the mean over micro-batches is right.
-    trainer.model_accepts_loss_kwargs = False
-    of_place = ("model", "train_file", "validation_file", "n_best", "max_answer_length", "revision")
-    identity = {
-        **{k: v for k, v in dataclasses.asdict(options).items() if k not in of_place},
-        **steps_identity(args),
-        "model": model_identity(options.model, options.revision),
-        "train": file_digest(options.train_file),
-    }
-    with args.main_process_first(desc="settings"):
-        if args.process_index == 0:
-            hold_settings(Path(args.output_dir), identity)
+    trainer = make_trainer(AutoModelForQuestionAnswering, options, args, parts, rows, DataCollatorWithPadding)
+    hold_training(options, args, of_no_step=("n_best", "max_answer_length"))
     windows = make_windows(validation, tokenizer, options)
     evaluated = datasets.Dataset.from_dict(
         {name: windows[name] for name in tokenizer.model_input_names if name in windows}

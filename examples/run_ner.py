@@ -1,0 +1,202 @@
+"""Named entities, from files in the columns of CoNLL: a word and its tag on each line, an empty line after each sentence.
+
+    python examples/run_ner.py --model runs/small --trust_remote_code --train_file train.txt --validation_file valid.txt \\
+        --output_dir runs/small-ner
+
+The first column is the word, the last one (or `--label_column`) its tag in IOB or IOBES: O, B-TYPE, I-TYPE, E-TYPE, S-TYPE. The
+first token of a word tells its tag; of long sentences the pieces are read one by one, so every word has one. The training is
+transformers' `Trainer`, so its arguments hold; a run that was interrupted goes on from its last checkpoint, one that is done is
+measured again. Writes `predictions.txt` (word, tag, predicted tag: what the official evaluation takes) and `results.json`.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from continuing import last_checkpoint
+from fine_tuning import FineTuningArguments, hold_training, load_parts, make_trainer
+from transformers import (
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    HfArgumentParser,
+    Trainer,
+)
+
+from autobert_zero.search import own_operations, reporting
+
+
+METRIC = str(Path(__file__).with_name("ner_metric.py"))
+OUTSIDE = "O"
+IGNORED = -100  # what the loss leaves out
+_TAG = re.compile(r"O|[BIES]-\S+")
+
+
+@dataclass
+class NerArguments:
+    model: str = field(metadata={"help": "Folder or Hub name of a pre-trained model with its tokenizer."})
+    train_file: str = field(metadata={"help": "File to train on."})
+    validation_file: str = field(metadata={"help": "File to report on."})
+    label_column: int = field(default=-1, metadata={"help": "Column of the tag, from 0; -1: the last one."})
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens of a piece of a sentence."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code beside the model."})
+    revision: str = field(default="main", metadata={"help": "Revision of a model of the Hub."})
+
+
+@dataclass(frozen=True)
+class Sentence:
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+def read_columns(path: str, label_column: int = -1) -> list[Sentence]:
+    """All sentences of a file. Raises: ValueError for a line without a tag of the scheme, by its number; OSError."""
+    found: list[Sentence] = []
+    words: list[str] = []
+    tags: list[str] = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 in {path!r}, got {error.reason} at byte {error.start}") from None
+    for number, line in enumerate([*lines, ""], start=1):
+        # Other spaces than these may be words.
+        columns = [column for column in re.split(r"[ \t\r]+", line) if column]
+        if not columns or columns[0] == "-DOCSTART-":
+            if words:
+                found.append(Sentence(tuple(words), tuple(tags)))
+            words, tags = [], []
+            continue
+        tag = columns[label_column] if -len(columns) <= label_column < len(columns) else ""
+        if len(columns) < 2 or not _TAG.fullmatch(tag):
+            raise ValueError(
+                f"{path!r}, line {number}: expected a word and, in column {label_column}, a tag "
+                f"(O, B-TYPE, I-TYPE, E-TYPE or S-TYPE), got {line.strip()!r}"
+            )
+        words.append(columns[0])
+        tags.append(tag)
+    if not found:
+        raise ValueError(f"expected sentences in {path!r}, got none")
+    return found
+
+
+def make_pieces(sentences: list[Sentence], tokenizer: Any, max_seq_length: int) -> dict[str, list]:
+    """Tokens of each piece, the number of its sentence, and of each token the word that begins with it (or None)."""
+    encoded = tokenizer(
+        [list(sentence.words) for sentence in sentences],
+        is_split_into_words=True,
+        truncation=True,
+        max_length=max_seq_length,
+        return_overflowing_tokens=True,
+    )
+    numbers = encoded.pop("overflow_to_sample_mapping")
+    begun: set[tuple[int, int]] = set()
+    firsts: list[list[int | None]] = []
+    for piece, number in enumerate(numbers):
+        first: list[int | None] = []
+        for word in encoded.word_ids(piece):
+            is_first = word is not None and (number, word) not in begun
+            first.append(word if is_first else None)
+            if is_first:
+                begun.add((number, word))
+        firsts.append(first)
+    return {**encoded, "sentence": numbers, "words": firsts}
+
+
+def tags_of_words(
+    sentences: list[Sentence], pieces: dict[str, list], predicted: np.ndarray, labels: list[str]
+) -> list[list[str]]:
+    """The predicted tag of every word; of one that has no token, `O`.
+
+    Args:
+        predicted: (pieces, tokens) numbers of labels.
+    """
+    found = [[OUTSIDE] * len(sentence.words) for sentence in sentences]
+    for row, (number, firsts) in enumerate(zip(pieces["sentence"], pieces["words"], strict=True)):
+        for token, word in enumerate(firsts):
+            if word is not None:
+                found[number][word] = labels[predicted[row, token]]
+    return found
+
+
+def set_up(
+    options: NerArguments, args: FineTuningArguments
+) -> tuple[Trainer, datasets.Dataset, list[Sentence], dict[str, list], list[str]]:
+    """Raises: ValueError for bad input, before anything is trained."""
+    config, tokenizer, remote = load_parts(options)
+    if not tokenizer.is_fast:
+        raise ValueError(f"model: expected a fast tokenizer, which knows its words, got {type(tokenizer).__name__}")
+    train = read_columns(options.train_file, options.label_column)
+    validation = read_columns(options.validation_file, options.label_column)
+    labels = [OUTSIDE, *sorted({tag for sentence in train for tag in sentence.tags} - {OUTSIDE})]
+    if len(labels) == 1:
+        raise ValueError(f"expected entities in {options.train_file!r}, got only words outside of any")
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+
+    def columns(pieces: dict[str, list]) -> dict[str, list]:
+        return {name: pieces[name] for name in tokenizer.model_input_names if name in pieces}
+
+    pieces = make_pieces(train, tokenizer, options.max_seq_length)
+    targets = [
+        [IGNORED if word is None else config.label2id[train[number].tags[word]] for word in firsts]
+        for number, firsts in zip(pieces["sentence"], pieces["words"], strict=True)
+    ]
+    trainer = make_trainer(
+        AutoModelForTokenClassification,
+        options,
+        args,
+        (config, tokenizer, remote),
+        datasets.Dataset.from_dict({**columns(pieces), "labels": targets}),
+        DataCollatorForTokenClassification,
+        # Only the best label of each token is kept in memory.
+        preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
+    )
+    hold_training(options, args, of_no_step=())
+    pieces = make_pieces(validation, tokenizer, options.max_seq_length)
+    return trainer, datasets.Dataset.from_dict(columns(pieces)), validation, pieces, labels
+
+
+def main() -> None:
+    parser = HfArgumentParser(
+        (NerArguments, FineTuningArguments),  # type: ignore[arg-type]
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    options, args = parser.parse_args_into_dataclasses()
+    args.dataloader_pin_memory &= torch.accelerator.is_available()
+    commit, folder = reporting.commit(), Path(args.output_dir)
+    try:
+        trainer, evaluated, validation, pieces, labels = set_up(options, args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.save_model()
+    predicted = trainer.predict(evaluated).predictions
+    if not trainer.is_world_process_zero():
+        return
+    own_operations.carry(folder)
+    predictions = tags_of_words(validation, pieces, predicted, labels)
+    scores = evaluate.load(METRIC).compute(predictions=predictions, references=[s.tags for s in validation])
+    with open(folder / "predictions.txt", "w", encoding="utf-8") as file:
+        for sentence, tags in zip(validation, predictions, strict=True):
+            file.writelines(f"{' '.join(row)}\n" for row in zip(sentence.words, sentence.tags, tags, strict=True))
+            file.write("\n")
+    counts = {
+        "sentences": len(validation),
+        "words": sum(len(sentence.words) for sentence in validation),
+        "pieces_to_train_on": len(trainer.train_dataset),
+    }
+    provenance = reporting.provenance(commit, args.device.type)
+    reporting.write_json(folder / "results.json", {**provenance, "seed": args.seed, **counts, "metrics": scores})
+    print(" ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+
+
+if __name__ == "__main__":
+    main()
