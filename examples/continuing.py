@@ -1,10 +1,12 @@
-"""What a training that goes on in a folder needs to know: that it is the same one, and where it was."""
+"""What a training that goes on in a folder needs to know: that it is the same one, where it was, and when all of it is over."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -32,7 +34,7 @@ def model_identity(model: str, revision: str) -> dict[str, str]:
     return {path.name: file_digest(path) for path in files}
 
 
-def steps_identity(args: Any) -> dict[str, Any]:
+def steps_identity(args: TrainingArguments) -> dict[str, Any]:
     """Of the arguments of Trainer; `batch` is all that makes one update."""
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {**{name: str(getattr(args, name)) for name in STEPS_DEPEND_ON}, "batch": batch}
@@ -44,8 +46,14 @@ def differences(found: dict[str, Any], identity: dict[str, Any]) -> list[str]:
     return sorted(name for name in {*found, *identity} if found.get(name) != identity.get(name))
 
 
-def hold_settings(folder: Path, identity: dict[str, Any]) -> None:
-    """Write down what is trained in a folder. Raises: ValueError where something else is, by the names that differ."""
+def hold_settings(args: TrainingArguments, identity: dict[str, Any]) -> None:
+    """Write down what is trained in the output folder. Raises: ValueError where something else is, by the names that differ."""
+    with args.main_process_first(desc="settings"):
+        if args.process_index == 0:
+            _hold_settings(Path(args.output_dir), identity)
+
+
+def _hold_settings(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / "training.json"
     if path.exists():
         if different := differences(json.loads(path.read_text(encoding="utf-8")), identity):
@@ -66,3 +74,10 @@ def last_checkpoint(folder: Path) -> str | None:
             continue
         return str(path)
     return None
+
+
+def end_together() -> None:
+    """The last call of a script of several processes: one that ends while another still listens to it can abort both."""
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()

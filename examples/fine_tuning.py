@@ -1,5 +1,5 @@
-"""What the fine-tuning scripts share: defaults of Trainer, whether a model takes what it will be given, and what a folder
-is the training of."""
+"""What the fine-tuning scripts share: defaults of Trainer, whether a model takes what it will be given, what a folder is the
+training of, and what is left in it."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ from typing import Any
 
 import datasets
 import transformers
-from continuing import file_digest, hold_settings, model_identity, steps_identity
+from continuing import file_digest, hold_settings, last_checkpoint, model_identity, steps_identity
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, Trainer
 from transformers import TrainingArguments as TransformersArguments
 from transformers.utils import cached_file
 
-from autobert_zero.search import own_operations
+from autobert_zero.search import own_operations, reporting
 
 
 @dataclass
@@ -108,6 +108,23 @@ def hold_training(options: Any, args: TransformersArguments, of_no_step: tuple[s
         "model": model_identity(options.model, options.revision),
         "train": file_digest(options.train_file),
     }
-    with args.main_process_first(desc="settings"):
-        if args.process_index == 0:
-            hold_settings(Path(args.output_dir), identity)
+    hold_settings(args, identity)
+
+
+def train_and_predict(trainer: Trainer, rows: datasets.Dataset) -> Any:
+    """Train, or go on from the last checkpoint; save the model. Returns: what it predicts for encoded rows."""
+    folder = Path(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        own_operations.carry(folder)
+    return trainer.predict(rows).predictions
+
+
+def write_results(
+    args: TransformersArguments, commit: str | None, counts: dict[str, int], metrics: dict[str, float]
+) -> None:
+    """`results.json`, and a line of it."""
+    results = {**reporting.provenance(commit, args.device.type), "seed": args.seed, **counts, "metrics": metrics}
+    reporting.write_json(Path(args.output_dir) / "results.json", results)
+    print(" ".join(f"{name} {value:.2f}" for name, value in metrics.items()))

@@ -30,7 +30,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from continuing import differences, model_identity, steps_identity
+from continuing import differences, end_together, model_identity, steps_identity
 from fine_tuning import FineTuningArguments, load_parts, make_trainer
 from transformers import (
     AutoModelForSequenceClassification,
@@ -318,6 +318,7 @@ def main() -> None:
             folder / "results.json", {**provenance, "identity": identity, "notes": notes, "tasks": results}
         )
         print(table(results))
+    end_together()
 
 
 if __name__ == "__main__":

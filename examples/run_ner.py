@@ -19,8 +19,15 @@ import datasets
 import evaluate
 import numpy as np
 import torch
-from continuing import last_checkpoint
-from fine_tuning import FineTuningArguments, hold_training, load_parts, make_trainer
+from continuing import end_together
+from fine_tuning import (
+    FineTuningArguments,
+    hold_training,
+    load_parts,
+    make_trainer,
+    train_and_predict,
+    write_results,
+)
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -28,7 +35,7 @@ from transformers import (
     Trainer,
 )
 
-from autobert_zero.search import own_operations, reporting
+from autobert_zero.search import reporting
 
 
 METRIC = str(Path(__file__).with_name("ner_metric.py"))
@@ -176,26 +183,21 @@ def main() -> None:
         trainer, evaluated, validation, pieces, labels = set_up(options, args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    trainer.save_model()
-    predicted = trainer.predict(evaluated).predictions
-    if not trainer.is_world_process_zero():
-        return
-    own_operations.carry(folder)
-    predictions = tags_of_words(validation, pieces, predicted, labels)
-    scores = evaluate.load(METRIC).compute(predictions=predictions, references=[s.tags for s in validation])
-    with open(folder / "predictions.txt", "w", encoding="utf-8") as file:
-        for sentence, tags in zip(validation, predictions, strict=True):
-            file.writelines(f"{' '.join(row)}\n" for row in zip(sentence.words, sentence.tags, tags, strict=True))
-            file.write("\n")
-    counts = {
-        "sentences": len(validation),
-        "words": sum(len(sentence.words) for sentence in validation),
-        "pieces_to_train_on": len(trainer.train_dataset),
-    }
-    provenance = reporting.provenance(commit, args.device.type)
-    reporting.write_json(folder / "results.json", {**provenance, "seed": args.seed, **counts, "metrics": scores})
-    print(" ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+    predicted = train_and_predict(trainer, evaluated)
+    if trainer.is_world_process_zero():
+        predictions = tags_of_words(validation, pieces, predicted, labels)
+        with open(folder / "predictions.txt", "w", encoding="utf-8") as file:
+            for sentence, tags in zip(validation, predictions, strict=True):
+                file.writelines(f"{' '.join(row)}\n" for row in zip(sentence.words, sentence.tags, tags, strict=True))
+                file.write("\n")
+        counts = {
+            "sentences": len(validation),
+            "words": sum(len(sentence.words) for sentence in validation),
+            "pieces_to_train_on": len(trainer.train_dataset),
+        }
+        scores = evaluate.load(METRIC).compute(predictions=predictions, references=[s.tags for s in validation])
+        write_results(args, commit, counts, scores)
+    end_together()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from continuing import file_digest, hold_settings, last_checkpoint, steps_identity
+from continuing import end_together, file_digest, hold_settings, last_checkpoint, steps_identity
 from huggingface_hub.errors import StrictDataclassError
 from packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
 from transformers import (
@@ -400,22 +400,22 @@ class Pretraining:
             "evaluated": {name: digest_of(blocks.packer.tokens) for name, blocks in evaluated.items()},
             "streamed": dataclasses.asdict(settings) if settings.streaming else None,
         }
-        with args.main_process_first(desc="settings"):
-            if args.process_index == 0:
-                hold_settings(Path(args.output_dir), identity)
+        hold_settings(args, identity)
         source = {"files": [Path(name).name for name in settings.train_file], "data_set": settings.dataset_name}
         return cls(trainer, text, identity, source, commit)
 
     def run(self) -> None:
-        trainer, args, text = self.trainer, self.trainer.args, self.text
-        folder = Path(args.output_dir)
-        output = trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        trainer, args = self.trainer, self.trainer.args
+        output = trainer.train(resume_from_checkpoint=last_checkpoint(Path(args.output_dir)))
         log = trainer.state.log_history
         if not any("eval_report_loss" in entry and entry["step"] == args.max_steps for entry in log):
             trainer.evaluate()
         trainer.save_model()
-        if not trainer.is_world_process_zero():
-            return
+        if trainer.is_world_process_zero():
+            self._write_results(output.metrics)
+
+    def _write_results(self, metrics: dict[str, float]) -> None:
+        args, trainer, text = self.trainer.args, self.trainer, self.text
         frequencies = text.parts.get("search", text.parts["report"])
         unigram = {
             name: unigram_loss(frequencies, (blocks[i]["labels"] for i in range(len(blocks))), text.tokenizer)
@@ -427,15 +427,15 @@ class Pretraining:
             "unigram_losses": unigram,
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "tokens": args.max_steps * self.identity["batch"] * block,
-            "seconds_of_last_session": output.metrics["train_runtime"],
-            "tokens_per_second": round(output.metrics["train_samples_per_second"] * block, 1),
+            "seconds_of_last_session": metrics["train_runtime"],
+            "tokens_per_second": round(metrics["train_samples_per_second"] * block, 1),
             "identity": self.identity,
             "source": self.source,
             "processes": args.world_size,
             "threads": torch.get_num_threads(),
             **reporting.provenance(self.commit, args.device.type),
         }
-        reporting.write_json(folder / "results.json", results)
+        reporting.write_json(Path(args.output_dir) / "results.json", results)
         for name, losses in results["losses"].items():
             loss = "not finite" if losses["1"] is None else f"{losses['1']:.4f}"
             print(f"{name}: loss {loss} after {results['tokens']:,} tokens (unigram {unigram[name]:.4f})")
@@ -456,6 +456,7 @@ def main() -> None:
         print(f"{pretraining.trainer.args.output_dir} holds this training, finished.")
     else:
         pretraining.run()
+    end_together()
 
 
 if __name__ == "__main__":

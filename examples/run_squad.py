@@ -19,8 +19,15 @@ import datasets
 import evaluate
 import numpy as np
 import torch
-from continuing import last_checkpoint
-from fine_tuning import FineTuningArguments, hold_training, load_parts, make_trainer
+from continuing import end_together
+from fine_tuning import (
+    FineTuningArguments,
+    hold_training,
+    load_parts,
+    make_trainer,
+    train_and_predict,
+    write_results,
+)
 from transformers import (
     AutoModelForQuestionAnswering,
     DataCollatorWithPadding,
@@ -28,7 +35,7 @@ from transformers import (
     Trainer,
 )
 
-from autobert_zero.search import own_operations, reporting
+from autobert_zero.search import reporting
 
 
 MAX_QUESTION_LENGTH = 64  # tokens, as in BERT's own script
@@ -201,27 +208,21 @@ def main() -> None:
         trainer, evaluated, validation, windows = set_up(options, args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    trainer.save_model()
-    starts, ends = trainer.predict(evaluated).predictions
-    if not trainer.is_world_process_zero():
-        return
-    own_operations.carry(folder)
-    predictions = best_answers(validation, windows, starts, ends, options)
-    metric = evaluate.load(METRIC)
-    scores = metric.compute(
-        predictions=[predictions[question.id] for question in validation],
-        references=[list(question.answers) for question in validation],
-    )
-    reporting.write_json(folder / "predictions.json", predictions)
-    provenance = reporting.provenance(commit, args.device.type)
-    counts = {
-        "questions": len(validation),
-        "windows": len(evaluated),
-        "windows_to_train_on": len(trainer.train_dataset),
-    }
-    reporting.write_json(folder / "results.json", {**provenance, "seed": args.seed, **counts, "metrics": scores})
-    print(" ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+    starts, ends = train_and_predict(trainer, evaluated)
+    if trainer.is_world_process_zero():
+        predictions = best_answers(validation, windows, starts, ends, options)
+        reporting.write_json(folder / "predictions.json", predictions)
+        counts = {
+            "questions": len(validation),
+            "windows": len(evaluated),
+            "windows_to_train_on": len(trainer.train_dataset),
+        }
+        scores = evaluate.load(METRIC).compute(
+            predictions=[predictions[question.id] for question in validation],
+            references=[list(question.answers) for question in validation],
+        )
+        write_results(args, commit, counts, scores)
+    end_together()
 
 
 if __name__ == "__main__":
