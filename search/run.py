@@ -32,6 +32,7 @@ from autobert_zero.search.evolution import HistoryMismatch, evolve, first_genera
 from autobert_zero.search.factory import make_sizes, make_space, make_strategy
 from autobert_zero.search.glue_proxy import GlueProxy, read_tasks
 from autobert_zero.search.history import History
+from autobert_zero.search.progress import LivePage, Progress
 from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.publishing import describe
 from autobert_zero.search.records import Archive, Record, pareto_front
@@ -46,9 +47,6 @@ from autobert_zero.search.workers import Workers
 # So many failures one after the other have one cause, and it is not in the candidates.
 MAX_FAILURES_IN_A_ROW = 20
 
-
-# The page of a search is at most so old, unless writing it took more than one part in so many of the time.
-PAGE_SECONDS, PAGE_SHARE = 30, 50
 
 # Reasons that are the candidate's own.
 _LIMITS = ("LatencyExceeded", "TimeoutError")
@@ -71,68 +69,6 @@ def _weights_digest(module: torch.nn.Module) -> str:
     for parameter in module.parameters():
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-class _Lines:
-    """Where a bar is not seen to move: each state of it is a line, without returns and blanks."""
-
-    def __init__(self) -> None:
-        self.last = ""
-
-    def write(self, text: str) -> None:
-        text = text.strip()
-        if text and text != self.last:
-            sys.stderr.write(f"{text}\n")
-            self.last = text
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
-class Progress:
-    """A bar on the main process: on a terminal it moves; in a pipe it is a line now and then."""
-
-    def __init__(self, description: str, total: int, initial: int = 0, unit: str = "step", enabled: bool = True):
-        on_terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=total,
-            initial=initial,
-            desc=description,
-            unit=unit,
-            mininterval=0.2 if on_terminal else 10.0,
-            maxinterval=10.0,
-            dynamic_ncols=on_terminal,
-            bar_format=None if on_terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
-            file=None if on_terminal else _Lines(),
-            disable=not enabled,
-        )
-
-    def __call__(self, done: int, loss: float | None = None, **values: float | None) -> None:
-        values = {"loss": loss, **values}
-        self.bar.set_postfix({k: f"{v:.3f}" for k, v in values.items() if v is not None}, refresh=False)
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        self.bar.close()
-
-
-def write_page(folder: Path, history: History, refresh_seconds: int | None = None) -> None:
-    """`report.html` of the folder, as a whole."""
-    run = RunHistory(folder.resolve().name, history.header, list(history))
-    reporting.write_text(folder / "report.html", report.page([run], refresh_seconds))
-
-
-class LivePage:
-    """The page of a search that goes on: written now and then, and never for more than a small share of the time."""
-
-    def __init__(self) -> None:
-        self.due = time.monotonic()
-
-    def write(self, folder: Path, history: History) -> None:
-        start = time.monotonic()
-        if start >= self.due:
-            write_page(folder, history, PAGE_SECONDS)
-            self.due = time.monotonic() + max(PAGE_SECONDS, PAGE_SHARE * (time.monotonic() - start))
 
 
 def hold_folder(settings: SearchSettings) -> contextlib.AbstractContextManager:
@@ -193,8 +129,9 @@ class Run:
                         for k, v in self.settings.to_dict().items()
                     }
                     self.accelerator.init_trackers("autobert_zero_search", flat)
+                self.page = LivePage(self.folder)
                 if history is not None:
-                    write_page(self.folder, history, PAGE_SECONDS)
+                    self.page.write(history)
                 with self._phase("super-network"):
                     self.supernet = self._train_supernet()
                 workers = Workers(self.accelerator, self._run_job, self.folder / "results", self.stop.check)
@@ -408,7 +345,6 @@ class Run:
         settings = self.settings
         progress = self._progress("candidates", settings.max_evaluations, len(history), "candidate")
         [best] = Archive(history).best(1) or [None]
-        page = LivePage()
         failures, reason = 0, None
 
         def submit(record: Record, visible: Archive) -> Callable[[], Record]:
@@ -430,7 +366,7 @@ class Run:
                 if done.score is not None and (best is None or done.score > best.score):
                     best = done
                 progress(done.index + 1, best=best and best.score)
-                page.write(self.folder, history)
+                self.page.write(history)
                 if self.verbosity > 0:
                     came = done.reason if done.score is None else f"{done.score:.4f}"
                     self.say(f"#{done.index}: {came} in {done.seconds:.1f} s: {done.genome}")
@@ -453,7 +389,7 @@ class Run:
             raise UsageError(str(error)) from None
         finally:
             progress.close()
-            write_page(self.folder, history)
+            self.page.end(history)
         return status
 
     def _log_candidate(self, record: Record, best: Record | None) -> None:

@@ -19,8 +19,8 @@ from accelerate import PartialState
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.cli import main, parse
+from autobert_zero.search.progress import Progress
 from autobert_zero.search.proxy import MaskedLMProxy
-from autobert_zero.search.run import Progress
 from autobert_zero.search.settings import SearchSettings
 
 from .conftest import TINY_RUN, command_line, random_genome, run_without_package, tiny_config, write_corpus

@@ -103,6 +103,7 @@ ALLOWED = {
         "search.settings",
         "search.space",
     },
+    "search.progress": {"search.history", "search.report", "search.reporting"},
     "search.__init__": set(),
     "search.__main__": {"search.cli"},
 }

@@ -23,9 +23,9 @@ from autobert_zero.search.evolution import evolve
 from autobert_zero.search.factory import make_space, make_strategy
 from autobert_zero.search.history import History, read_history
 from autobert_zero.search.notation import differences
+from autobert_zero.search.progress import LivePage
 from autobert_zero.search.records import Record, pareto_front
 from autobert_zero.search.report import RunHistory, duration, groups_of, page, summarize
-from autobert_zero.search.run import LivePage
 from autobert_zero.search.settings import SearchSettings
 
 from .conftest import random_genome
@@ -244,12 +244,12 @@ def test_the_page_of_a_search_that_goes_on_is_written_now_and_then(folder, tmp_p
     monkeypatch.setattr(time, "monotonic", lambda: now)
     shutil.copy(folder / "history.jsonl", tmp_path)
     header, records = read_history(tmp_path / "history.jsonl")
-    live = LivePage()
+    live = LivePage(tmp_path)
     with History(tmp_path / "history.jsonl", header, ()) as history:
         for seconds, count, expected in ((0, 5, 5), (29, 20, 5), (31, 30, 30), (60, 40, 30), (62, 50, 50)):
             now = float(seconds)
             history[:] = records[:count]
-            live.write(tmp_path, history)
+            live.write(history)
             html = (tmp_path / "report.html").read_text(encoding="utf-8")
             assert f"<b>{expected}</b> candidates" in html and 'http-equiv="refresh" content="30"' in html
 
