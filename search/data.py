@@ -291,10 +291,6 @@ class Corpus:
             digest.update(np.ascontiguousarray(self.arrays[role], dtype="<i4").tobytes())
         return digest.hexdigest()[:16]
 
-    def reseeded(self, seed: int) -> "Corpus":
-        """The same parts, with other orders of their sequences and other masks."""
-        return Corpus(self.arrays, self.tokenizer, seed, self.text_digest)
-
     def num_tokens(self) -> dict[str, int]:
         return {role: self.arrays[role].size for role in ROLES}
 

@@ -1,8 +1,6 @@
 """The proxy task: masked language modelling. Short training from inherited weights gives a score; training from
 scratch gives the loss that is reported."""
 
-import copy
-import dataclasses
 import logging
 import math
 import statistics
@@ -16,7 +14,7 @@ from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.masking import IGNORE_INDEX
-from autobert_zero.search.settings import SearchSettings, stream
+from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.supernet import SuperNetwork, model_config
 from autobert_zero.search.training import Checkpoint, Schedule, seed_torch, train
@@ -77,6 +75,7 @@ class MaskedLMProxy:
         checkpoint: Checkpoint | None = None,
         progress: Callable[[int, float], None] | None = None,
         check: Callable[[], None] | None = None,
+        steps: int | None = None,
     ) -> None:
         """Train `model` on the search part. All trainings of one `name` see the same batches: compared in pairs."""
         settings = self.settings
@@ -88,17 +87,13 @@ class MaskedLMProxy:
             loss.backward()
             return loss.item()
 
-        train(model, backward, schedule, checkpoint, progress, check or self.stop.check)
+        train(model, backward, schedule, checkpoint, progress, check or self.stop.check, steps)
 
-    def score(
-        self, genome: Genome, supernet: SuperNetwork, hurdle: float | None = None, repetition: int = 0
-    ) -> dict[str, Any]:
+    def score(self, genome: Genome, supernet: SuperNetwork, hurdle: float | None = None) -> dict[str, Any]:
         """Minus the *select* loss after a short training from the weights of the genome's path.
 
         Args:
             hurdle: the score below which a candidate is dropped at the hurdle of the settings.
-            repetition: 0 in the search; another number trains and evaluates in another order of the sequences and
-                on other masks.
 
         Returns: what `Record.evaluated` takes. Whatever goes wrong is an outcome with its reason.
 
@@ -106,14 +101,8 @@ class MaskedLMProxy:
         """
         start = time.perf_counter()
         outcome: dict[str, Any] = {"score": None, "reason": None, "hurdle": None, "costs": {}}
-        proxy = self
-        if repetition:
-            seed = int(stream(self.settings.seed, "repetition", repetition).integers(1 << 31))
-            proxy = copy.copy(self)
-            proxy.settings = dataclasses.replace(self.settings, seed=seed, hurdle=None)
-            proxy.corpus = self.corpus.reseeded(seed)
         try:
-            proxy._score(genome, supernet, hurdle, outcome, start)
+            self._score(genome, supernet, hurdle, outcome, start)
         except Stopped:
             raise
         except Dropped as error:
@@ -161,7 +150,7 @@ class MaskedLMProxy:
         outcome["score"] = self.final_score(model, check)
 
     def final_score(self, model: AutoBertZeroForMaskedLM, check: Callable[[], None]) -> float:
-        """The score of a candidate after its short training; higher is better. `check` raises where it must end."""
+        """The score of a trained candidate; higher is better. `check` raises where it must end."""
         return -self.loss(model, "select")
 
     @torch.no_grad()
@@ -180,13 +169,17 @@ class MaskedLMProxy:
         return round(1000 * statistics.median(seconds[_LATENCY_WARMUP:]), 3)
 
     def train_from_scratch(
-        self, genome: Genome, checkpoint: Checkpoint, progress: Callable[[int, float], None] | None = None
+        self,
+        genome: Genome,
+        checkpoint: Checkpoint,
+        progress: Callable[[int, float], None] | None = None,
+        steps: int | None = None,
     ) -> AutoBertZeroForMaskedLM:
-        """The final training; its weights begin from the seed of the run."""
+        """The final training, or its first `steps`; its weights begin from the seed of the run."""
         settings = self.settings
         seed_torch(settings.seed, "final")
         config = model_config(genome, settings, len(self.corpus.tokenizer), self.corpus.tokenizer.pad_token_id)
         model = AutoBertZeroForMaskedLM(config).to(self.device)
         schedule = Schedule(settings.final_steps, settings.learning_rate, settings.warmup_ratio, settings.weight_decay)
-        self.train(model, schedule, "final", checkpoint, progress)
+        self.train(model, schedule, "final", checkpoint, progress, steps=steps)
         return model

@@ -12,7 +12,6 @@ import os
 import platform
 import shlex
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -143,7 +142,7 @@ class Run:
                     with self._phase("search"):
                         status = self._search(history, workers)
                     with self._phase("finalists"):
-                        finalists = self._repeat(history, workers)
+                        finalists = self._rank_finalists(history, workers)
                     with self._phase("final training"):
                         results, winner = self._train_final(finalists, workers)
                 except Stopped:
@@ -287,7 +286,7 @@ class Run:
 
     def _full_identity(self) -> str:
         """Of the run and of what comes after its history."""
-        names = ("max_evaluations", "finalists", "finalist_repetitions", "final_steps")
+        names = ("max_evaluations", "finalists", "finalist_share", "final_steps")
         return _digest([self.identity, *(getattr(self.settings, name) for name in names)])
 
     def _train_supernet(self) -> SuperNetwork:
@@ -296,8 +295,8 @@ class Run:
         tokenizer = self.corpus.tokenizer
         supernet = SuperNetwork(settings, len(tokenizer), tokenizer.pad_token_id, self.own_kinds)
         supernet.to(self.accelerator.device)
-        # Checkpoints of the super-network and of two final trainings, each thrice its weights and once more in writing.
-        required = 12 * sum(p.numel() * p.element_size() for p in supernet.parameters())
+        # Checkpoints of the super-network, the finalists and BERT, each thrice its weights, and one more in writing.
+        required = 3 * (3 + settings.finalists) * sum(p.numel() * p.element_size() for p in supernet.parameters())
         if self.main and (free := shutil.disk_usage(self.folder).free) < required:
             raise UsageError(
                 f"output_dir: expected {required >> 20} MiB free in {self.folder}, got {free >> 20} MiB: "
@@ -325,21 +324,25 @@ class Run:
     def _run_job(self, job: dict[str, Any]) -> dict[str, Any]:
         genome = Genome.from_list(job["genome"])
         if job["kind"] == "score":
-            return self.proxy.score(genome, self.supernet, job["hurdle"], job["repetition"])
-        progress = self._progress(f"train {job['name']}", self.settings.final_steps)
+            return self.proxy.score(genome, self.supernet, job["hurdle"])
+        progress = self._progress(f"train {job['name']}", job["steps"])
         try:
-            checkpoint = self._checkpoint(f"final-{job['name']}", self._full_identity())
-            model = self.proxy.train_from_scratch(genome, checkpoint, progress)
+            checkpoint = self._checkpoint(f"final-{job['name']}", job["run"])
+            model = self.proxy.train_from_scratch(genome, checkpoint, progress, job["steps"])
+            if job["steps"] < self.settings.final_steps:
+                return {"score": self.proxy.final_score(model, self.stop.check)}
             loss = self.proxy.loss(model, "report")
         except FloatingPointError as error:
-            return {"loss": None, "reason": str(error)}
+            return {"score": None, "loss": None, "reason": str(error)}
         finally:
             progress.close()
         return {"loss": loss, "parameters": sum(p.numel() for p in model.parameters())}
 
-    def _score_job(self, genome: Genome, hurdle: float | None = None, repetition: int = 0) -> dict[str, Any]:
-        job = {"kind": "score", "genome": genome.to_list(), "hurdle": hurdle, "repetition": repetition}
-        return {**job, "run": self.identity}
+    def _score_job(self, genome: Genome, hurdle: float | None) -> dict[str, Any]:
+        return {"kind": "score", "genome": genome.to_list(), "hurdle": hurdle, "run": self.identity}
+
+    def _training_job(self, name: str, genome: list, steps: int) -> dict[str, Any]:
+        return {"kind": "train", "name": name, "genome": genome, "steps": steps, "run": self._full_identity()}
 
     def _search(self, history: History, workers: Workers) -> str:
         settings = self.settings
@@ -399,37 +402,25 @@ class Run:
             values |= {"candidate/score": record.score, "candidate/best_score": best.score}
         self._log(values, self.settings.supernet_steps + record.index + 1)
 
-    def _repeat(self, history: History, workers: Workers) -> list[dict[str, Any]]:
-        """The best candidates, scored again by other seeds, the best of those scores first.
+    def _rank_finalists(self, history: History, workers: Workers) -> list[dict[str, Any]]:
+        """The best candidates by score; where each of them begins a training from scratch, the best after it first.
 
-        The best score of many is so in part by luck; what is repeated for all of a few has none of it.
+        A short score has its luck, and favours what learns early. What a few reach in the first part of the final
+        training orders them better, and costs little: the winner goes on from there.
         """
-        found = Archive(history).best(self.settings.finalists)
-        if not found:
+        finalists = [
+            {"index": record.index, "score": record.score, "genome": record.genome.to_list()}
+            for record in Archive(history).best(self.settings.finalists)
+        ]
+        if not finalists:
             raise SearchFailed(f"no candidate could be evaluated; the last one: {history[-1].reason}")
-        repetitions = range(1, self.settings.finalist_repetitions + 1)
-        jobs = {
-            f"finalist-{record.index}-{repetition}": self._score_job(record.genome, repetition=repetition)
-            for record in found
-            for repetition in repetitions
-        }
-        results = dict(zip(jobs, workers.map(jobs), strict=True))
-        finalists = []
-        for record in found:
-            scores = [results[f"finalist-{record.index}-{repetition}"]["score"] for repetition in repetitions]
-            mean = math.nan if None in scores else statistics.fmean(scores or [record.score])
-            error = None if None in scores else reporting.standard_error(scores)
-            finalists.append(
-                {
-                    "index": record.index,
-                    "score": record.score,
-                    "repeated": scores,
-                    "mean": None if math.isnan(mean) else mean,
-                    "standard_error": error,
-                    "genome": record.genome.to_list(),
-                }
-            )
-        return sorted(finalists, key=lambda f: (f["mean"] is None, -(f["mean"] or 0)))
+        steps = int(self.settings.finalist_share * self.settings.final_steps)
+        if not steps or len(finalists) == 1:
+            return finalists
+        jobs = {f"finalist-{f['index']}": self._training_job(str(f["index"]), f["genome"], steps) for f in finalists}
+        for finalist, result in zip(finalists, workers.map(jobs), strict=True):
+            finalist |= {"steps_from_scratch": steps, "score_from_scratch": result["score"]}
+        return sorted(finalists, key=lambda f: (f["score_from_scratch"] is None, -(f["score_from_scratch"] or 0)))
 
     def _train_final(
         self, finalists: list[dict[str, Any]], workers: Workers
@@ -438,9 +429,7 @@ class Run:
         bert = Genome([SELF_ATTENTION] * self.settings.num_hidden_layers)
 
         def train(name: str, genome: list) -> Callable[[], dict[str, Any]]:
-            return workers.submit(
-                f"final-{name}", {"kind": "train", "name": name, "genome": genome, "run": self._full_identity()}
-            )
+            return workers.submit(f"final-{name}", self._training_job(name, genome, self.settings.final_steps))
 
         waits = [train(str(finalists[0]["index"]), finalists[0]["genome"]), train("bert", bert.to_list())]
         first, of_bert = (wait() for wait in waits)

@@ -26,7 +26,7 @@ _GROUPS = {
     "supernet_steps": "super-network",
     "candidate_steps": "candidates",
     "proxy": "GLUE as the score",
-    "finalists": "after the search",
+    "final_steps": "after the search",
     "num_threads": "machine",
 }
 
@@ -40,7 +40,7 @@ _NO_PART_OF_A_HISTORY = {
     "log_with",
     "max_evaluations",
     "finalists",
-    "finalist_repetitions",
+    "finalist_share",
     "final_steps",
 }
 
@@ -215,9 +215,9 @@ class SearchSettings(TextSettings):
     )
     glue_steps: int = _setting(100, "Updates of fine-tuning on each task.")
     glue_learning_rate: float = _setting(5e-4, "Peak learning rate of fine-tuning.")
-    finalists: int = _setting(3, "Best candidates that are scored again, by other seeds, before one is the winner.")
-    finalist_repetitions: int = _setting(2, "How often; 0 takes the best score as it is.")
-    final_steps: int = _setting(1400, "Updates of the best candidate, and of BERT, from scratch.")
+    final_steps: int = _setting(1400, "Updates of the winner, and of BERT, from scratch.")
+    finalists: int = _setting(3, "Best candidates that begin a training from scratch; the one ahead is the winner.")
+    finalist_share: float = _setting(0.25, "Share of the final updates after which it is; 0: the best score wins.")
 
     num_threads: int = _setting(
         0,
@@ -255,7 +255,6 @@ class SearchSettings(TextSettings):
             "lookahead": 0,
             "glue_steps": 1,
             "finalists": 1,
-            "finalist_repetitions": 0,
         }.items():
             self._expect(name, getattr(self, name) >= least, f"at least {least}")
         for name in ("max_parameters", "max_flops", "max_latency", "candidate_seconds", "max_seconds"):
@@ -283,7 +282,7 @@ class SearchSettings(TextSettings):
             self._expect(name, getattr(self, name) > 0, "a positive number")
         for name, value in self.to_dict().items():
             self._expect(name, not isinstance(value, float) or math.isfinite(value), "a finite number")
-        for name in ("dropout", "warmup_ratio"):
+        for name in ("dropout", "warmup_ratio", "finalist_share"):
             self._expect(name, 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
         self._expect("convolution_paths", 0 <= self.convolution_paths <= 1, "a number from 0 to 1")
         self._expect(

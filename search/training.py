@@ -113,6 +113,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, float], None] | None = None,
     check: Callable[[], None] = lambda: None,
+    steps: int | None = None,
 ) -> None:
     """Train the parameters of `module` in place.
 
@@ -122,6 +123,7 @@ def train(
         checkpoint: continued from, and written to now and then and at the end.
         progress: called with the number of steps done and the loss of the last.
         check: called after each step; where it raises `Stopped`, a checkpoint is written first.
+        steps: the first so many of the schedule; None: all.
 
     Raises: FloatingPointError for a loss that is not finite, and what `check` and `progress` raise.
     """
@@ -135,7 +137,8 @@ def train(
     )
     start = checkpoint.load(module, optimizer) if checkpoint else 0
     module.train()
-    for step in range(start, schedule.steps):
+    end = schedule.steps if steps is None else steps
+    for step in range(start, end):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
         loss = backward(step)
@@ -152,5 +155,5 @@ def train(
             if checkpoint and checkpoint.writes:
                 checkpoint.save(module, optimizer, step + 1)
             raise
-        if checkpoint and (checkpoint.due() or (checkpoint.writes and step + 1 == schedule.steps)):
+        if checkpoint and (checkpoint.due() or (checkpoint.writes and step + 1 == end)):
             checkpoint.save(module, optimizer, step + 1)

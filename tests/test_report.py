@@ -307,13 +307,19 @@ def test_the_commands(capsys, folder, tmp_path):
     finished = shutil.copytree(folder, tmp_path / "finished")
     history = RunHistory.read(folder)
     other = next(r for r in history.records if r.score is not None and r.index != history.best.index)
-    summary = {"results": losses, "settings": SETTINGS.to_dict(), "finalists": [{}] * 3, "counts": {"evaluated": 60}}
+    summary = {
+        "results": losses,
+        "settings": SETTINGS.to_dict(),
+        "finalists": [{"steps_from_scratch": 1400}] * 3,
+        "counts": {"evaluated": 60},
+    }
     summary["best"] = {"index": other.index}
     (finished / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     html = page([RunHistory.read(finished)])
     assert (
         f"Candidate #{other.index} and its ancestors" in html and f"#{other.index} was chosen among the 3 best" in html
     )
+    assert "it was ahead after their first 1,400 updates" in html
     assert f"<b>−{-history.best.score:.4f}</b> best score" in html and "no more than token frequencies" in html
     # A summary of before the search went on says nothing of what has come since.
     summary["counts"]["evaluated"] = 59

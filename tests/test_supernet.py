@@ -220,11 +220,11 @@ def test_failures_are_outcomes(parts, monkeypatch, error, reason):
     assert outcome["score"] is None and outcome["reason"].startswith(reason)
 
 
-def score(parts, supernet_genome=None, *, hurdle=None, repetition=0, stop=None, **changes):
+def score(parts, supernet_genome=None, *, hurdle=None, stop=None, **changes):
     settings, corpus, _, supernet = parts
     settings = dataclasses.replace(settings, **changes)
     genome = supernet_genome or Genome([Convolution(3), SELF_ATTENTION])
-    return MaskedLMProxy(settings, corpus, torch.device("cpu"), stop).score(genome, supernet, hurdle, repetition)
+    return MaskedLMProxy(settings, corpus, torch.device("cpu"), stop).score(genome, supernet, hurdle)
 
 
 def test_a_defect_is_an_outcome_and_logged(parts, monkeypatch, caplog):
@@ -270,11 +270,6 @@ def test_hurdle(parts, share, monkeypatch):
     assert dropped["status"] == "dropped" and dropped["score"] is None and dropped["hurdle"] == first["hurdle"]
     assert "at the hurdle, expected at least" in dropped["reason"]
     assert len(steps) == 4 * share
-
-
-def test_repetitions_differ_and_can_be_repeated(parts):
-    scores = [score(parts, repetition=repetition)["score"] for repetition in (0, 1, 2, 1)]
-    assert scores[1] == scores[3] and len(set(scores)) == 3
 
 
 def test_all_candidates_see_the_same_batches(parts, monkeypatch):

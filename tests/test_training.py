@@ -90,6 +90,20 @@ def test_interrupted_training_gives_the_same_bits(tmp_path, stops):
     assert torch.equal(module[0].weight, expected[0].weight)
 
 
+def test_the_first_steps_of_a_training_are_gone_on_from(tmp_path):
+    schedule, path = Schedule(12, 0.03), tmp_path / "checkpoint.safetensors"
+    expected = make()
+    train(expected, backward_of(expected), schedule)
+    module = make()
+    train(module, backward_of(module), schedule, Checkpoint(path, "this", 1e9), steps=5)
+    assert Checkpoint(path, "this", 0).step() == 5
+    first = [parameter.clone() for parameter in module.parameters()]
+    train(module := make(seed=99), backward_of(module, 0), schedule, Checkpoint(path, "this", 1e9), steps=5)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), first, strict=True))  # nothing is done twice
+    train(module := make(seed=98), backward_of(module), schedule, Checkpoint(path, "this", 1e9))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
+
+
 def test_rate_and_norm_are_what_they_should_be(monkeypatch):
     rates, norms = [], []
     module = make()
