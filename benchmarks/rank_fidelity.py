@@ -178,15 +178,15 @@ def kept_of_the_best(column: dict[str, float], full: dict[str, float], share: fl
 
 
 def behind_the_best(
-    column: dict[str, float], quarter: dict[str, float], full: dict[str, float], finalists: int, resamples: int = 2000
+    column: dict[str, float], earlier: dict[str, float], full: dict[str, float], finalists: int, resamples: int = 2000
 ) -> float:
     """Nats by which the winner of a search ends behind the best of its candidates: the one of the best few by a score that
-    is ahead after a quarter of the full training. Mean over random two thirds of the candidates."""
+    is ahead after a part of the full training. Mean over random two thirds of the candidates."""
     rng = np.random.default_rng(0)
     behind = []
     for _ in range(resamples):
         some = [str(name) for name in rng.choice(list(full), size=round(2 / 3 * len(full)), replace=False)]
-        winner = min(sorted(some, key=column.__getitem__)[:finalists], key=quarter.__getitem__)
+        winner = min(sorted(some, key=column.__getitem__)[:finalists], key=earlier.__getitem__)
         behind.append(full[winner] - min(full[name] for name in some))
     return round(float(np.mean(behind)), 4)
 
@@ -205,7 +205,8 @@ def summarise(rows: dict[str, dict[str, dict]], costs: dict[str, list[int]], uni
     columns = {"parameters": {n: -c[0] for n, c in costs.items()}, "FLOPs": {n: -c[1] for n, c in costs.items()}}
     columns |= {f"full 0 at {share:.0%}": losses("full 0", str(share)) for share in SHARES[:-1]}
     columns |= {method: losses(method) for method in rows if method != "full 0"}
-    full, quarter = losses("full 0"), losses("full 0", str(SHARES[0]))
+    full = losses("full 0")
+    part = {f"{share:.0%}": losses("full 0", str(share)) for share in SHARES[:-1]}
     methods = {}
     for method, column in columns.items():
         known = [name for name in names if name in column]
@@ -223,8 +224,10 @@ def summarise(rows: dict[str, dict[str, dict]], costs: dict[str, list[int]], uni
                 str(share): kept_of_the_best({n: column[n] for n in known}, {n: full[n] for n in known}, share)
                 for share in DROPPED_SHARES
             },
-            "winner behind the best, by finalists": {
-                str(count): behind_the_best(column, quarter, {n: full[n] for n in known}, count) for count in FINALISTS
+            "winner behind the best": {
+                f"{count} finalists, {share}": behind_the_best(column, earlier, {n: full[n] for n in known}, count)
+                for count in FINALISTS
+                for share, earlier in part.items()
             },
             "seconds": round(float(np.mean(seconds)), 2) if seconds else None,
         }

@@ -217,7 +217,7 @@ class SearchSettings(TextSettings):
     glue_learning_rate: float = _setting(5e-4, "Peak learning rate of fine-tuning.")
     final_steps: int = _setting(1400, "Updates of the winner, and of BERT, from scratch.")
     finalists: int = _setting(3, "Best candidates that begin a training from scratch; the one ahead is the winner.")
-    finalist_share: float = _setting(0.25, "Share of the final updates after which it is; 0: the best score wins.")
+    finalist_share: float = _setting(0.5, "Share of the final updates after which it is; 0: the best score wins.")
 
     num_threads: int = _setting(
         0,

@@ -102,7 +102,6 @@ TINY_RUN = {
     "supernet_steps": 8,
     "candidate_steps": 3,
     "final_steps": 6,
-    "finalist_share": 0.5,
     "num_threads": 1,
 }
 
