@@ -1,15 +1,24 @@
-"""What the fine-tuning scripts share: defaults of Trainer, whether a model takes what it will be given, what a folder is the
-training of, and what is left in it."""
+"""What the fine-tuning scripts share: their command line, defaults of Trainer, whether a model takes what it will be given,
+what a folder is the training of, and what is left in it."""
 
+import argparse
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from continuing import file_digest, hold_settings, last_checkpoint, model_identity, steps_identity
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    HfArgumentParser,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 from transformers import TrainingArguments as TransformersArguments
 from transformers.utils import cached_file
 
@@ -25,6 +34,19 @@ class FineTuningArguments(TransformersArguments):
     weight_decay: float = field(default=0.01, metadata={"help": "Of all but biases and norms."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows of a device in an update."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of a device in an evaluation."})
+
+
+def parse(options: type, arguments: type, description: str | None) -> tuple[HfArgumentParser, Any, Any]:
+    """The parser of a script, for what is wrong later on, and what the command line gives: options, and arguments of Trainer."""
+    parser = HfArgumentParser(
+        (options, arguments),  # type: ignore[arg-type]
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    given, args = parser.parse_args_into_dataclasses()
+    args.dataloader_pin_memory &= torch.accelerator.is_available()
+    return parser, given, args
 
 
 def load_parts(options: Any) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]]:

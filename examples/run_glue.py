@@ -11,7 +11,6 @@ Predictions for test parts, and by MNLI's model for the diagnostic part (`ax/tes
 gluebenchmark.com takes. The trainings are transformers' `Trainer`, so its arguments hold.
 """
 
-import argparse
 import copy
 import dataclasses
 import functools
@@ -26,16 +25,14 @@ from typing import Any
 
 import datasets
 import evaluate
-import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from continuing import differences, end_together, model_identity, steps_identity
-from fine_tuning import FineTuningArguments, load_parts, make_trainer
+from fine_tuning import FineTuningArguments, load_parts, make_trainer, parse
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
-    HfArgumentParser,
     Trainer,
 )
 
@@ -282,14 +279,7 @@ def names_of(task_name: str, data_dir: str | None) -> list[str]:
 
 
 def main() -> None:
-    parser = HfArgumentParser(
-        (GlueArguments, FineTuningArguments),  # type: ignore[arg-type]
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    options, args = parser.parse_args_into_dataclasses()
-    args.dataloader_pin_memory &= torch.accelerator.is_available()
+    parser, options, args = parse(GlueArguments, FineTuningArguments, __doc__)
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()  # or every training would say that its head is new
     transformers.utils.logging.disable_progress_bar()

@@ -9,7 +9,6 @@ transformers' `Trainer`, so its arguments hold; a run that was interrupted goes 
 measured again. Writes `predictions.txt` (word, tag, predicted tag: what the official evaluation takes) and `results.json`.
 """
 
-import argparse
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,20 +17,19 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-import torch
 from continuing import end_together
 from fine_tuning import (
     FineTuningArguments,
     hold_training,
     load_parts,
     make_trainer,
+    parse,
     train_and_predict,
     write_results,
 )
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
-    HfArgumentParser,
     Trainer,
 )
 
@@ -170,14 +168,7 @@ def set_up(
 
 
 def main() -> None:
-    parser = HfArgumentParser(
-        (NerArguments, FineTuningArguments),  # type: ignore[arg-type]
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    options, args = parser.parse_args_into_dataclasses()
-    args.dataloader_pin_memory &= torch.accelerator.is_available()
+    parser, options, args = parse(NerArguments, FineTuningArguments, __doc__)
     commit, folder = reporting.commit(), Path(args.output_dir)
     try:
         trainer, evaluated, validation, pieces, labels = set_up(options, args)

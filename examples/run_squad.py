@@ -9,7 +9,6 @@ interrupted goes on from its last checkpoint, one that is done is measured again
 evaluation takes it, and `results.json`.
 """
 
-import argparse
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,20 +17,19 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-import torch
 from continuing import end_together
 from fine_tuning import (
     FineTuningArguments,
     hold_training,
     load_parts,
     make_trainer,
+    parse,
     train_and_predict,
     write_results,
 )
 from transformers import (
     AutoModelForQuestionAnswering,
     DataCollatorWithPadding,
-    HfArgumentParser,
     Trainer,
 )
 
@@ -195,14 +193,7 @@ def set_up(
 
 
 def main() -> None:
-    parser = HfArgumentParser(
-        (SquadArguments, SquadTrainingArguments),  # type: ignore[arg-type]
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    options, args = parser.parse_args_into_dataclasses()
-    args.dataloader_pin_memory &= torch.accelerator.is_available()
+    parser, options, args = parse(SquadArguments, SquadTrainingArguments, __doc__)
     commit, folder = reporting.commit(), Path(args.output_dir)
     try:
         trainer, evaluated, validation, windows = set_up(options, args)

@@ -5,6 +5,7 @@ import random
 import site
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -66,6 +67,13 @@ def run_without_package(code: str, *arguments: str, cwd) -> tuple[str, str]:
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
+
+
+def run_script(monkeypatch, script: ModuleType, *flags: str, **arguments) -> None:
+    """What the script does with `--name value` for each argument, in this process."""
+    given = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", [script.__name__, *given, *flags])
+    script.main()
 
 
 def write_corpus(path, documents: int = 30, seed: int = 0) -> str:

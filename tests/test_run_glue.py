@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-import sys
 from pathlib import Path
 
 import evaluate
@@ -19,7 +18,7 @@ from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
 from autobert_zero.search.data import train_tokenizer
 from autobert_zero.search.glue import TASKS, load_task
 
-from .conftest import tiny_config
+from .conftest import run_script, tiny_config
 
 
 GOOD, BAD = "the film is good and warm", "a dull and bad film"
@@ -65,9 +64,7 @@ def run(monkeypatch, model, data, output, *more: str) -> dict:
         "seeds": 2,
         "disable_tqdm": "true",
     }
-    given = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["run_glue.py", "--trust_remote_code", *given, *more])
-    run_glue.main()
+    run_script(monkeypatch, run_glue, "--trust_remote_code", *more, **arguments)
     return json.loads((output / "results.json").read_text())
 
 

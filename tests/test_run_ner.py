@@ -1,7 +1,6 @@
 """The script for named entities on files of the official form, its metric by hand, and what it refuses."""
 
 import json
-import sys
 from pathlib import Path
 
 import evaluate
@@ -15,7 +14,7 @@ from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolutio
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
 from autobert_zero.search.data import train_tokenizer
 
-from .conftest import tiny_config
+from .conftest import run_script, tiny_config
 
 
 NAMES = ("anna", "bert", "carl dorn", "dora")
@@ -63,9 +62,7 @@ def run(monkeypatch, model, folder, **more) -> dict:
         "save_strategy": "no",
         **more,
     }
-    given = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["run_ner.py", "--trust_remote_code", *given])
-    run_ner.main()
+    run_script(monkeypatch, run_ner, "--trust_remote_code", **arguments)
     return json.loads((folder / "out" / "results.json").read_text())
 
 
