@@ -147,6 +147,6 @@ def write_results(
     args: TransformersArguments, commit: str | None, counts: dict[str, int], metrics: dict[str, float]
 ) -> None:
     """`results.json`, and a line of it."""
-    results = {**reporting.provenance(commit, args.device.type), "seed": args.seed, **counts, "metrics": metrics}
-    reporting.write_json(Path(args.output_dir) / "results.json", results)
+    provenance = {**reporting.provenance(commit, args.device.type), "processes": args.world_size, "seed": args.seed}
+    reporting.write_json(Path(args.output_dir) / "results.json", {**provenance, **counts, "metrics": metrics})
     print(" ".join(f"{name} {value:.2f}" for name, value in metrics.items()))

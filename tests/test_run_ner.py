@@ -1,6 +1,9 @@
 """The script for named entities on files of the official form, its metric by hand, and what it refuses."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import evaluate
@@ -86,6 +89,23 @@ def test_entities_are_found_in_pieces_of_sentences(monkeypatch, model, tmp_path,
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, model, tmp_path, seed=1, label_column=2)
     assert "holds a training that differs in label_column, seed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_tag_every_word_and_end_together(model, tmp_path):
+    conll(tmp_path / "train.txt", count=37)  # of pieces that no two processes share evenly
+    script = [run_ner.__file__, "--use_cpu", "true", "--model", str(model), "--trust_remote_code"]
+    files = [f"--{name}={tmp_path / 'train.txt'}" for name in ("train_file", "validation_file")]
+    sizes = ["--max_seq_length=12", "--num_train_epochs=1", "--per_device_eval_batch_size=4", "--report_to=none"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for number in range(3):
+        output = tmp_path / f"out-{number}"
+        command = [*launch, *script, *files, *sizes, "--output_dir", str(output)]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((output / "results.json").read_text())["processes"] == 2
+        tagged = read_columns(str(output / "predictions.txt"), label_column=1)
+        assert tagged == read_columns(str(tmp_path / "train.txt"))
 
 
 def test_each_word_begins_in_one_piece(model):
