@@ -323,14 +323,6 @@ class SearchSettings(TextSettings):
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "SearchSettings":
-        """Inverse of `to_dict`. Raises `ValueError` for a name that is no setting."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"settings: expected some of {sorted(known)}, got {unknown}")
-        return cls(**values)
-
     def identity(self) -> dict[str, Any]:
         """The settings that a history depends on: all but the place, the machine, and how long it goes on."""
         return {name: value for name, value in self.to_dict().items() if name not in _NO_PART_OF_A_HISTORY}

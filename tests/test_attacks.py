@@ -212,7 +212,7 @@ def test_histories_of_earlier_releases_are_read():
         known = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
         assert header["schema"] == known["schema"]
         assert [[r.status, r.score, str(r.genome)] for r in records] == known["records"]
-        SearchSettings.from_dict(json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+        SearchSettings(**json.loads((folder / "settings.json").read_text(encoding="utf-8")))
 
 
 def test_a_run_of_an_earlier_release_is_continued(tmp_path):

@@ -205,9 +205,7 @@ def corpus(tiny_settings) -> Corpus:
 
 def test_a_given_tokenizer_is_used(corpus, tiny_settings, tmp_path):
     corpus.tokenizer.save_pretrained(tmp_path / "tokenizer")
-    again = Corpus.build(
-        SearchSettings.from_dict({**tiny_settings.to_dict(), "tokenizer": str(tmp_path / "tokenizer")})
-    )
+    again = Corpus.build(SearchSettings(**{**tiny_settings.to_dict(), "tokenizer": str(tmp_path / "tokenizer")}))
     assert again.digest() == corpus.digest()
 
 

@@ -1,6 +1,6 @@
 """Every command and code block of the documentation, run; every link, followed.
 
-Commands run as they stand, page by page and in order, in a folder with a `text.txt` and a `glue` of a few lines. What would take
+Commands run as they stand, page by page and in order, in a folder with text, tasks and entities of a few lines. What would take
 minutes gets more flags, that make it small; what would need other machines is read by what would read it there.
 """
 
@@ -25,6 +25,7 @@ from autobert_zero.search.settings import SearchSettings, flags
 
 from .conftest import TINY_RUN, write_corpus
 from .test_run_glue import write_task
+from .test_run_ner import conll
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +46,7 @@ SMALL = {
     "search": {**TINY_RUN, "glue_steps": 2},
     "run_pretraining.py": SMALL_TRAINING,
     "run_glue.py": SMALL_TUNING,
+    "run_ner.py": {"max_steps": 2, "max_seq_length": 16, "report_to": "none"},
 }
 # What is not run here, and what is tested in its place.
 ELSEWHERE = {
@@ -112,6 +114,8 @@ def place(tmp_path, monkeypatch, language) -> Path:
     write_corpus(tmp_path / "text.txt", documents=120)
     for task in ("rte", "mrpc"):
         write_task(tmp_path / "glue", task)
+    for name in ("train", "valid"):
+        conll(tmp_path / f"{name}.txt", count=8)
     for name in ("examples", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
@@ -143,7 +147,7 @@ def test_commands_and_code(page, place, monkeypatch, capfd):
             exec(compile(block, str(page), "exec"), {"__name__": "block"})
         elif language == "yaml":
             name = re.match(r"# (\S+)\n", block)[1]
-            SearchSettings.from_dict(yaml.safe_load(block))
+            SearchSettings(**yaml.safe_load(block))
             Path(name).write_text(block, encoding="utf-8")
         elif not (found := commands_of(block)):
             # An expression, or what a command prints.

@@ -27,7 +27,7 @@ def settings(tiny_settings, tmp_path) -> SearchSettings:
         write_task(tmp_path / "glue", name)
     glue = {"proxy": "glue", "proxy_tasks": ["rte", "stsb"], "glue_dir": str(tmp_path / "glue")}
     values = {"glue_steps": 30, "glue_learning_rate": 1e-2, "initializer_range": 0.3, "batch_size": 8}
-    return SearchSettings.from_dict({**tiny_settings.to_dict(), **glue, **values})
+    return SearchSettings(**{**tiny_settings.to_dict(), **glue, **values})
 
 
 def make(settings: SearchSettings) -> tuple[GlueProxy, SuperNetwork]:
@@ -59,12 +59,12 @@ def test_only_the_training_part_is_read(settings, tmp_path):
         train = (tmp_path / "glue" / name / "train.jsonl.gz").read_bytes()
         path.write_bytes(train)  # another validation part, the same rows to search with
     assert make(settings)[0].digest() == digest
-    other = SearchSettings.from_dict({**settings.to_dict(), "seed": 7})
+    other = SearchSettings(**{**settings.to_dict(), "seed": 7})
     assert make(other)[0].digest() != digest
 
 
 def test_a_failure_is_an_outcome(settings):
-    proxy, supernet = make(SearchSettings.from_dict({**settings.to_dict(), "glue_learning_rate": 1e30}))
+    proxy, supernet = make(SearchSettings(**{**settings.to_dict(), "glue_learning_rate": 1e30}))
     outcome = proxy.score(GENOME, supernet)
     assert outcome["score"] is None and outcome["reason"].startswith("FloatingPointError")
 

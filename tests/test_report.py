@@ -321,6 +321,9 @@ def test_the_commands(capsys, folder, tmp_path):
     )
     assert "it was ahead after their first 1,400 updates" in html
     assert f"<b>−{-history.best.score:.4f}</b> best score" in html and "no more than token frequencies" in html
+    summary["finalists"] = [{}]  # of one finalist, or a run of before they began the final training
+    (finished / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert "among the 1 best by score." in page([RunHistory.read(finished)])
     # A summary of before the search went on says nothing of what has come since.
     summary["counts"]["evaluated"] = 59
     (tmp_path / "older").mkdir()

@@ -118,7 +118,7 @@ def test_paths_are_of_convolutions_alone_or_as_the_settings_say(parts):
 
 def test_training_the_super_network(parts, tmp_path):
     settings, corpus, space, supernet = parts
-    settings = SearchSettings.from_dict({**settings.to_dict(), "supernet_steps": 60, "learning_rate": 5e-3})
+    settings = SearchSettings(**{**settings.to_dict(), "supernet_steps": 60, "learning_rate": 5e-3})
     losses = []
     paths = PathSampler(space, settings)
     checkpoint = Checkpoint(tmp_path / "supernet.safetensors", "test", 1e9)
@@ -137,7 +137,7 @@ def test_training_the_super_network(parts, tmp_path):
 def test_a_step_is_the_mean_over_its_paths(parts, monkeypatch):
     """One update with plain models, path by path, equals the super-network's."""
     settings, corpus, space, supernet = parts
-    settings = SearchSettings.from_dict({**settings.to_dict(), "paths_per_step": 3, "dropout": 0.0})
+    settings = SearchSettings(**{**settings.to_dict(), "paths_per_step": 3, "dropout": 0.0})
     supernet = SuperNetwork(settings, len(corpus.tokenizer), corpus.tokenizer.pad_token_id)
     expected = torch.zeros_like(supernet.attention.get_input_embeddings().weight)
     for number in range(3):
@@ -160,7 +160,7 @@ def test_a_step_is_the_mean_over_its_paths(parts, monkeypatch):
 
 def test_score_is_repeatable_and_above_what_is_untrained(parts):
     settings, corpus, _, supernet = parts
-    settings = SearchSettings.from_dict({**settings.to_dict(), "candidate_steps": 60, "candidate_learning_rate": 0.02})
+    settings = SearchSettings(**{**settings.to_dict(), "candidate_steps": 60, "candidate_learning_rate": 0.02})
     proxy = MaskedLMProxy(settings, corpus, torch.device("cpu"))
     genome = Genome([Convolution(3), SELF_ATTENTION])
     untrained = -proxy.loss(supernet.candidate(genome), "select")
@@ -294,7 +294,7 @@ from autobert_zero.search.space import BackboneSpace
 from autobert_zero.search.supernet import PathSampler, SuperNetwork, train_supernet
 import json
 torch.set_num_threads(1)
-settings = SearchSettings.from_dict(json.loads(sys.argv[1]))
+settings = SearchSettings(**json.loads(sys.argv[1]))
 accelerator = Accelerator(cpu=True)
 assert accelerator.num_processes == int(sys.argv[2]), accelerator.num_processes
 corpus = Corpus.build(settings)
