@@ -72,6 +72,6 @@ pretraining-speed: .venv/installed
 scaling: .venv/installed
 	$(BIN)/python benchmarks/scaling.py driver --output results/scaling/driver.json
 	$(BIN)/python benchmarks/scaling.py processes --output results/scaling/processes.json \
-	    --supernet_steps 10 --final_steps 1 --finalist_repetitions 0 --max_evaluations 40
+	    --supernet_steps 10 --final_steps 1 --max_evaluations 40
 	$(BIN)/python benchmarks/scaling.py simulation --history results/first-light/eltec-history.jsonl \
 	    --output results/scaling/simulation.json
