@@ -4,6 +4,7 @@ Commands run as they stand, page by page and in order, in a folder with text, ta
 minutes gets more flags, that make it small; what would need other machines is read by what would read it there.
 """
 
+import dataclasses
 import os
 import re
 import runpy
@@ -18,6 +19,7 @@ import nbformat
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from transformers import TrainingArguments
 
 from autobert_zero.configuration_autobert_zero import Expression
 from autobert_zero.search import commands
@@ -51,7 +53,7 @@ SMALL = {
 # What is not run here, and what is tested in its place.
 ELSEWHERE = {
     "pip": "the environment is there",
-    "make": "test_targets_exist",
+    "make": "test_commands_that_are_not_run_exist",
     "sbatch": "test_the_job_script",
     "convert_checkpoint.py": "tests/test_convert_checkpoint.py: weights of the Hub",
     "run_squad.py": "tests/test_run_squad.py: the official files",
@@ -167,6 +169,18 @@ def test_commands_that_are_not_run_exist():
             assert script is None or (ROOT / script).exists(), command
             if command[0] == "make":
                 assert re.search(rf"^{re.escape(command[1])}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+
+
+def test_flags_of_the_benchmarks_exist():
+    """They take settings of a search, options of their own, and those of the script that they measure."""
+    known = {field.name for settings in (SearchSettings, TrainingArguments) for field in dataclasses.fields(settings)}
+    measured = (ROOT / "examples" / "run_pretraining.py").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in makefile.splitlines():
+        if script := re.search(r"benchmarks/\w+\.py", line):
+            text = (ROOT / script[0]).read_text(encoding="utf-8") + measured
+            for flag in re.findall(r" --(\w+)", line):
+                assert flag in known or re.search(rf"\b{flag}\b", text), (script[0], flag)
 
 
 def test_options_in_the_text_exist():
