@@ -203,10 +203,10 @@ def summarise(rows: dict[str, dict[str, dict]], costs: dict[str, list[int]], uni
         return {name: value(row) for name, row in rows[method].items()}
 
     columns = {"parameters": {n: -c[0] for n, c in costs.items()}, "FLOPs": {n: -c[1] for n, c in costs.items()}}
-    columns |= {f"full 0 at {share:.0%}": losses("full 0", str(share)) for share in SHARES[:-1]}
+    part = {f"{share:.0%}": losses("full 0", str(share)) for share in SHARES[:-1]}
+    columns |= {f"full 0 at {share}": earlier for share, earlier in part.items()}
     columns |= {method: losses(method) for method in rows if method != "full 0"}
     full = losses("full 0")
-    part = {f"{share:.0%}": losses("full 0", str(share)) for share in SHARES[:-1]}
     methods = {}
     for method, column in columns.items():
         known = [name for name in names if name in column]

@@ -36,6 +36,17 @@ class FineTuningArguments(TransformersArguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows of a device in an evaluation."})
 
 
+@dataclass
+class FileArguments:
+    """Options of a script that fine-tunes on one file and reports on another."""
+
+    model: str = field(metadata={"help": "Folder or Hub name of a pre-trained model with its tokenizer."})
+    train_file: str = field(metadata={"help": "File to train on."})
+    validation_file: str = field(metadata={"help": "File to report on."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code beside the model."})
+    revision: str = field(default="main", metadata={"help": "Revision of a model of the Hub."})
+
+
 def parse(options: type, arguments: type, description: str | None) -> tuple[HfArgumentParser, Any, Any]:
     """The parser of a script, for what is wrong later on, and what the command line gives: options, and arguments of Trainer."""
     parser = HfArgumentParser(
@@ -115,7 +126,7 @@ def make_trainer(
     return trainer
 
 
-def hold_training(options: Any, args: TransformersArguments, of_no_step: tuple[str, ...]) -> None:
+def hold_training(options: FileArguments, args: TransformersArguments, of_no_step: tuple[str, ...]) -> None:
     """Write down in the output folder what is trained there, from a file.
 
     Args:

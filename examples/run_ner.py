@@ -19,6 +19,7 @@ import evaluate
 import numpy as np
 from continuing import end_together
 from fine_tuning import (
+    FileArguments,
     FineTuningArguments,
     hold_training,
     load_parts,
@@ -43,14 +44,9 @@ _TAG = re.compile(r"O|[BIES]-\S+")
 
 
 @dataclass
-class NerArguments:
-    model: str = field(metadata={"help": "Folder or Hub name of a pre-trained model with its tokenizer."})
-    train_file: str = field(metadata={"help": "File to train on."})
-    validation_file: str = field(metadata={"help": "File to report on."})
+class NerArguments(FileArguments):
     label_column: int = field(default=-1, metadata={"help": "Column of the tag, from 0; -1: the last one."})
     max_seq_length: int = field(default=128, metadata={"help": "Tokens of a piece of a sentence."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code beside the model."})
-    revision: str = field(default="main", metadata={"help": "Revision of a model of the Hub."})
 
 
 @dataclass(frozen=True)

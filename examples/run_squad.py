@@ -19,6 +19,7 @@ import evaluate
 import numpy as np
 from continuing import end_together
 from fine_tuning import (
+    FileArguments,
     FineTuningArguments,
     hold_training,
     load_parts,
@@ -41,18 +42,13 @@ METRIC = str(Path(__file__).with_name("squad_metric.py"))
 
 
 @dataclass
-class SquadArguments:
-    model: str = field(metadata={"help": "Folder or Hub name of a pre-trained model with its tokenizer."})
-    train_file: str = field(metadata={"help": "Official JSON file to train on."})
-    validation_file: str = field(metadata={"help": "Official JSON file to report on."})
+class SquadArguments(FileArguments):
     max_seq_length: int = field(
         default=384, metadata={"help": "Tokens of a window: question and part of the context."}
     )
     doc_stride: int = field(default=128, metadata={"help": "Tokens by which two windows of a context overlap."})
     max_answer_length: int = field(default=30, metadata={"help": "Tokens of the longest answer."})
     n_best: int = field(default=20, metadata={"help": "Best starts and ends of a window that are combined."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code beside the model."})
-    revision: str = field(default="main", metadata={"help": "Revision of a model of the Hub."})
 
 
 @dataclass
