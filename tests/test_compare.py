@@ -85,8 +85,12 @@ def test_the_scripts_take_every_command(tmp_path, scale):
         *_, arguments = pretraining.parse_args_into_dataclasses(command[2:])
         assert {"learning_rate": arguments.learning_rate, "warmup_steps": arguments.warmup_steps} in plan["grid"]
     glue = HfArgumentParser((run_glue.GlueArguments, _Arguments))
-    for command in made.fine_tunings():
+    fine_tunings = list(made.fine_tunings())
+    for command in fine_tunings:
         glue.parse_args_into_dataclasses(command[2:])
+    for stage in (list(made.pretrainings()), fine_tunings):
+        firsts = [any("seed-0" in part for part in command) for command in stage]
+        assert firsts == sorted(firsts, reverse=True) and sum(firsts) * len(plan["seeds"]) == len(stage)
 
 
 class _Arguments:

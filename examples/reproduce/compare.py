@@ -206,8 +206,8 @@ class Comparison:
         return min(known, key=lambda pair: pair[0])[1] if known else self.scale["pretraining"]["grid"][0]
 
     def pretrainings(self) -> Iterable[list[str]]:
-        for row, given in self.rows.items():
-            for seed in self.scale["pretraining"]["seeds"]:
+        for seed in self.scale["pretraining"]["seeds"]:  # outside, so that all rows have one before any has a second
+            for row, given in self.rows.items():
                 yield self._pretraining(
                     row, self.choice(row), seed, given.get("budget", 1), self.seed_folder(row, seed)
                 )
@@ -215,8 +215,8 @@ class Comparison:
     def fine_tunings(self) -> Iterable[list[str]]:
         given = dict(self.scale["glue"])
         tasks = given.pop("tasks")
-        for row in self.rows:
-            for seed in self.scale["pretraining"]["seeds"]:
+        for seed in self.scale["pretraining"]["seeds"]:
+            for row in self.rows:
                 for task in tasks:
                     folder = self.seed_folder(row, seed)
                     values = {
