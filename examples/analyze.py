@@ -28,12 +28,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
-from fine_tuning import load_own_operations
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from autobert_zero.configuration_autobert_zero import Genome
-from autobert_zero.search import reporting
+from autobert_zero.search import own_operations, reporting
 from autobert_zero.search.costs import Sizes
 from autobert_zero.search.data import cut, stream_documents, tokenize
 from autobert_zero.search.settings import TextSettings
@@ -94,7 +93,7 @@ def latency(model: PreTrainedModel, ids: torch.Tensor, rounds: int) -> float:
 def analyze(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Raises: ValueError for a text too short, and a model without so many positions; OSError for no model."""
     if arguments.trust_remote_code:
-        load_own_operations(AutoConfig.from_pretrained(name, trust_remote_code=True), name)
+        own_operations.load_beside(AutoConfig.from_pretrained(name, trust_remote_code=True), name)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     model = AutoModel.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).eval()
     length = arguments.sequence_length

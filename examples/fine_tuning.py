@@ -20,7 +20,6 @@ from transformers import (
     Trainer,
 )
 from transformers import TrainingArguments as TransformersArguments
-from transformers.utils import cached_file
 
 from autobert_zero.search import own_operations, reporting
 
@@ -70,15 +69,8 @@ def load_parts(options: Any) -> tuple[PretrainedConfig, PreTrainedTokenizerBase,
     tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
     check_fit(config, tokenizer, options.max_seq_length)
     if options.trust_remote_code:
-        load_own_operations(config, options.model, options.revision)
+        own_operations.load_beside(config, options.model, options.revision)
     return config, tokenizer, remote
-
-
-def load_own_operations(config: PretrainedConfig, model: str, revision: str = "main") -> None:
-    """Those of the file beside a model, if it has any: this package is here, so the model is built by it, and not by the
-    code beside the model."""
-    if getattr(config, "own_operations", None):
-        own_operations.load(cached_file(model, own_operations.TABLE, revision=revision))
 
 
 def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:

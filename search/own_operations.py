@@ -26,6 +26,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PretrainedConfig
+from transformers.utils import cached_file
 
 from autobert_zero.configuration_autobert_zero import LAYER_RULE, AutoBertZeroConfig
 from autobert_zero.configuration_autobert_zero import add_operation as add_rule
@@ -102,6 +104,13 @@ def load(path: str | Path) -> dict[str, str]:
     rules = {name: rule for name, (rule, _) in table.items()}
     grammar.draw_from(name for name, rule in rules.items() if rule != LAYER_RULE)
     return rules
+
+
+def load_beside(config: PretrainedConfig, model: str, revision: str = "main") -> None:
+    """Load the file beside a model, in its folder or on the Hub, if the model has any: where this package is, a model is
+    built by it, and not by the code beside the model."""
+    if getattr(config, "own_operations", None):
+        load(cached_file(model, TABLE, revision=revision))
 
 
 def digest(name: str) -> str:
