@@ -61,8 +61,8 @@ class Sizes:
         if node.name not in _PRODUCTS:
             return 0
         lengths = {"n": self.tokens, "d": self.hidden_size // self.num_attention_heads}
-        inner = node.operands[0].type[1]
-        return 2 * lengths[node.type[0]] * lengths[inner] * lengths[node.type[1]]
+        inner = lengths[node.operands[0].type[1]] + 2 * (node.name == "euclidean_distance")  # squared lengths of both
+        return 2 * lengths[node.type[0]] * inner * lengths[node.type[1]]
 
     def of(self, genome: Genome) -> dict[str, float]:
         return {"parameters": self.parameters(genome), "flops": self.flops(genome)}

@@ -135,6 +135,28 @@ def test_distances_of_equal_rows_have_finite_gradients():
         assert q.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("length", [3, 2000])
+@pytest.mark.parametrize(
+    ("dtype", "origin", "tolerance"),
+    [(torch.float32, 0, 2e-6), (torch.float32, 100, 1e-5), (torch.float64, 0, 1e-9), (torch.float64, 100, 1e-5)],
+)
+def test_distances_are_exact_also_of_near_rows(dtype, origin, tolerance, length):
+    """Against plain differences, to the tolerance, also where rows are near each other and far from the origin."""
+    program = ExpressionProgram(Expression.parse("matmul(euclidean_distance(q, k), v)"))
+    q = origin + torch.randn(1, 1, TOKENS, length, dtype=dtype)
+    k = q + torch.logspace(-2, 1, TOKENS, dtype=dtype)[:, None] * torch.randn(q.shape, dtype=dtype)
+    k[:, :, -1] = q[:, :, -1]
+    found = run(program, {"q": q.requires_grad_(), "k": k.requires_grad_(), "v": torch.eye(TOKENS, dtype=dtype)})
+    (found**3).sum().backward()
+    x, y = (each.detach().double().requires_grad_() for each in (q, k))
+    expected = (x.unsqueeze(-2) - y.unsqueeze(-3) + 1e-300).norm(dim=-1)
+    (expected**3).sum().backward()
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=1e-15)
+    for got, wanted in ((q.grad, x.grad), (k.grad, y.grad)):
+        error = (got - wanted).abs().max() / wanted.abs().max()
+        assert error < 10 * tolerance
+
+
 def test_mixing_tokens_is_what_the_expression_says():
     """A token's output changes with another token's input exactly if `mixes_tokens`."""
     answers = set()
