@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +73,25 @@ def effective_rank(values: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def latency(model: PreTrainedModel, ids: torch.Tensor, rounds: int) -> float:
-    """Median milliseconds of a forward pass, after three for warm-up."""
-    seconds = []
+def latencies(runs: Sequence[tuple[PreTrainedModel, torch.Tensor]], rounds: int) -> list[float]:
+    """Median milliseconds of each model's forward pass, after three for warm-up; they take turns, so that what else the
+    machine does hits all alike."""
+    seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(3 + rounds):
-        start = time.perf_counter()
-        model(ids)
-        if ids.device.type != "cpu":
-            torch.accelerator.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds[3:])
+        for (model, ids), times in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            model(ids)
+            if ids.device.type != "cpu":
+                torch.accelerator.synchronize()
+            times.append(time.perf_counter() - start)
+    return [1000 * statistics.median(times[3:]) for times in seconds]
 
 
-@torch.no_grad()
-def analyze(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Raises: ValueError for a text too short, and a model without so many positions; OSError for no model."""
+def load(name: str, arguments: argparse.Namespace) -> tuple[PreTrainedModel, torch.Tensor]:
+    """A model, and the sequences that it reads.
+
+    Raises: ValueError for a text too short, and a model without so many positions; OSError for no model.
+    """
     if arguments.trust_remote_code:
         own_operations.load_beside(AutoConfig.from_pretrained(name, trust_remote_code=True), name)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
@@ -103,6 +108,12 @@ def analyze(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model.to(device)
     ids = torch.from_numpy(rows.astype(np.int64)).to(device)
+    return model, ids
+
+
+@torch.no_grad()
+def analyze(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
+    """What is in the pictures but times, for sequences (sequences, tokens)."""
     states = [state.float().cpu() for state in model(ids, output_hidden_states=True).hidden_states]
     spectra = [relative_singular_values(state) for state in states]
     return {
@@ -110,8 +121,7 @@ def analyze(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "effective_rank": [round(effective_rank(values), 2) for values in spectra],
         "singular_values": [[round(float(v), 6) for v in values] for values in spectra],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": backbone_flops(model, length),
-        "milliseconds": round(latency(model, ids[:1], arguments.rounds), 3),
+        "flops": backbone_flops(model, ids.shape[1]),
     }
 
 
@@ -190,9 +200,14 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     try:
         labels = distinct_labels(given.models)
-        results = {label: analyze(name, given) for label, name in zip(labels, given.models, strict=True)}
+        runs = [load(name, given) for name in given.models]
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    times = latencies([(model, ids[:1]) for model, ids in runs], given.rounds)
+    results = {
+        label: {**analyze(*run), "milliseconds": round(milliseconds, 3)}
+        for label, run, milliseconds in zip(labels, runs, times, strict=True)
+    }
     given.output_dir.mkdir(parents=True, exist_ok=True)
     provenance = {
         "text": Path(given.text_file).name,
