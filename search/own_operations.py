@@ -110,7 +110,7 @@ def load_beside(config: PretrainedConfig, model: str, revision: str = "main") ->
     """Load the file beside a model, in its folder or on the Hub, if the model has any: where this package is, a model is
     built by it, and not by the code beside the model."""
     if getattr(config, "own_operations", None):
-        load(cached_file(model, TABLE, revision=revision))
+        load(str(cached_file(model, TABLE, revision=revision)))  # raises where there is none
 
 
 def digest(name: str) -> str:
