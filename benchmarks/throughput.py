@@ -176,12 +176,12 @@ def measure_row(row, rounds: int, device: torch.device) -> dict:
     return {"rounds": rounds, "matmul_gflops": round(statistics.median(rates) / 1e9, 1), "models": results}
 
 
-def measure_costs(row, device: torch.device) -> dict:
-    """Operations, parameters and peak memory of the models of a row.
+def count_costs(row, device: torch.device) -> dict:
+    """Operations and parameters of the models of a row.
 
     A backward pass is counted as twice the forward pass: torch's counter takes a depth-wise backward for a dense one.
     """
-    names, mode, batch, tokens, dtype_name = row
+    names, mode, batch, tokens, _ = row
     costs = {}
     for name in names:
         model = prepare(name, "inference", torch.float32, device)
@@ -192,9 +192,13 @@ def measure_costs(row, device: torch.device) -> dict:
         costs[name] = {
             "gflop": round(passes * counter.get_total_flops() / 1e9, 2),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "peak_mib": round(peak_memory(name, mode, batch, tokens, dtype_name, device)),
         }
     return {"costs": costs}
+
+
+def measure_memory(row, device: torch.device) -> dict:
+    names, *given = row
+    return {"peak_mib": {name: round(peak_memory(name, *given, device)) for name in names}}
 
 
 def measure_padding(texts: Path, vocab_file: str, batch: int, rounds: int, device: torch.device) -> dict:
@@ -276,13 +280,15 @@ def table(results: dict) -> str:
     lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for label, row in rows.items():
         costs = rows.get(f"{label}, costs", {}).get("costs", {})
+        peaks = rows.get(f"{label}, memory", {}).get("peak_mib", {})
         for name, m in row.get("models", {}).items():
             speed = m.get("tokens_per_second", m.get("useful_tokens_per_second"))
-            cells = ["", "", "", ""]
+            cells = ["", "", ""]
             if name in costs:
                 cost = costs[name]
                 share = cost["gflop"] / m["seconds"] / row["matmul_gflops"]
-                cells = [f"{share:.0%}", f"{cost['gflop']:,.0f}", f"{cost['parameters']:,}", f"{cost['peak_mib']:,}"]
+                cells = [f"{share:.0%}", f"{cost['gflop']:,.0f}", f"{cost['parameters']:,}"]
+            cells.append(f"{peaks[name]:,}" if name in peaks else "")
             lines.append(f"| {label} | {name} | {speed:,} | {m['relative']:.2f} | {' | '.join(cells)} |")
     lines += ["", "| row | module | inference ms | with backward ms |", "| --- | --- | ---: | ---: |"]
     for label, row in rows.items():
@@ -315,7 +321,8 @@ def main() -> None:
         names, mode, batch, tokens, dtype = row
         label = f"{mode} {batch}×{tokens} {dtype}" + (", executors" if names is EXECUTORS else "")
         jobs[label] = lambda row=row: measure_row(row, args.rounds, device)
-        jobs[f"{label}, costs"] = lambda row=row: measure_costs(row, device)
+        jobs[f"{label}, costs"] = lambda row=row: count_costs(row, device)
+        jobs[f"{label}, memory"] = lambda row=row: measure_memory(row, device)
     for dtype in ("float32",) if device.type == "cpu" else ("bfloat16",):
         jobs[f"convolution 8×128 {dtype}"] = lambda dtype=dtype: measure_convolutions(
             8, 128, 20 * args.rounds, device, getattr(torch, dtype)
