@@ -34,8 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from autobert_zero.search import own_operations, reporting
-from autobert_zero.search.data import cut, stream_documents, tokenize
+from autobert_zero.search.data import cut
 from autobert_zero.search.settings import TextSettings
+from autobert_zero.search.text import stream_documents, tokenize
 
 
 # Distinct also in print and to the colour-blind (Okabe and Ito's palette), and by their marks.

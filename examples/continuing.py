@@ -1,6 +1,5 @@
 """What a training that goes on in a folder needs to know: that it is the same one, where it was, and when all of it is over."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from autobert_zero.search import reporting
+from autobert_zero.search.text import file_digest
 
 
 # Arguments of Trainer that its steps depend on.
@@ -18,12 +18,6 @@ STEPS_DEPEND_ON = (
     *("seed", "max_steps", "num_train_epochs", "learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type"),
     *("max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "optim", "bf16", "fp16", "label_smoothing_factor"),
 )
-
-
-def file_digest(path: str | Path) -> str:
-    """16 hexadecimal digits of the content of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def model_identity(model: str, revision: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from continuing import file_digest, hold_settings, last_checkpoint, model_identity, steps_identity
+from continuing import hold_settings, last_checkpoint, model_identity, steps_identity
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -22,6 +22,7 @@ from transformers import (
 from transformers import TrainingArguments as TransformersArguments
 
 from autobert_zero.search import own_operations, reporting
+from autobert_zero.search.text import file_digest
 
 
 @dataclass

@@ -22,7 +22,6 @@ import functools
 import hashlib
 import inspect
 import itertools
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from continuing import end_together, file_digest, hold_settings, last_checkpoint, steps_identity
+from continuing import end_together, hold_settings, last_checkpoint, steps_identity
 from huggingface_hub.errors import StrictDataclassError
 from packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
 from transformers import (
@@ -47,18 +46,10 @@ from transformers import TrainingArguments as TransformersArguments
 from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
 from autobert_zero.search import own_operations, reporting
-from autobert_zero.search.data import (
-    ROLES,
-    load_tokenizer,
-    read_documents,
-    split_documents,
-    stream_documents,
-    tokenize,
-    train_tokenizer,
-    unigram_loss,
-)
+from autobert_zero.search.data import unigram_loss
 from autobert_zero.search.factory import load_genome
 from autobert_zero.search.settings import TextSettings, stream
+from autobert_zero.search.text import Text, load_tokenizer, prepare, stream_documents, tokenize
 
 
 @dataclass
@@ -89,7 +80,6 @@ class PretrainingArguments:
     split_seed: int = field(default=42, metadata={"help": "Seed of the search whose split of the text this keeps."})
     eval_file: list[str] = field(default_factory=list, metadata={"help": "More text to take losses on, by file."})
     max_eval_sequences: int = field(default=1024, metadata={"help": "Sequences that a loss is taken on, at most."})
-    prepared_dir: str | None = field(default=None, metadata={"help": "Folder to keep the tokens in, for other runs."})
     streamed_documents: int = field(
         default=10000, metadata={"help": "With --streaming: documents in memory; the first of all report."}
     )
@@ -208,63 +198,17 @@ def digest_of(*arrays: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-@dataclass
-class Text:
-    """Tokens by role, (tokens,) each, and their tokenizer: what is trained on (*search*; missing if it is streamed), and
-    the parts to *select* settings by (missing likewise) and to *report*."""
-
-    tokenizer: transformers.PreTrainedTokenizerBase
-    parts: dict[str, np.ndarray]
-
-    def digest(self) -> str:
-        return digest_of(*(self.parts[role] for role in sorted(self.parts)))
-
-
-def prepare(settings: TextSettings, options: PretrainingArguments) -> Text:
-    """Read, split and tokenize, or take all that from the folder where an earlier run has kept it.
-
-    The folder may have been prepared elsewhere: a file that is not there is taken to be what it was.
-
-    Raises: ValueError for bad text, and for a folder with the tokens of another text or of other settings.
-    """
-    folder = Path(options.prepared_dir) if options.prepared_dir and not settings.streaming else None
-    kept = {}
-    if folder and (folder / "text.json").exists():
-        kept = json.loads((folder / "text.json").read_text(encoding="utf-8"))
-    files = {
-        Path(path).name: file_digest(path) if Path(path).is_file() else kept.get("files", {}).get(Path(path).name)
-        for path in settings.train_file
-    }
-    names = {"text": {**dataclasses.asdict(settings), "train_file": list(files)}, "files": files}
-    names["split_seed"] = options.split_seed
-    if kept:
-        if kept != names:
-            raise ValueError(f"prepared_dir: {folder} holds the tokens of another text (see its text.json)")
-        return Text(
-            load_tokenizer(str(folder)), {role: np.load(folder / f"{role}.npy", mmap_mode="r") for role in ROLES}
-        )
-    if settings.streaming:
-        if not settings.tokenizer:
-            raise ValueError("tokenizer: expected one with streaming, got none")
-        tokenizer = load_tokenizer(settings.tokenizer)
-        held_out = itertools.islice(stream_documents(settings), options.streamed_report)
-        return Text(tokenizer, {"report": tokenize(held_out, tokenizer)})
-    parts = split_documents(read_documents(settings), settings, options.split_seed)
-    tokenizer = (
-        load_tokenizer(settings.tokenizer)
-        if settings.tokenizer
-        else train_tokenizer(parts["search"], settings.vocab_size, options.max_seq_length)
-    )
-    # Two bytes a token where they suffice.
-    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
-    text = Text(tokenizer, {role: tokenize(part, tokenizer).astype(dtype) for role, part in parts.items()})
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(folder)
-        for role, tokens in text.parts.items():
-            np.save(folder / f"{role}.npy", tokens)
-        reporting.write_json(folder / "text.json", names)  # last, so that it vouches for the others
-    return text
+def prepared_or_streamed(settings: TextSettings, options: PretrainingArguments) -> Text:
+    """Of a stream only the part to *report*, its first documents. Raises: ValueError for bad text."""
+    if not settings.streaming:
+        return prepare(settings, options.split_seed, options.max_seq_length)
+    if not settings.tokenizer:
+        raise ValueError("tokenizer: expected one with streaming, got none")
+    if settings.prepared_dir:
+        raise ValueError(f"prepared_dir: expected none with streaming, got {settings.prepared_dir!r}")
+    tokenizer = load_tokenizer(settings.tokenizer)
+    held_out = itertools.islice(stream_documents(settings), options.streamed_report)
+    return Text(tokenizer, {"report": tokenize(held_out, tokenizer)})
 
 
 def make_blocks(settings: TextSettings, options: PretrainingArguments, text: Text, seed: int, count: int, batch: int):
@@ -358,7 +302,7 @@ class Pretraining:
         """Raises: ValueError for bad input."""
         commit = reporting.commit()
         with args.main_process_first(desc="text"):
-            text = prepare(settings, options)
+            text = prepared_or_streamed(settings, options)
         if args.n_gpu > 1:
             raise ValueError(f"{args.n_gpu} GPUs: expected a process for each (accelerate launch, torchrun), got one")
         if settings.streaming and settings.max_documents and settings.max_documents <= options.streamed_report:
@@ -389,14 +333,13 @@ class Pretraining:
         )
         # Models of transformers take what it would pass and leave it alone: then the mean over micro-batches is right.
         trainer.model_accepts_loss_kwargs = False
-        of_place = ("prepared_dir", "eval_file")
         identity = {
-            **{k: v for k, v in dataclasses.asdict(options).items() if k not in of_place},
+            **{k: v for k, v in dataclasses.asdict(options).items() if k != "eval_file"},
             **steps_identity(args),
             "config": set_fields(config),
             "own_operations": [own_operations.digest(n) for n in getattr(config, "own_operations", None) or ()]
             or None,
-            "text": text.digest(),
+            "text": digest_of(*(text.parts[role] for role in sorted(text.parts))),
             "evaluated": {name: digest_of(blocks.packer.tokens) for name, blocks in evaluated.items()},
             "streamed": dataclasses.asdict(settings) if settings.streaming else None,
         }

@@ -201,8 +201,11 @@ class Run:
         self.own_kinds = sorted(name for name, rule in self.own_operations.items() if rule == LAYER_RULE)
 
     def _read_corpus(self) -> None:
+        # With a folder to keep the tokens in, one process makes them for all.
+        turns = self.accelerator.main_process_first() if self.settings.prepared_dir else contextlib.nullcontext()
         try:
-            self.corpus = corpus = Corpus.build(self.settings)
+            with turns:
+                self.corpus = corpus = Corpus.build(self.settings)
         except ValueError as error:
             raise UsageError(str(error)) from None
         tokens = ", ".join(f"{count:,} to {role}" for role, count in corpus.num_tokens().items())

@@ -33,6 +33,7 @@ _GROUPS = {
 # Settings that may differ between sessions of one run.
 _NO_PART_OF_A_HISTORY = {
     "output_dir",
+    "prepared_dir",
     "own_operations",  # where the file is; what stands in it is part of the data
     "num_threads",
     "checkpoint_seconds",
@@ -87,6 +88,9 @@ class TextSettings:
     vocab_size: int = _setting(4096, "Size of the vocabulary of the tokenizer that is trained.")
     select_fraction: float = _setting(0.08, "Share of the text (whole documents) that scores candidates.")
     report_fraction: float = _setting(0.08, "Share of the text (whole documents) that the reported losses come from.")
+    prepared_dir: str | None = _setting(
+        None, "Folder to keep the tokens in: a run that finds them there, also of another script, need not make them."
+    )
 
     def __post_init__(self) -> None:
         self._expect("vocab_size", self.vocab_size >= 64, "at least 64")

@@ -14,7 +14,7 @@ from autobert_zero import modeling_autobert_zero as modeling
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome, OwnLayer
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
 from autobert_zero.search import costs, own_operations
-from autobert_zero.search.data import train_tokenizer
+from autobert_zero.search.text import train_tokenizer
 
 from .conftest import tiny_config, write_corpus
 

@@ -244,11 +244,12 @@ def test_completion(tmp_path):
 def test_two_processes_give_the_same_history(finished, tmp_path, launch):
     """From the same super-network. That there are two is what the run says; the next test sees both at work."""
     expected, _ = finished
-    settings = dataclasses.replace(expected, output_dir=str(tmp_path / "run"))
+    kept = tmp_path / "kept"
+    settings = dataclasses.replace(expected, output_dir=str(tmp_path / "run"), prepared_dir=str(kept))
     os.mkdir(settings.output_dir)
     shutil.copy(Path(expected.output_dir, "supernet.safetensors"), settings.output_dir)
     out = finish(start(settings, launch))
-    assert "2 processes on cpu, 1 thread each" in out
+    assert "2 processes on cpu, 1 thread each" in out and (kept / "text.json").exists()
     assert history_without_times(settings) == history_without_times(expected)
     assert results(settings) == results(expected)
 

@@ -38,7 +38,8 @@ ALLOWED = {
     },
     "search.stopping": set(),
     "search.masking": set(),
-    "search.data": {"search.masking", "search.settings"},
+    "search.text": {"search.reporting", "search.settings"},
+    "search.data": {"search.masking", "search.settings", "search.text"},
     "search.training": {"search.settings", "search.stopping"},
     "search.supernet": {
         "configuration_autobert_zero",

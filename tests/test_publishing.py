@@ -17,9 +17,9 @@ from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolutio
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search import reporting
 from autobert_zero.search.commands import main
-from autobert_zero.search.data import train_tokenizer
 from autobert_zero.search.drawing import draw_genome, to_svg
 from autobert_zero.search.publishing import describe
+from autobert_zero.search.text import train_tokenizer
 
 from .conftest import run_without_package, tiny_config
 

@@ -15,8 +15,8 @@ from sklearn import metrics
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
-from autobert_zero.search.data import train_tokenizer
 from autobert_zero.search.glue import TASKS, load_task
+from autobert_zero.search.text import train_tokenizer
 
 from .conftest import run_script, tiny_config
 

@@ -19,8 +19,11 @@ from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertConfig
 
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
+from autobert_zero.search import text
+from autobert_zero.search.data import Corpus
+from autobert_zero.search.settings import SearchSettings
 
-from .conftest import run_without_package, write_corpus
+from .conftest import TINY_RUN, run_without_package, write_corpus
 
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "run_pretraining.py"
@@ -160,13 +163,19 @@ def test_it_learns_and_other_architectures_learn_from_the_same_batches(folder, r
     )
 
 
-def test_tokens_that_are_kept_are_those_of_the_text(folder, run):
-    run(max_steps=1)
-    digest = json.loads((folder / "out" / "results.json").read_text())["identity"]["text"]
-    run(max_steps=1, output_dir=folder / "again")
-    assert json.loads((folder / "again" / "results.json").read_text())["identity"]["text"] == digest
+def test_the_tokens_of_a_search_are_taken(folder, run, monkeypatch):
+    text_of_search = {"train_file": [str(folder / "text.txt")], "vocab_size": 150, "prepared_dir": folder / "prepared"}
+    settings = SearchSettings(**{**TINY_RUN, **text_of_search, "seed": 42})
+    Corpus.build(settings)
+    with monkeypatch.context() as reading:
+        reading.setattr(text, "read_documents", lambda settings: pytest.fail("read again"))
+        run(max_steps=1)
+    assert AutoTokenizer.from_pretrained(folder / "out").model_max_length == 32 > settings.sequence_length
+    run(max_steps=1, output_dir=folder / "fresh", prepared_dir=None)
+    taken, fresh = (json.loads((folder / name / "results.json").read_text()) for name in ("out", "fresh"))
+    assert taken["identity"] == fresh["identity"]
     write_corpus(folder / "text.txt", documents=61)
-    assert "holds the tokens of another text" in run(code=2, max_steps=1, output_dir=folder / "other")
+    assert "differs in content of train_file" in run(code=2, max_steps=1, output_dir=folder / "other")
 
 
 def test_streamed(folder, run):
@@ -178,6 +187,7 @@ def test_streamed(folder, run):
         "train_file": None,
         "dataset_name": folder / "data",
         "streaming": "true",
+        "prepared_dir": None,
         "tokenizer": folder / "out",
         "streamed_report": 10,
         "streamed_documents": 20,
@@ -197,6 +207,7 @@ def test_streamed(folder, run):
     assert "max_documents: expected more than streamed_report=10" in run(code=2, **{**options, "max_documents": 10})
     done = run(code=2, **{**options, "max_steps": -1})
     assert "max_steps: expected a number with streaming" in done
+    assert "prepared_dir: expected none with streaming" in run(code=2, **{**options, "prepared_dir": folder / "kept"})
 
 
 _BATCHES = """

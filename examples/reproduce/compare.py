@@ -143,7 +143,11 @@ class Comparison:
         return {k: model.get(v, v) if isinstance(v, str) else v for k, v in values.items()}
 
     def _text(self) -> dict[str, Any]:
-        return {"train_file": self.train_file, "vocab_size": self.scale["vocab_size"]}
+        return {
+            "train_file": self.train_file,
+            "vocab_size": self.scale["vocab_size"],
+            "prepared_dir": str(self.folder / "text"),
+        }
 
     def _pretraining(self, row: str, choice: dict[str, float], seed: int, share: float, folder: Path) -> list[str]:
         given = {k: v for k, v in self.scale["pretraining"].items() if k not in ("grid", "grid_share", "seeds")}
@@ -155,7 +159,6 @@ class Comparison:
             "seed": seed,
             "max_steps": round(given["max_steps"] * share),
             "eval_file": self.eval_file,
-            "prepared_dir": str(self.folder / "text"),
             "output_dir": str(folder),
             "disable_tqdm": "true",
         }
