@@ -178,14 +178,15 @@ def test_a_command_that_fails_ends_the_run_with_what_it_said(tmp_path, capsys):
     assert capsys.readouterr().out.count("$ python -c") == 2
 
 
-def test_what_is_refused(capsys):
+def test_what_is_refused(tmp_path, capsys):
     for arguments, message in (
         (["--scale", "huge"], "expected one of ["),
         (["--scale", "tiny", "--rows", "gpt"], "expected one of ["),
         (["--scale", "tiny", "--rows", "bert_longer"], "expected bert with bert_longer, whose learning rate it takes"),
+        (["--scale", "tiny", "--train_file", "no.txt"], "train_file: expected a file, got 'no.txt'"),
     ):
         with pytest.raises(SystemExit, match="2"):
-            compare.main([*arguments, "--output_dir", "x"])
+            compare.main([*arguments, "--output_dir", str(tmp_path)])
         assert message in capsys.readouterr().err
 
 

@@ -47,7 +47,8 @@ from autobert_zero.configuration_autobert_zero import (  # noqa: E402
 from autobert_zero.search import reporting  # noqa: E402
 from autobert_zero.search.costs import Sizes  # noqa: E402
 from autobert_zero.search.factory import load_genome, read_genome  # noqa: E402
-from autobert_zero.search.settings import flags  # noqa: E402
+from autobert_zero.search.settings import SearchSettings, flags  # noqa: E402
+from autobert_zero.search.text import prepare  # noqa: E402
 
 
 # Widths of the feed-forward part are multiples of it.
@@ -148,6 +149,11 @@ class Comparison:
             "vocab_size": self.scale["vocab_size"],
             "prepared_dir": str(self.folder / "text"),
         }
+
+    def prepare_text(self) -> None:
+        """Before anything runs, for all of it. Raises: ValueError for bad text."""
+        settings = SearchSettings(**self._text())
+        prepare(settings, settings.seed, self.scale["pretraining"]["max_seq_length"])
 
     def _pretraining(self, row: str, choice: dict[str, float], seed: int, share: float, folder: Path) -> list[str]:
         given = {k: v for k, v in self.scale["pretraining"].items() if k not in ("grid", "grid_share", "seeds")}
@@ -445,13 +451,14 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"rows: expected {other} with {row}, whose learning rate it takes")
     if not given.table_only:
         try:
+            comparison.prepare_text()
+        except ValueError as error:
+            parser.error(str(error))
+        try:
             run_all(list(comparison.searches()), given.jobs, given.output_dir)
             comparison.write_genomes()
-            for stage in (comparison.grids, comparison.pretrainings):
-                commands = list(stage())
-                if not (given.output_dir / "text" / "text.json").exists():
-                    run_all(commands[:1], 1, given.output_dir)  # alone, for it prepares the text for all
-                run_all(commands, given.jobs, given.output_dir)
+            run_all(list(comparison.grids()), given.jobs, given.output_dir)
+            run_all(list(comparison.pretrainings()), given.jobs, given.output_dir)
             if given.data_dir is not None or given.hub_glue:
                 run_all(list(comparison.fine_tunings()), given.jobs, given.output_dir)
         except RuntimeError as error:
