@@ -36,7 +36,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from autobert_zero.search import own_operations, reporting
 from autobert_zero.search.data import cut
 from autobert_zero.search.settings import TextSettings
-from autobert_zero.search.text import stream_documents, tokenize
+from autobert_zero.search.text import expect_vocabulary, stream_documents, tokenize
 
 
 # Distinct also in print and to the colour-blind (Okabe and Ito's palette), and by their marks.
@@ -96,11 +96,17 @@ def load(name: str, arguments: argparse.Namespace) -> tuple[PreTrainedModel, tor
     if arguments.trust_remote_code:
         own_operations.load_beside(AutoConfig.from_pretrained(name, trust_remote_code=True), name)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
+    expect_vocabulary(tokenizer, name)
     model = AutoModel.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).eval()
     length = arguments.sequence_length
     if length > model.config.max_position_embeddings:
         raise ValueError(
             f"sequence_length: expected at most {model.config.max_position_embeddings}, the positions of {name!r}, got {length}"
+        )
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"models: expected a tokenizer of at most {model.config.vocab_size} tokens, the vocabulary of {name!r}, "
+            f"got one of {len(tokenizer)}"
         )
     documents = itertools.islice(stream_documents(TextSettings(train_file=[arguments.text_file])), 1000)
     rows = cut(tokenize(documents, tokenizer), tokenizer.cls_token_id, length)[: arguments.sequences]
@@ -127,17 +133,23 @@ def analyze(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
 
 
 def distinct_labels(names: list[str]) -> list[str]:
-    """Names without the folders that all begin or end with; of a single one its last folder."""
+    """Names without the folders that all begin or end with, where they differ without; of a single one its last folder.
+
+    Raises: ValueError for a name that comes twice.
+    """
     parts = [Path(name).parts for name in names]
-    if len(set(parts)) < 2:
-        return [path[-1] for path in parts]
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"models: expected each once, got {names}")
+    if len(parts) == 1:
+        return [parts[0][-1]]
 
     def shared(paths: list[tuple[str, ...]]) -> int:
         return sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*paths, strict=False)))
 
     start = shared(parts)
     end = shared([path[start:][::-1] for path in parts])
-    return ["/".join(path[start : len(path) - end]) or path[-1] for path in parts]
+    short = ["/".join(path[start : len(path) - end]) or path[-1] for path in parts]
+    return short if len(set(short)) == len(short) else names
 
 
 def draw_similarity(results: dict[str, dict[str, Any]], path: Path) -> None:

@@ -1,5 +1,7 @@
 """What a training that goes on in a folder needs to know: that it is the same one, where it was, and when all of it is over."""
 
+import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,19 @@ from autobert_zero.search import reporting
 from autobert_zero.search.text import file_digest
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Of the scripts' own description as it stands, and with the default of every option."""
+
+
 # Arguments of Trainer that its steps depend on.
 STEPS_DEPEND_ON = (
     *("seed", "max_steps", "num_train_epochs", "learning_rate", "weight_decay", "warmup_steps", "lr_scheduler_type"),
     *("max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon", "optim", "bf16", "fp16", "label_smoothing_factor"),
+)
+# Others, which count where they are not at their defaults.
+STEPS_MAY_DEPEND_ON = (
+    *("lr_scheduler_kwargs", "optim_args", "data_seed", "dataloader_drop_last", "neftune_noise_alpha"),
+    "train_sampling_strategy",
 )
 
 
@@ -31,7 +42,13 @@ def model_identity(model: str, revision: str) -> dict[str, str]:
 def steps_identity(args: TrainingArguments) -> dict[str, Any]:
     """Of the arguments of Trainer; `batch` is all that makes one update."""
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return {**{name: str(getattr(args, name)) for name in STEPS_DEPEND_ON}, "batch": batch}
+    defaults = {each.name: each.default for each in dataclasses.fields(args)}
+    others = [
+        name
+        for name in STEPS_MAY_DEPEND_ON
+        if name in defaults and getattr(args, name) not in (defaults[name], None, {})
+    ]
+    return {**{name: str(getattr(args, name)) for name in (*STEPS_DEPEND_ON, *others)}, "batch": batch}
 
 
 def differences(found: dict[str, Any], identity: dict[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ from autobert_zero.configuration_autobert_zero import (
     Genome,
 )
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, AutoBertZeroPreTrainedModel
+from autobert_zero.search.text import expect_vocabulary
 
 
 Weights = dict[str, torch.Tensor]
@@ -201,10 +202,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="folder, or name on the Hub")
     parser.add_argument("output_dir", help="folder to save the model in")
     args = parser.parse_args(arguments)
-    model = convert(args.checkpoint)
+    try:
+        model = convert(args.checkpoint)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     model.save_pretrained(args.output_dir)
     try:
-        AutoTokenizer.from_pretrained(args.checkpoint).save_pretrained(args.output_dir)
+        tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
+        expect_vocabulary(tokenizer, args.checkpoint)
+        tokenizer.save_pretrained(args.output_dir)
     except (OSError, ValueError) as error:
         print(f"no tokenizer was copied: {error}")
     print(

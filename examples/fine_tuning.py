@@ -1,8 +1,8 @@
 """What the fine-tuning scripts share: their command line, defaults of Trainer, whether a model takes what it will be given,
 what a folder is the training of, and what is left in it."""
 
-import argparse
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from continuing import hold_settings, last_checkpoint, model_identity, steps_identity
+from continuing import HelpFormatter, hold_settings, last_checkpoint, model_identity, steps_identity
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -22,7 +22,7 @@ from transformers import (
 from transformers import TrainingArguments as TransformersArguments
 
 from autobert_zero.search import own_operations, reporting
-from autobert_zero.search.text import file_digest
+from autobert_zero.search.text import expect_vocabulary, file_digest
 
 
 @dataclass
@@ -52,7 +52,7 @@ def parse(options: type, arguments: type, description: str | None) -> tuple[HfAr
     parser = HfArgumentParser(
         (options, arguments),  # type: ignore[arg-type]
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     given, args = parser.parse_args_into_dataclasses()
@@ -68,6 +68,7 @@ def load_parts(options: Any) -> tuple[PretrainedConfig, PreTrainedTokenizerBase,
     remote = {"trust_remote_code": options.trust_remote_code, "revision": options.revision}
     config = AutoConfig.from_pretrained(options.model, **remote)
     tokenizer = AutoTokenizer.from_pretrained(options.model, **remote)
+    expect_vocabulary(tokenizer, options.model)
     check_fit(config, tokenizer, options.max_seq_length)
     if options.trust_remote_code:
         own_operations.load_beside(config, options.model, options.revision)
@@ -106,8 +107,14 @@ def make_trainer(
     """
     config, tokenizer, remote = parts
     transformers.set_seed(args.seed)
+    # A head of another size, of a model fine-tuned before, begins anew like one that is missing.
+    model, loaded = model_class.from_pretrained(
+        options.model, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **remote
+    )
+    if wrong := [name for name, *_ in loaded["mismatched_keys"] if name.startswith(f"{model.base_model_prefix}.")]:
+        raise ValueError(f"model: expected weights of the sizes in its configuration, got others in {sorted(wrong)}")
     trainer = Trainer(
-        model=model_class.from_pretrained(options.model, config=config, **remote),
+        model=model,
         args=args,
         train_dataset=rows,
         data_collator=collator_class(tokenizer),
@@ -138,13 +145,23 @@ def hold_training(options: FileArguments, args: TransformersArguments, of_no_ste
 
 
 def train_and_predict(trainer: Trainer, rows: datasets.Dataset) -> Any:
-    """Train, or go on from the last checkpoint; save the model. Returns: what it predicts for encoded rows."""
+    """Train, or go on from the last checkpoint; save the model. Returns: what it predicts for encoded rows.
+
+    Raises: SystemExit for a training that diverged.
+    """
     folder = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if has_diverged(trainer):
+        sys.exit("error: the training diverged: try a lower learning_rate in another output_dir")
     trainer.save_model()
     if trainer.is_world_process_zero():
         own_operations.carry(folder)
     return trainer.predict(rows).predictions
+
+
+def has_diverged(trainer: Trainer) -> bool:
+    """Whether weights are no numbers any more. Predictions of such a model look like any: the first label of all rows."""
+    return not all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
 def write_results(

@@ -19,6 +19,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from continuing import differences, end_together, model_identity, steps_identity
-from fine_tuning import FineTuningArguments, load_parts, make_trainer, parse
+from fine_tuning import FineTuningArguments, has_diverged, load_parts, make_trainer, parse
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -122,10 +123,13 @@ class FineTuning:
             found |= {k if len(parts) == 1 else f"{part} {k}": round(v, 6) for k, v in scores.items()}
         return found
 
+    def folder(self, seed: int) -> Path:
+        return Path(self.args.output_dir, self.name, f"seed-{seed}")
+
     def train(self, rows: datasets.Dataset, learning_rate: float, seed: int) -> Trainer:
         args = copy.copy(self.args)
         args.learning_rate, args.seed = learning_rate, seed
-        args.output_dir = str(Path(self.args.output_dir, self.name, f"seed-{seed}"))
+        args.output_dir = str(self.folder(seed))
         args.save_strategy = args.eval_strategy = "no"
         parts = (self.config, self.tokenizer, self.remote)
         trainer = make_trainer(
@@ -135,19 +139,25 @@ class FineTuning:
         return trainer
 
     def try_rate(self, learning_rate: float, seed: int) -> dict[str, Any]:
-        """Trained on nine tenths of the training part, measured on the rest of it."""
+        """Trained on nine tenths of the training part, measured on the rest of it; the score is None if that diverged."""
         halves = self._training_part().train_test_split(0.1, seed=0, keep_in_memory=True)
         trainer = self.train(halves["train"], learning_rate, seed)
+        if has_diverged(trainer):
+            return {"metrics": {}, "score": None}
         metrics = self._metrics(trainer, {"held out": halves["test"]})
         return {"metrics": metrics, "score": round(headline(metrics), 4)}
 
     def report(self, learning_rate: float, seed: int) -> dict[str, Any]:
-        """Trained on all of the training part, measured on the official validation part, predicted for the test part."""
+        """Trained on all of the training part, measured on the official validation part, predicted for the test part; the
+        score is None if that diverged."""
         rows = self._training_part()
         trainer = self.train(rows, learning_rate, seed)
         limit = self.options.max_eval_samples
         parts = {part: self.parts[part] for part in self.task.validations}
         parts = {part: p if limit is None else p.select(range(min(limit, len(p)))) for part, p in parts.items()}
+        counts = {"train": len(rows), **{part: len(p) for part, p in parts.items()}}
+        if has_diverged(trainer):
+            return {"metrics": {}, "score": None, "rows": counts}
         metrics = self._metrics(trainer, parts)
         for part, submission in self.submissions.items():
             if part in self.parts:
@@ -155,8 +165,7 @@ class FineTuning:
         if self.options.save_models:
             trainer.save_model()
             if trainer.is_world_process_zero():
-                own_operations.carry(Path(trainer.args.output_dir))
-        counts = {"train": len(rows), **{part: len(p) for part, p in parts.items()}}
+                own_operations.carry(self.folder(seed))
         return {"metrics": metrics, "score": round(headline(metrics), 4), "rows": counts}
 
     def _submit(self, trainer: Trainer, rows: datasets.Dataset, submission: str, seed: int) -> None:
@@ -220,8 +229,8 @@ def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, An
     """The rate that did best on the held-out tenth, and what its seeds report."""
     first = tuning.args.seed
 
-    def row(key: str, make) -> dict[str, Any]:
-        if key not in rows.done:
+    def row(key: str, make: Callable[[], dict[str, Any]], is_there: bool = True) -> dict[str, Any]:
+        if key not in rows.done or not is_there:
             start = time.perf_counter()
             known = {"task": tuning.name, "data": tuning.data}
             rows.add(key, {**known, **make(), "seconds": round(time.perf_counter() - start, 1)})
@@ -231,9 +240,14 @@ def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, An
     if len(rates) > 1:
         for rate in rates:
             grid[rate] = row(f"{tuning.name}, rate {rate}", functools.partial(tuning.try_rate, rate, first))["score"]
-    best = max(grid, key=grid.__getitem__) if grid else rates[0]
+    best = max(grid, key=lambda rate: (grid[rate] is not None, grid[rate] or 0)) if grid else rates[0]
     seeds = [
-        row(f"{tuning.name}, rate {best}, seed {seed}", functools.partial(tuning.report, best, seed))
+        row(
+            f"{tuning.name}, rate {best}, seed {seed}",
+            functools.partial(tuning.report, best, seed),
+            # A training that is done is done again for its model.
+            is_there=not tuning.options.save_models or (tuning.folder(seed) / "config.json").exists(),
+        )
         for seed in range(first, first + tuning.options.seeds)
     ]
     return {
@@ -246,21 +260,27 @@ def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, An
     }
 
 
-def spread(values: list[float]) -> str:
-    """Standard deviation over seeds."""
-    return f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+def median_and_spread(values: list[float | None]) -> str:
+    """Median and standard deviation over seeds; neither where one of them diverged."""
+    if None in values:
+        return f"{'diverged':>8}{'':8}"
+    spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.median(values):8.2f}{spread:>8}"
+
+
+def shown(scores: list[float | None]) -> str:
+    return " ".join("diverged" if score is None else f"{score:.2f}" for score in scores)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'task':8}{'median':>8}{'spread':>8}{'rate':>9}  seeds"]
     for name, result in results.items():
         scores = result["scores"]
-        cells = f"{statistics.median(scores):8.2f}{spread(scores):>8}{result['learning_rate']:>9g}"
-        lines.append(f"{name:8}{cells}  {' '.join(f'{score:.2f}' for score in scores)}")
+        lines.append(f"{name:8}{median_and_spread(scores)}{result['learning_rate']:>9g}  {shown(scores)}")
     if len(results) > 1:
-        means = [statistics.fmean(each) for each in zip(*(r["scores"] for r in results.values()), strict=True)]
-        cells = f"{statistics.median(means):8.2f}{spread(means):>8}{'':9}"
-        lines.append(f"{'mean':8}{cells}  {' '.join(f'{mean:.2f}' for mean in means)}")
+        by_seed = zip(*(r["scores"] for r in results.values()), strict=True)
+        means = [None if None in each else statistics.fmean(each) for each in by_seed]
+        lines.append(f"{'mean':8}{median_and_spread(means)}{'':9}  {shown(means)}")
     return "\n".join(lines)
 
 
@@ -286,6 +306,8 @@ def main() -> None:
     commit, rates = reporting.commit(), options.learning_rates or [args.learning_rate]
     folder = Path(args.output_dir)
     try:
+        if options.seeds < 1:
+            raise ValueError(f"seeds: expected at least 1, got {options.seeds}")
         identity = {
             **{k: v for k, v in dataclasses.asdict(options).items() if k not in OF_NO_ROW},
             **{k: v for k, v in steps_identity(args).items() if k != "learning_rate"},

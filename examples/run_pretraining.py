@@ -16,7 +16,6 @@ nothing where it is done. What came out is in `results.json`; the model loads by
 `AutoModel.from_pretrained(output_dir, trust_remote_code=True)`.
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from continuing import end_together, hold_settings, last_checkpoint, steps_identity
+from continuing import HelpFormatter, end_together, hold_settings, last_checkpoint, steps_identity
 from huggingface_hub.errors import StrictDataclassError
 from packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
 from transformers import (
@@ -143,6 +142,8 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
             config.update_from_string(overrides)
     except (ValueError, TypeError) as error:
         raise ValueError(f"config_overrides: {error}") from None
+    if not hasattr(config, "max_position_embeddings"):
+        raise ValueError(f"model_type: expected an encoder with max_position_embeddings, got {model.model_type!r}")
     if config.max_position_embeddings < max_seq_length:
         if "max_position_embeddings=" in overrides:
             raise ValueError(
@@ -232,18 +233,30 @@ def make_blocks(settings: TextSettings, options: PretrainingArguments, text: Tex
     return StreamedBlocks(read, pack_documents, curriculum, options.streamed_documents)
 
 
-def evaluation_sets(options: PretrainingArguments, text: Text) -> dict[str, Blocks]:
-    """By name, sequences that are the same, under the same masks, for every model and seed."""
+def evaluation_sets(settings: TextSettings, options: PretrainingArguments, text: Text) -> dict[str, Blocks]:
+    """By name, sequences that are the same, under the same masks, for every model and seed.
+
+    Raises: ValueError for files of one name, and for bad text.
+    """
+    if options.max_eval_sequences < 1:
+        raise ValueError(f"max_eval_sequences: expected at least 1, got {options.max_eval_sequences}")
     arrays = {role: tokens for role, tokens in text.parts.items() if role != "search"}
     for path in options.eval_file:
         name = Path(path).name.split(".")[0]
         if name in arrays:
             raise ValueError(f"eval_file: expected files of different names, other than {list(arrays)}, got {path!r}")
-        arrays[name] = tokenize(stream_documents(TextSettings(train_file=[path])), text.tokenizer)
+        try:
+            documents = stream_documents(TextSettings(train_file=[path], text_column=settings.text_column))
+            arrays[name] = tokenize(documents, text.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"eval_file: {path!r}: {error}") from None
     found = {}
     for name, tokens in arrays.items():
         packer = Packer(tokens, text.tokenizer, 0, options.objective)
         total = min(options.max_eval_sequences, packer.count(options.max_seq_length))
+        if not total:
+            where = "eval_file" if name not in text.parts else "train_file: part to"
+            raise ValueError(f"{where} {name}: expected {options.max_seq_length} tokens or more, got {len(tokens)}")
         found[name] = Blocks(packer, Curriculum(options.max_seq_length, options.max_seq_length, 0), total)
     return found
 
@@ -322,7 +335,7 @@ class Pretraining:
         args.remove_unused_columns = False
         args.dataloader_pin_memory &= torch.accelerator.is_available()
         transformers.set_seed(args.seed)
-        evaluated = evaluation_sets(options, text)
+        evaluated = evaluation_sets(settings, options, text)
         trainer = PretrainingTrainer(
             model=make_model(config, options.objective),
             args=args,
@@ -335,7 +348,7 @@ class Pretraining:
         trainer.model_accepts_loss_kwargs = False
         identity = {
             **{k: v for k, v in dataclasses.asdict(options).items() if k != "eval_file"},
-            **steps_identity(args),
+            **{k: v for k, v in steps_identity(args).items() if k != "train_sampling_strategy"},  # set above
             "config": set_fields(config),
             "own_operations": [own_operations.digest(n) for n in getattr(config, "own_operations", None) or ()]
             or None,
@@ -388,7 +401,7 @@ def main() -> None:
     parser = HfArgumentParser(
         (ModelArguments, TextSettings, PretrainingArguments, TrainingArguments),  # type: ignore[arg-type]
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     try:

@@ -10,6 +10,7 @@ evaluation takes it, and `results.json`.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,17 @@ def read_squad(path: str) -> list[Question]:
         raise ValueError(f"expected a JSON file of SQuAD, got {path!r}: {type(error).__name__}: {error}") from None
     if not found:
         raise ValueError(f"expected questions in {path!r}, got none")
+    [(twice, count)] = Counter(question.id for question in found).most_common(1)
+    if count > 1:
+        raise ValueError(f"{path!r}: expected every id once, got {twice!r} more often")
     for question in found:
+        if not isinstance(question.context, str):
+            raise ValueError(f"{path!r}, question {question.id!r}: expected text as context, got {question.context!r}")
         for answer, start in zip(question.answers, question.starts, strict=True):
+            if type(start) is not int or start < 0:
+                raise ValueError(
+                    f"{path!r}, question {question.id!r}: expected a whole number as answer_start, got {start!r}"
+                )
             if question.context[start : start + len(answer)] != answer:
                 raise ValueError(
                     f"{path!r}, question {question.id!r}: expected {answer!r} at character {start} of the context, "
@@ -168,9 +178,10 @@ def set_up(
 ) -> tuple[Trainer, datasets.Dataset, list[Question], dict]:
     """Raises: ValueError for bad input, before anything is trained."""
     _, tokenizer, _ = parts = load_parts(options)
-    if options.doc_stride > (most := options.max_seq_length // 2 - 4):
+    most = options.max_seq_length // 2 - 4
+    if not 0 <= options.doc_stride <= most:
         raise ValueError(
-            f"doc_stride: expected at most {most}, a little less than half of max_seq_length, got {options.doc_stride}"
+            f"doc_stride: expected from 0 to {most}, a little less than half of max_seq_length, got {options.doc_stride}"
         )
     train, validation = read_squad(options.train_file), read_squad(options.validation_file)
     windows = make_windows(train, tokenizer, options)

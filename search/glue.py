@@ -76,6 +76,8 @@ def _check(name: str, part: str, rows: datasets.Dataset) -> datasets.Dataset:
     if missing := [column for column in (*task.columns, "idx") if column not in rows.column_names]:
         raise ValueError(f"{where}: expected columns {[*task.columns, 'label', 'idx']}, without {missing}")
     numbers = rows["idx"][:]
+    if wrong := [number for number in numbers if type(number) is not int or number < 0]:
+        raise ValueError(f"{where}: expected whole numbers in 'idx', got {wrong[0]!r}")
     if len(set(numbers)) < len(numbers):
         [(twice, _)] = Counter(numbers).most_common(1)
         raise ValueError(f"{where}: expected every idx once, got {twice} more often")
@@ -96,15 +98,15 @@ def _check(name: str, part: str, rows: datasets.Dataset) -> datasets.Dataset:
     labels = rows["label"][:]
     if task.labels:
         numbered = {label: number for number, label in enumerate(task.labels)}
-        labels = [numbered.get(label, label) for label in labels]
-        wrong = [(i, v) for i, v in zip(numbers, labels, strict=True) if v not in numbered.values() or v is True]
+        labels = [numbered[label] if isinstance(label, str) and label in numbered else label for label in labels]
+        wrong = [
+            (i, v) for i, v in zip(numbers, labels, strict=True) if isinstance(v, bool) or v not in numbered.values()
+        ]
         expected = f"one of {list(numbered.items())}"
     else:
         low, high = SCORE_RANGE
         wrong = [
-            (i, v)
-            for i, v in zip(numbers, labels, strict=True)
-            if not isinstance(v, int | float) or not low <= v <= high
+            (i, v) for i, v in zip(numbers, labels, strict=True) if type(v) not in (int, float) or not low <= v <= high
         ]
         expected = f"a number from {low} to {high}"
     if wrong:
@@ -119,6 +121,8 @@ def _read(folder: Path, part: str) -> datasets.Dataset | None:
         if path.is_file():
             try:
                 return datasets.Dataset.from_json(str(path), keep_in_memory=True)
+            except StopIteration:
+                raise ValueError(f"data_dir: expected rows in {path}, got none") from None
             except (OSError, EOFError, zlib.error, ValueError, datasets.exceptions.DatasetsError) as error:
                 raise ValueError(f"data_dir: cannot read {path}: {error.__cause__ or error}") from None
     return None

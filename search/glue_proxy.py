@@ -5,6 +5,7 @@ for reports.
 """
 
 import hashlib
+import importlib.util
 import json
 import statistics
 from collections.abc import Callable
@@ -35,7 +36,12 @@ class TaskRows:
 
 
 def read_tasks(settings: SearchSettings, corpus: Corpus) -> dict[str, TaskRows]:
-    """The proxy tasks of the settings, tokenized. Raises: ValueError for a task that cannot be read."""
+    """The proxy tasks of the settings, tokenized. Raises: ValueError for a task that cannot be read, and for metrics that
+    cannot be computed: before anything is trained."""
+    if missing := [name for name in ("sklearn", "scipy") if importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"proxy: expected {' and '.join(missing)} for glue (pip install scikit-learn scipy), got none"
+        )
     found = {}
     for name in settings.proxy_tasks:
         rows = load_task(name, settings.glue_dir)["train"]

@@ -12,6 +12,7 @@ from autobert_zero.configuration_autobert_zero import MAX_NODES, Convolution
 
 
 OBJECTIVES = ("score", "parameters", "flops", "latency")
+GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 # What settings are about, by the first of each group.
 _GROUPS = {
@@ -308,7 +309,8 @@ class SearchSettings(TextSettings):
         for name in ("strategy", "other_paths", "proxy"):
             choices = get_args(get_type_hints(type(self))[name])
             self._expect(name, getattr(self, name) in choices, f"one of {list(choices)}")
-        self._expect("proxy_tasks", len(self.proxy_tasks) > 0 and self._distinct("proxy_tasks"), "distinct tasks")
+        known = bool(self.proxy_tasks) and set(self.proxy_tasks) <= set(GLUE_TASKS)
+        self._expect("proxy_tasks", known and self._distinct("proxy_tasks"), f"any of {list(GLUE_TASKS)}, each once")
         self._expect("streaming", not self.streaming or self.max_documents is not None, "max_documents with it")
 
     def _distinct(self, name: str) -> bool:

@@ -191,10 +191,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int
     return BertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=model_max_length)
 
 
+def expect_vocabulary(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
+    """Raises `ValueError` for one of special tokens alone: what transformers makes where a tokenizer's files are missing."""
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(
+            f"expected a tokenizer with a vocabulary in {name_or_path!r}, got {len(tokenizer)} special tokens"
+        )
+
+
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Raises `ValueError` for one that cannot be loaded or lacks the tokens of masked language modelling."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        expect_vocabulary(tokenizer, name_or_path)
     except (OSError, ValueError) as error:
         raise ValueError(f"tokenizer: cannot load {name_or_path!r}: {error}") from None
     for name in ("cls_token", "sep_token", "mask_token", "pad_token"):
@@ -218,8 +227,8 @@ def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> np
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens by role, (tokens,) integers each, in which a separator ends every document; their tokenizer; and 16
-    hexadecimal digits of the documents before they are split, so of no seed (None where they come as a stream)."""
+    """A tokenizer; tokens by role, (tokens,) integers each, in which a separator ends every document; and 16 hexadecimal
+    digits of the documents before they are split, so of no seed (None where they come as a stream)."""
 
     tokenizer: PreTrainedTokenizerBase
     parts: dict[str, np.ndarray]
@@ -298,9 +307,10 @@ def _keep(folder: Path, text: Text, origin: dict[str, Any]) -> None:
             text.tokenizer.save_pretrained(place)
             for role, tokens in text.parts.items():
                 np.save(Path(place) / f"{role}.npy", tokens.astype(dtype))
-            names = sorted(os.listdir(place))
-            reporting.write_json(Path(place) / "text.json", {"digest": text.digest, "origin": origin})
-            for name in [*names, "text.json"]:  # which vouches for the others
+            files = {name: file_digest(Path(place) / name) for name in sorted(os.listdir(place))}
+            kept = {"digest": text.digest, "origin": origin, "files": files}
+            reporting.write_json(Path(place) / "text.json", kept)
+            for name in [*files, "text.json"]:  # which vouches for the others
                 os.replace(Path(place) / name, folder / name)
     except OSError as error:
         raise ValueError(f"prepared_dir: cannot write to {folder}: {error.strerror}") from None
@@ -309,11 +319,13 @@ def _keep(folder: Path, text: Text, origin: dict[str, Any]) -> None:
 def _kept(folder: Path, settings: TextSettings, seed: int) -> Text:
     try:
         kept = json.loads((folder / "text.json").read_text(encoding="utf-8"))
+        old, digest = kept["origin"], kept["digest"]
+        if damaged := [name for name, content in kept["files"].items() if file_digest(folder / name) != content]:
+            raise ValueError(f"{', '.join(damaged)}: not what was written")
         tokenizer = load_tokenizer(str(folder))
         parts = {role: np.load(folder / f"{role}.npy", mmap_mode="r") for role in ROLES}
-        old, digest = kept["origin"], kept["digest"]
         origin = _origin(settings, seed, old["content of train_file"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"prepared_dir: cannot read what {folder} holds: {error!r}") from None
     different = [name for name in origin if origin[name] != old.get(name)]
     given = settings.tokenizer if settings.tokenizer and os.path.isdir(settings.tokenizer) else None

@@ -58,6 +58,9 @@ def test_labels_tell_models_apart():
     assert distinct_labels(["runs/a/model"]) == ["model"]
     assert distinct_labels(["runs/a", "runs/a/model", "other"]) == ["runs/a", "runs/a/model", "other"]
     assert distinct_labels(["runs/a", "runs/a/model"]) == ["a", "model"]
+    assert distinct_labels(["m", "m/m"]) == ["m", "m/m"]
+    with pytest.raises(ValueError, match="models: expected each once"):
+        distinct_labels(["m", "m/"])
 
 
 def test_pictures(tmp_path, capsys, language):
@@ -81,9 +84,13 @@ def test_pictures(tmp_path, capsys, language):
     for name in ("token_uniformity", "singular_values", "costs"):
         picture = np.array(Image.open(tmp_path / "out" / f"{name}.png").convert("L"))
         assert picture.shape[0] > 200 and (picture < 128).any()
+    small = str(tmp_path / "small")
+    AutoBertZeroModel(tiny_config(Genome([SELF_ATTENTION]), vocab_size=20)).save_pretrained(small)
+    tokenizer.save_pretrained(small)
     for changed, message in (
         (["--sequence_length", "64"], "sequence_length: expected at most 32"),
         (["--sequence_length", "16", "--sequences", "9999"], "text_file: expected 9999 sequences of 16 tokens"),
+        (["--sequence_length", "16", "--models", small], "models: expected a tokenizer of at most 20 tokens"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(["--models", *models, *arguments, *changed])

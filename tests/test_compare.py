@@ -179,11 +179,22 @@ def test_a_command_that_fails_ends_the_run_with_what_it_said(tmp_path, capsys):
 
 
 def test_what_is_refused(tmp_path, capsys):
+    odd, broken, empty = (tmp_path / f"{name}.yaml" for name in ("odd", "broken", "empty"))
+    tiny = load_yaml("scales", "tiny")
+    odd.write_text(yaml.safe_dump({**tiny, "pretraining": {**tiny["pretraining"], "max_steps": 6}}))
+    broken.write_text("a: [")
+    empty.write_text("name: nothing")
     for arguments, message in (
         (["--scale", "huge"], "expected one of ["),
         (["--scale", "tiny", "--rows", "gpt"], "expected one of ["),
         (["--scale", "tiny", "--rows", "bert_longer"], "expected bert with bert_longer, whose learning rate it takes"),
         (["--scale", "tiny", "--train_file", "no.txt"], "train_file: expected a file, got 'no.txt'"),
+        (["--scale", "tiny", "--eval_file", "no.txt"], "eval_file: expected a file, got 'no.txt'"),
+        (["--scale", "tiny", "--data_dir", "nowhere"], "data_dir: expected rte/train.jsonl.gz in 'nowhere', got none"),
+        (["--scale", "tiny", "--jobs", "0"], "jobs: expected at least 1, got 0"),
+        (["--scale", str(odd)], "scale: expected a multiple of 4 as max_steps, for losses at each quarter, got 6"),
+        (["--scale", str(broken)], "scales: cannot read"),
+        (["--scale", "tiny", "--rows", str(empty)], "rows: expected genome, model_type or search in empty"),
     ):
         with pytest.raises(SystemExit, match="2"):
             compare.main([*arguments, "--output_dir", str(tmp_path)])

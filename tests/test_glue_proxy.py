@@ -1,5 +1,6 @@
 """GLUE as the proxy: a score that learning raises, repeats itself, and never sees a validation part."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import torch
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.search.data import Corpus
+from autobert_zero.search.glue import TASKS
 from autobert_zero.search.glue_proxy import GlueProxy, read_tasks
-from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.settings import GLUE_TASKS, SearchSettings
 from autobert_zero.search.supernet import SuperNetwork
 from autobert_zero.search.training import seed_torch
 
@@ -61,6 +63,20 @@ def test_only_the_training_part_is_read(settings, tmp_path):
     assert make(settings)[0].digest() == digest
     other = SearchSettings(**{**settings.to_dict(), "seed": 7})
     assert make(other)[0].digest() != digest
+
+
+def test_metrics_that_cannot_be_computed_end_a_run_at_its_start(settings, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else find_spec(name))
+    with pytest.raises(ValueError, match="proxy: expected sklearn for glue"):
+        make(settings)
+
+
+def test_the_settings_know_the_tasks():
+    assert set(GLUE_TASKS) == set(TASKS)
+    for wrong in (["RTE"], [], ["rte", "rte"]):
+        with pytest.raises(ValueError, match=r"proxy_tasks: expected any of \['cola', "):
+            SearchSettings(proxy="glue", proxy_tasks=wrong)
 
 
 def test_a_failure_is_an_outcome(settings):

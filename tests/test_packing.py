@@ -1,5 +1,7 @@
 """Packed sequences of pre-training: no pads, every token in its turn, and each a function of its number."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -175,3 +177,10 @@ def test_streamed_blocks_go_on_for_ever_in_one_order():
 def test_what_is_refused(make, expected):
     with pytest.raises(ValueError, match=expected):
         make()
+
+
+def test_blocks_go_to_workers_that_are_not_forked():
+    blocks = Blocks(Packer(TOKENS, TOKENIZER, 0), Curriculum(16, 8, 2), 5)
+    first = blocks[4]
+    sent = pickle.loads(pickle.dumps(blocks))
+    assert all(torch.equal(sent[4][name], first[name]) for name in first)

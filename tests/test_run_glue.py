@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import run_glue
 from run_glue import METRIC
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from sklearn import metrics
+from transformers import BertConfig, BertModel
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
@@ -181,6 +183,12 @@ def test_the_metric_is_scikit_learn_s_and_scipy_s():
         ("stsb", {"label": 5.5}, r"stsb, train: expected as label a number from 0.0 to 5.0, got 5.5 in idx 0"),
         ("stsb", {"idx": 3}, "stsb, train: expected every idx once, got 3 more often"),
         ("mrpc", {"sentence2": None}, "mrpc, train: expected text in 'sentence2', got None in idx 0"),
+        ("cola", {"label": True}, "cola, train: expected as label .* got True in idx 0"),
+        ("cola", {"label": [1]}, r"cola, train: expected as label .* got \[1\] in idx 0"),
+        ("stsb", {"label": "3"}, "stsb, train: expected as label a number .* got '3' in idx 0"),
+        ("cola", {"idx": "3"}, "cola, train: expected whole numbers in 'idx', got '3'"),
+        ("cola", {"idx": None}, "cola, train: expected whole numbers in 'idx', got None"),
+        ("mrpc", {"idx": -3}, "mrpc, train: expected whole numbers in 'idx', got -3"),
     ],
 )
 def test_bad_rows(tmp_path, name, changed, message):
@@ -201,6 +209,9 @@ def test_bad_files(tmp_path):
         load_task("rte", str(tmp_path))
     (tmp_path / "rte" / "validation.jsonl.gz").unlink()
     with pytest.raises(ValueError, match=r"expected rte/validation.jsonl.gz in .*, got \['train'\]"):
+        load_task("rte", str(tmp_path))
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"data_dir: (cannot read|expected rows in) .*train.jsonl.gz"):
         load_task("rte", str(tmp_path))
     path.write_bytes(b"no gzip")
     with pytest.raises(ValueError, match="data_dir: cannot read"):
@@ -224,6 +235,7 @@ def test_labels_by_name_are_numbered_in_the_order_of_the_task(tmp_path):
         (("--task_name", "imdb"), "task_name: expected all or one of"),
         (("--task_name", "rte", "--max_seq_length", "64"), "max_seq_length: expected at most 32, the positions"),
         (("--task_name", "mrpc"), "expected mrpc/train.jsonl.gz"),
+        (("--task_name", "rte", "--seeds", "0"), "seeds: expected at least 1, got 0"),
     ],
 )
 def test_bad_arguments(monkeypatch, model, tmp_path, capsys, arguments, message):
@@ -242,3 +254,52 @@ def test_a_tokenizer_too_large_for_the_model(monkeypatch, model, tmp_path, capsy
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, other, tmp_path / "data", tmp_path / "out", "--task_name", "rte")
     assert "expected a tokenizer of at most 20 tokens" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_a_vocabulary(monkeypatch, model, tmp_path, capsys):
+    """What transformers makes of a folder without a tokenizer's files reads every text as unknown words."""
+    write_task(tmp_path / "data", "rte")
+    bert = BertConfig(vocab_size=99, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
+    BertModel(bert).save_pretrained(tmp_path / "bert")
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, tmp_path / "bert", tmp_path / "data", tmp_path / "out", "--task_name", "rte")
+    assert "expected a tokenizer with a vocabulary in" in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_says_so(monkeypatch, model, tmp_path, capsys):
+    """And is not chosen; predictions of weights that are no numbers would be those of the first label."""
+    write_task(tmp_path / "data", "rte", test=True)
+    out = tmp_path / "out"
+    rates = ("--learning_rates", "1e30", "0.01", "--max_grad_norm", "1e30")
+    results = run(monkeypatch, model, tmp_path / "data", out, "--task_name", "rte", *rates)
+    assert results["tasks"]["rte"]["grid"]["1e+30"] is None and results["tasks"]["rte"]["learning_rate"] == 0.01
+    out = tmp_path / "all"
+    results = run(monkeypatch, model, tmp_path / "data", out, "--task_name", "rte", *rates[:2], *rates[3:])
+    assert results["tasks"]["rte"]["scores"] == [None, None] and not list(out.glob("submission*"))
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["rte", "diverged", "1e+30", "diverged", "diverged"]
+
+
+def test_from_one_task_to_another(monkeypatch, model, tmp_path):
+    """The model of a task with three labels is taken for one with two; a model that was not kept is made again."""
+    write_task(tmp_path / "data", "mnli", rows=9)
+    write_task(tmp_path / "data", "rte")
+    for more in ((), ("--save_models",)):
+        run(monkeypatch, model, tmp_path / "data", tmp_path / "out", "--task_name", "mnli", *more)
+    first = tmp_path / "out" / "mnli" / "seed-42"
+    results = run(monkeypatch, first, tmp_path / "data", tmp_path / "rte", "--task_name", "rte")
+    assert min(results["tasks"]["rte"]["scores"]) > 80
+    weights = load_file(first / "model.safetensors")
+    name = next(n for n in weights if n.startswith("autobert_zero.") and weights[n].ndim == 2)
+    weights[name] = weights[name][:-1].clone()
+    save_file(weights, first / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="model: expected weights of the sizes in its configuration, got others in"):
+        run(monkeypatch, first, tmp_path / "data", tmp_path / "other", "--task_name", "rte")
+
+
+def test_all_that_steps_depend_on_tells_trainings_apart(monkeypatch, model, tmp_path, capsys):
+    write_task(tmp_path / "data", "rte")
+    options = ("--task_name", "rte", "--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs")
+    run(monkeypatch, model, tmp_path / "data", tmp_path / "out", *options, '{"min_lr": 0.001}')
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, model, tmp_path / "data", tmp_path / "out", *options, '{"min_lr": 0.002}')
+    assert "differs in lr_scheduler_kwargs" in capsys.readouterr().err

@@ -143,7 +143,18 @@ def test_it_learns_and_other_architectures_learn_from_the_same_batches(folder, r
         "save_strategy": "no",
         "per_device_train_batch_size": 8,
     }
-    run(**learning, config_overrides=f"{SIZES},initializer_range=0.2", eval_file=[folder / "text.txt"])
+    rows = [
+        {"body": text.replace("\n", " ")} for text in (folder / "text.txt").read_text().split("\n\n") if text.strip()
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [folder / "text.txt", folder / "rows.jsonl"]
+    run(
+        **learning,
+        config_overrides=f"{SIZES},initializer_range=0.2",
+        eval_file=files,
+        text_column="body",
+        prepared_dir=None,
+    )
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["losses"]["report"]["1"] < results["unigram_losses"]["report"] - 0.3
     assert results["losses"]["text"]["1"] < results["unigram_losses"]["text"]
@@ -264,11 +275,17 @@ def test_two_processes(folder):
         ({"config_overrides": "hidden_size=13"}, "num_attention_heads: expected a divisor of hidden_size=13"),
         ({"config_overrides": "max_position_embeddings=16"}, "max_seq_length: expected at most .*16, got 32"),
         ({"eval_file": ["a/report.txt"]}, "eval_file: expected files of different names"),
+        ({"eval_file": ["no.txt"]}, "eval_file: 'no.txt': train_file: expected a file"),
+        ({"max_eval_sequences": 0}, "max_eval_sequences: expected at least 1, got 0"),
+        (
+            {"genome": None, "model_type": "t5", "config_overrides": None},
+            "model_type: expected an encoder with max_pos",
+        ),
         ({"genome": None, "model_type": "albert", "objective": "sop"}, "objective: AlbertForPreTraining takes no"),
         ({"objective": "nap"}, "objective: expected one of"),
         ({"objective": "nsp", "genome": None, "model_type": "convbert"}, "model_type: |objective: "),
         ({"train_file": "no.txt", "prepared_dir": None}, "train_file: expected a file, got 'no.txt'"),
-        ({"max_seq_length": 4096}, "train_file: expected about 8192 tokens or more"),
+        ({"max_seq_length": 4096}, "train_file: part to select: expected 4096 tokens or more, got"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(folder, run, arguments, message):
@@ -343,3 +360,8 @@ def test_predicting_where_a_label_stands_changes_nothing(model_type):
     for x, y in zip(plain.parameters(), sparse.parameters(), strict=True):
         assert (x.grad is None and y.grad is None) or torch.allclose(x.grad, y.grad, atol=1e-6)
     assert torch.allclose(plain(input_ids=ids).logits, sparse(input_ids=ids).logits, atol=1e-6)
+
+
+def test_a_short_file_to_evaluate_on_is_named(folder, run):
+    (folder / "short.txt").write_text("the cat meows")
+    assert "eval_file short: expected 32 tokens or more, got " in run(code=2, eval_file=[folder / "short.txt"])

@@ -1,6 +1,7 @@
 """The question answering script on a file of the official form, its metric by hand, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import evaluate
@@ -170,6 +171,22 @@ def test_bad_files(tmp_path):
         ValueError, match=r"question 'q0': expected 'a mill' at character 3 of the context, got 'rains '"
     ):
         read_squad(str(squad(tmp_path / "a.json", answer_start=3)))
+    for start in ("3", None, -4):
+        with pytest.raises(ValueError, match=f"question 'q0': expected a whole number as answer_start, got {start!r}"):
+            read_squad(str(squad(tmp_path / "a.json", answer_start=start)))
+    whole = squad(tmp_path / "a.json").read_text()
+    for old, new, message in (
+        ('"id": "q1"', '"id": "q0"', "expected every id once, got 'q0' more often"),
+        (
+            re.search(r'"context": "[^"]*"', whole).group(),
+            '"context": null',
+            "'q0': expected text as context, got None",
+        ),
+    ):
+        assert old in whole
+        (tmp_path / "b.json").write_text(whole.replace(old, new))
+        with pytest.raises(ValueError, match=message):
+            read_squad(str(tmp_path / "b.json"))
     for content in ("", "[]", '{"data": 3}', '{"data": [{"paragraphs": [{"qas": [{"id": 1}]}]}]}'):
         (tmp_path / "b.json").write_text(content)
         with pytest.raises(ValueError, match="expected a JSON file of SQuAD, got"):
@@ -183,7 +200,8 @@ def test_bad_files(tmp_path):
     ("arguments", "message"),
     [
         ({"max_seq_length": 99}, "max_seq_length: expected at most 64, the positions of the model, got 99"),
-        ({"doc_stride": 10}, "doc_stride: expected at most 5, a little less than half of max_seq_length, got 10"),
+        ({"doc_stride": 10}, "doc_stride: expected from 0 to 5, a little less than half of max_seq_length, got 10"),
+        ({"doc_stride": -1}, "doc_stride: expected from 0 to 5, a little less than half of max_seq_length, got -1"),
         ({"train_file": "no.json"}, "expected a JSON file of SQuAD, got 'no.json'"),
     ],
 )
@@ -192,3 +210,10 @@ def test_bad_arguments(monkeypatch, model, tmp_path, capsys, arguments, message)
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, model, tmp_path, **arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_says_so(monkeypatch, model, tmp_path):
+    squad(tmp_path / "train.json")
+    with pytest.raises(SystemExit, match="error: the training diverged"):
+        run(monkeypatch, model, tmp_path, learning_rate=1e30, max_grad_norm=1e30)
+    assert not (tmp_path / "out" / "results.json").exists()

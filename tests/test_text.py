@@ -241,19 +241,18 @@ def test_files_of_one_name_are_told_apart(tmp_path):
         prepare(settings, 0, 16)
 
 
-@pytest.mark.parametrize("damage", ["no tokens", "half of the tokens", "half of text.json", "{}", "no tokenizer"])
+@pytest.mark.parametrize("damage", ["no tokens", "half of the tokens", "others", "half of text.json", "{}", "[]"])
 def test_a_damaged_folder_is_named(prepared, tmp_path, damage):
     folder = tmp_path / "prepared"
     if damage == "no tokens":
         (folder / "select.npy").unlink()
     elif damage == "half of the tokens":
         (folder / "select.npy").write_bytes((folder / "select.npy").read_bytes()[:200])
-    elif damage == "no tokenizer":
-        (folder / "tokenizer.json").unlink()
-        (folder / "tokenizer_config.json").unlink()
+    elif damage == "others":
+        (folder / "select.npy").write_bytes((folder / "report.npy").read_bytes())
     else:
         whole = (folder / "text.json").read_text()
-        (folder / "text.json").write_text(damage if damage == "{}" else whole[: len(whole) // 2])
+        (folder / "text.json").write_text(damage if len(damage) == 2 else whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"prepared_dir: cannot read what .*prepared holds: "):
         prepare(prepared, 0, 16)
 

@@ -37,6 +37,7 @@ EXAMPLES = HERE.parent
 sys.path.insert(0, str(EXAMPLES))
 
 from analyze import backbone_flops  # noqa: E402
+from continuing import HelpFormatter  # noqa: E402
 from run_pretraining import ModelArguments, make_config, make_model  # noqa: E402
 
 from autobert_zero.configuration_autobert_zero import (  # noqa: E402
@@ -123,6 +124,23 @@ class Comparison:
         """Of a forward pass of the backbone over one sequence."""
         model = make_model(self._config(row, self.intermediate_size(row)), "mlm")
         return backbone_flops(model.base_model, self.scale["pretraining"]["max_seq_length"])
+
+    def check(self) -> None:
+        """Raises: ValueError or OSError for what would otherwise end a later stage."""
+        for row, given in self.rows.items():
+            if not {"genome", "model_type", "search"} & set(given):
+                raise ValueError(f"rows: expected genome, model_type or search in {row}, got {sorted(given)}")
+            if "search" not in given:
+                self.genome(row)
+        if (steps := self.scale["pretraining"]["max_steps"]) % 4:
+            raise ValueError(f"scale: expected a multiple of 4 as max_steps, for losses at each quarter, got {steps}")
+        for path in self.eval_file:
+            if not Path(path).is_file():
+                raise ValueError(f"eval_file: expected a file, got {path!r}")
+        tasks = self.scale["glue"]["tasks"]
+        for task in tasks if self.data_dir is not None and tasks != ["all"] else []:
+            if not any(Path(self.data_dir, task).glob("train.jsonl*")):
+                raise ValueError(f"data_dir: expected {task}/train.jsonl.gz in {self.data_dir!r}, got none")
 
     # Commands
 
@@ -283,7 +301,7 @@ class Comparison:
 
     def _glue(self, row: str, seeds: list[int]) -> dict[str, Any]:
         """Of each task, and of their mean, the scores of all fine-tunings: a list for each pre-training seed."""
-        tasks: dict[str, list[list[float]]] = {}
+        tasks: dict[str, list[list[float | None]]] = {}
         means = []
         for seed in seeds:
             done = {}
@@ -293,11 +311,11 @@ class Comparison:
                 tasks.setdefault(name, []).append(values)
             expected = set(self.scale["glue"]["tasks"])
             if done and (expected == {"all"} or set(done) == expected):
-                means.append([statistics.fmean(each) for each in zip(*done.values(), strict=True)])
+                means.append([mean(each) for each in zip(*done.values(), strict=True)])
         return {
             "tasks": {name: of_seeds(values) for name, values in tasks.items()},
             "mean": of_seeds(means) if means else None,
-            "scores": {**tasks, "mean": [[round(mean, 3) for mean in each] for each in means]},
+            "scores": {**tasks, "mean": [[each and round(each, 3) for each in of_seed] for of_seed in means]},
         }
 
 
@@ -310,19 +328,25 @@ def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def mean(values: Iterable[float | None]) -> float | None:
+    """None where one was not finite."""
+    known = list(values)
+    return None if None in known else statistics.fmean(known)
+
+
 def mean_and_error(values: list[float | None]) -> list[float | None]:
     """None for both where one was not finite, and for the error of a single one."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    average = mean(values)
+    if average is None:
         return [None, None]
-    error = reporting.standard_error(known)
-    return [round(statistics.fmean(known), 4), None if error is None else round(error, 4)]
+    error = reporting.standard_error(values)
+    return [round(average, 4), None if error is None else round(error, 4)]
 
 
-def of_seeds(scores: list[list[float]]) -> list[float | None]:
+def of_seeds(scores: list[list[float | None]]) -> list[float | None]:
     """Mean and standard error of fine-tunings by pre-training. Those of one pre-training are no independent values: where
     there are several, the error is that of their means."""
-    return mean_and_error([statistics.fmean(each) for each in scores] if len(scores) > 1 else list(scores[0]))
+    return mean_and_error(list(map(mean, scores)) if len(scores) > 1 else list(scores[0]))
 
 
 def shown(value: list[float | None] | None, digits: int) -> str:
@@ -406,22 +430,29 @@ def run_all(commands: list[list[str]], jobs: int, folder: Path) -> None:
             raise RuntimeError("\n\n".join(failures))
 
 
+def known(kind: str) -> list[str]:
+    """Names of the files beside this one."""
+    return sorted(path.stem for path in (HERE / kind).glob("*.yaml"))
+
+
 def load_yaml(kind: str, name: str) -> dict[str, Any]:
     """A file beside this one by its name, or any other by its path. Raises: ValueError where there is none."""
     path = HERE / kind / f"{name}.yaml"
     path = path if path.exists() else Path(name)
     if not path.is_file():
-        known = sorted(p.stem for p in (HERE / kind).glob("*.yaml"))
-        raise ValueError(f"{kind}: expected one of {known} or a file, got {name!r}")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+        raise ValueError(f"{kind}: expected one of {known(kind)} or a file, got {name!r}")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{kind}: cannot read {path}: {error}") from None
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--scale", required=True, help=f"One of {', '.join(known('scales'))}, or a path.")
+    parser.add_argument(
+        "--rows", nargs="+", default=DEFAULT_ROWS, help=f"Any of {', '.join(known('rows'))}, or paths."
     )
-    parser.add_argument("--scale", required=True, help="Name of a file in scales, or a path.")
-    parser.add_argument("--rows", nargs="+", default=DEFAULT_ROWS, help="Names of files in rows, or paths.")
     parser.add_argument("--output_dir", required=True, type=Path, help="Folder of all that is run.")
     parser.add_argument("--train_file", nargs="*", default=[], help="Text; default: Python's language reference.")
     parser.add_argument("--eval_file", nargs="*", default=[], help="More text to take losses on.")
@@ -432,6 +463,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--table_only", action="store_true", help="Run nothing.")
     parser.add_argument("--results", type=Path, help="JSON file for the table.")
     given = parser.parse_args(arguments)
+    if given.jobs < 1:
+        parser.error(f"jobs: expected at least 1, got {given.jobs}")
     try:
         rows = {Path(name).stem: load_yaml("rows", name) for name in given.rows}
         scale = load_yaml("scales", given.scale)
@@ -447,12 +480,13 @@ def main(arguments: list[str] | None = None) -> None:
         shlex.split(given.launch),
     )
     for row, what in rows.items():
-        if (other := what.get("grid_of")) and other not in rows and not any(comparison.grid(row)):
+        if (other := what.get("grid_of")) and other not in rows and None in comparison.grid(row):
             parser.error(f"rows: expected {other} with {row}, whose learning rate it takes")
     if not given.table_only:
         try:
+            comparison.check()
             comparison.prepare_text()
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             parser.error(str(error))
         try:
             run_all(list(comparison.searches()), given.jobs, given.output_dir)
