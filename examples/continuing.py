@@ -16,7 +16,11 @@ from autobert_zero.search.text import file_digest
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Of the scripts' own description as it stands, and with the default of every option."""
+    """Of the scripts' own description as it stands, and with the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False or action.default == []
+        return action.help if says_nothing else super()._get_help_string(action)
 
 
 # Arguments of Trainer that its steps depend on.

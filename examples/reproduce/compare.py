@@ -54,7 +54,7 @@ from autobert_zero.search.text import prepare  # noqa: E402
 
 # Widths of the feed-forward part are multiples of it.
 WIDTH_STEP = 8
-DEFAULT_ROWS = ("bert", "hybrid", "convbert", "published", "ours")
+DEFAULT_ROWS = ["bert", "hybrid", "convbert", "published", "ours"]
 
 
 @dataclass
@@ -458,7 +458,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eval_file", nargs="*", default=[], help="More text to take losses on.")
     parser.add_argument("--data_dir", help="Folder of the GLUE tasks.")
     parser.add_argument("--hub_glue", action="store_true", help="Take the GLUE tasks from the Hub.")
-    parser.add_argument("--launch", default=sys.executable, help="What starts each command: 'accelerate launch'.")
+    parser.add_argument("--launch", help="What starts each command instead of this Python: 'accelerate launch'.")
     parser.add_argument("--jobs", type=int, default=1, help="Commands at a time.")
     parser.add_argument("--table_only", action="store_true", help="Run nothing.")
     parser.add_argument("--results", type=Path, help="JSON file for the table.")
@@ -477,7 +477,7 @@ def main(arguments: list[str] | None = None) -> None:
         given.train_file,
         given.eval_file,
         given.data_dir,
-        shlex.split(given.launch),
+        shlex.split(given.launch) if given.launch else [sys.executable],
     )
     for row, what in rows.items():
         if (other := what.get("grid_of")) and other not in rows and None in comparison.grid(row):
@@ -502,7 +502,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{grids}\n")
     print(table(results) if results else "No row is pre-trained yet.")
     if given.results:
-        processes = {"jobs": given.jobs, "launch": Path(given.launch).name}
+        processes = {"jobs": given.jobs, "launch": given.launch or "python"}
         reporting.write_json(given.results, {"scale": scale, "rows": results, **processes})
 
 
