@@ -804,7 +804,7 @@ def _check_checkpoint(stored: dict, genome: list[dict] | None) -> None:
         raise ValueError("genome: " + "; ".join(differing))
 
 
-def _check_ids(**checked: tuple[torch.Tensor | None, nn.Embedding, str]) -> None:
+def _check_ids(config: AutoBertZeroConfig, **checked: tuple[torch.Tensor | None, nn.Module, str]) -> None:
     """Raises ValueError for ids that an embedding does not have, before a kernel fails on them.
 
     Args: for each name of an argument the ids, the embedding and the field of the configuration that gives its size.
@@ -816,7 +816,7 @@ def _check_ids(**checked: tuple[torch.Tensor | None, nn.Embedding, str]) -> None
     extremes = torch.stack([extreme for x in given.values() for extreme in x.aminmax()]).tolist()
     for name, least, greatest in zip(given, extremes[::2], extremes[1::2], strict=True):
         _, embedding, field = checked[name]
-        size = embedding.num_embeddings
+        size = getattr(embedding, "num_embeddings", None) or getattr(config, field)  # adapters wrap it, and have none
         if least < 0 or greatest >= size:
             got = least if least < 0 else greatest
             raise ValueError(f"{name}: expected ids from 0 to {size - 1} ({field}={size}), got {got}")
@@ -887,6 +887,7 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
                 f"got {tokens}"
             )
         _check_ids(
+            self.config,
             input_ids=(input_ids, self.embeddings.word_embeddings, "vocab_size"),
             token_type_ids=(token_type_ids, self.embeddings.token_type_embeddings, "type_vocab_size"),
             position_ids=(position_ids, self.embeddings.position_embeddings, "max_position_embeddings"),

@@ -74,6 +74,9 @@ def with_config(parser: argparse.ArgumentParser, arguments: list[str]) -> list[s
         unknown = sorted(map(str, set(values) - SETTINGS)) if isinstance(values, dict) else values
         meant = _meant(unknown, SETTINGS) if isinstance(values, dict) else ""
         parser.error(f"config: expected settings of a search in {path!r}, got {unknown!r:.200}{meant}")
+    defaults = SearchSettings().to_dict()
+    if empty := [name for name, value in values.items() if value == [] and defaults[name] != []]:
+        parser.error(f"config: expected values for {', '.join(empty)} in {path!r}, got none")
     return [*flags(values), *arguments]
 
 

@@ -56,7 +56,10 @@ def find_genome(source: str) -> Genome:
         raise ValueError(
             f"expected a file, a folder, or a model of the Hub (USER/NAME), got {source!r}, which is none"
         )
-    return AutoBertZeroConfig.from_pretrained(source).parsed_genome()
+    config, _ = AutoBertZeroConfig.get_config_dict(source)
+    if config.get("model_type") != AutoBertZeroConfig.model_type:
+        raise ValueError(f"a model of type {config.get('model_type')!r} has no genome: {source!r}")
+    return AutoBertZeroConfig.from_dict(config).parsed_genome()
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:

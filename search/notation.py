@@ -137,9 +137,11 @@ def genome_text(genome: Genome) -> str:
 
 
 def genome_latex(genome: Genome) -> str:
-    """The formulas of the distinct attentions, as the lines of an `align*` environment, and the layers as a comment."""
+    """The layers as a comment and, if there are attentions, the formulas of the distinct ones as an `align*` environment."""
     lines = [f"% {number}: {name}" for number, name in enumerate(layer_names(genome), start=1)]
     formulas = [
         rf"  \mathrm{{{letter}}} &= {latex(gene.expression)}" for gene, letter in distinct_attentions(genome).items()
     ]
-    return "\n".join([*lines, r"\begin{align*}", " \\\\\n".join(formulas), r"\end{align*}"])
+    if formulas:
+        lines += [r"\begin{align*}", " \\\\\n".join(formulas), r"\end{align*}"]
+    return "\n".join(lines)

@@ -52,6 +52,7 @@ def model_card(
             metric_value=round(found[metric], 4),
         )
         for metric in ("loss", "perplexity")
+        if found[metric] is not None
     ]
     card_data = ModelCardData(
         library_name="transformers",

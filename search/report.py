@@ -11,7 +11,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from markupsafe import Markup
 from autobert_zero.configuration_autobert_zero import OPERATIONS, Attention, Convolution, Genome
 from autobert_zero.search import charts, notation, reporting
 from autobert_zero.search.charts import Bar, Series
-from autobert_zero.search.drawing import draw_genome, to_svg
+from autobert_zero.search.drawing import SHORT_NAMES, draw_genome, to_svg
 from autobert_zero.search.history import read_history
 from autobert_zero.search.priority import AdditivePriority, OperationPriority
 from autobert_zero.search.records import Archive, Record, pareto_front
-from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.settings import BUDGET, SearchSettings
 from autobert_zero.search.space import BackboneSpace
 
 
@@ -52,6 +52,7 @@ class RunHistory:
     header: dict[str, Any]
     records: list[Record]
     summary: dict[str, Any] | None = None
+    later: dict[str, Any] = field(default_factory=dict)  # settings that the history does not depend on
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "RunHistory":
@@ -67,12 +68,17 @@ class RunHistory:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             if summary["counts"]["evaluated"] != len(records):
                 summary = None  # of before the search went on
-        return cls(path.resolve().name if folder else path.stem, header, records, summary)
+        later = {}
+        if folder and (folder / "settings.json").exists():
+            settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+            later = {name: settings[name] for name in BUDGET if name in settings}
+        return cls(path.resolve().name if folder else path.stem, header, records, summary, later)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those that the history depends on, of the header; by default what an older one does not say."""
-        return {**SearchSettings().to_dict(), **self.header["settings"]}
+        """Those that the history depends on, of the header; by default what an older one does not say; and the budget, as
+        far as it is known."""
+        return {**SearchSettings().to_dict(), **self.header["settings"], **self.later}
 
     @property
     def winner(self) -> Record | None:
@@ -345,7 +351,7 @@ def _feature_label(name: str) -> str:
 
 
 def _short(name: str) -> str:
-    return name.replace("convolution", "conv").partition("_")[0]
+    return name.partition("_")[0] if name in SHORT_NAMES else name.replace("convolution", "conv")
 
 
 def _layers(run: RunHistory, archive: Archive) -> list[dict[str, Any]]:

@@ -97,15 +97,22 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def perplexity(loss: float | None) -> float | None:
+    """Of a loss in nats; None where it is too large for a number."""
+    try:
+        return None if loss is None else math.exp(loss)
+    except OverflowError:
+        return None
+
+
 def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, parameters, report loss and perplexity of the found model, of BERT, and of knowing no context."""
     rows = []
     for name, result in summary["results"].items():
         parameters = "" if result.get("parameters") is None else f"{result['parameters']:,}"
-        losses = (
-            ("diverged", "") if result["loss"] is None else (f"{result['loss']:.4f}", f"{result['perplexity']:,.1f}")
-        )
-        rows.append((name, parameters, *losses))
+        loss = "diverged" if result["loss"] is None else f"{result['loss']:.4f}"
+        known = result.get("perplexity")
+        rows.append((name, parameters, loss, "" if known is None else f"{known:,.1f}"))
     return rows
 
 

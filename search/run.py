@@ -7,7 +7,6 @@ the loop.
 import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
 import shlex
@@ -26,6 +25,7 @@ from tqdm.auto import tqdm
 
 from autobert_zero.configuration_autobert_zero import LAYER_RULE, SELF_ATTENTION, Genome
 from autobert_zero.search import grammar, own_operations, report, reporting
+from autobert_zero.search.costs import OWN_LAYERS
 from autobert_zero.search.data import Corpus
 from autobert_zero.search.evolution import HistoryMismatch, evolve, first_generation
 from autobert_zero.search.factory import make_sizes, make_space, make_strategy
@@ -36,7 +36,7 @@ from autobert_zero.search.proxy import MaskedLMProxy
 from autobert_zero.search.publishing import describe
 from autobert_zero.search.records import Archive, Record, pareto_front
 from autobert_zero.search.report import RunHistory
-from autobert_zero.search.settings import SearchSettings, stream
+from autobert_zero.search.settings import BUDGET, SearchSettings, stream
 from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.supernet import PathSampler, SuperNetwork, train_supernet
 from autobert_zero.search.training import Checkpoint, seed_torch
@@ -66,7 +66,7 @@ def _digest(value: Any) -> str:
 def _weights_digest(module: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for parameter in module.parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -229,6 +229,14 @@ class Run:
         if self.own_operations:
             self.data["own_operations"] = own_operations.digest(next(iter(self.own_operations)))
         self.sizes = make_sizes(settings, len(self.corpus.tokenizer))
+        for kind in self.own_kinds:
+            try:
+                OWN_LAYERS[kind](self.sizes)
+            except Exception as error:
+                sizes = f"hidden_size={settings.hidden_size}, num_attention_heads={settings.num_attention_heads}"
+                raise UsageError(
+                    f"own_operations: {kind!r} makes no layer of {sizes}: {type(error).__name__}: {error}"
+                ) from None
         self.space = make_space(settings, self.sizes, self.own_kinds)
         try:
             self.strategy = make_strategy(settings, self.space)
@@ -289,8 +297,7 @@ class Run:
 
     def _full_identity(self) -> str:
         """Of the run and of what comes after its history."""
-        names = ("max_evaluations", "finalists", "finalist_share", "final_steps")
-        return _digest([self.identity, *(getattr(self.settings, name) for name in names)])
+        return _digest([self.identity, *(getattr(self.settings, name) for name in BUDGET)])
 
     def _train_supernet(self) -> SuperNetwork:
         settings = self.settings
@@ -468,7 +475,7 @@ class Run:
             "finalists": finalists,
             "front": front,
             "results": {
-                name: {**result, "perplexity": None if result["loss"] is None else math.exp(result["loss"])}
+                name: {**result, "perplexity": reporting.perplexity(result["loss"])}
                 for name, result in results.items()
             },
             "counts": {

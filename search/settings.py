@@ -31,8 +31,12 @@ _GROUPS = {
     "num_threads": "machine",
 }
 
+# How long a run goes on, and what comes after its history.
+BUDGET = ("max_evaluations", "finalists", "finalist_share", "final_steps")
+
 # Settings that may differ between sessions of one run.
 _NO_PART_OF_A_HISTORY = {
+    *BUDGET,
     "output_dir",
     "prepared_dir",
     "own_operations",  # where the file is; what stands in it is part of the data
@@ -40,10 +44,6 @@ _NO_PART_OF_A_HISTORY = {
     "checkpoint_seconds",
     "max_seconds",
     "log_with",
-    "max_evaluations",
-    "finalists",
-    "finalist_share",
-    "final_steps",
 }
 
 
@@ -141,7 +141,7 @@ class SearchSettings(TextSettings):
     min_attention_layers: int = _setting(
         1, "Least number of attention layers: without one, no token sees beyond the kernels."
     )
-    max_attention_layers: int | None = _setting(None, "Most attention layers; 0 searches convolutions alone.")
+    max_attention_layers: int | None = _setting(None, "Most attention layers; with both at 0 convolutions alone.")
 
     max_parameters: int | None = _setting(None, "Most parameters that a candidate may have.")
     max_flops: float | None = _setting(None, "Most floating-point operations of a forward pass of one sequence.")

@@ -176,7 +176,8 @@ def train_supernet(
 
     In every step `paths_per_step` genomes, each on a batch of its own, give one update. Genomes and batches are
     functions of (seed, step, path); the processes share them out and add up their gradients, so the number of
-    processes changes nothing beyond the order of float summation. A path whose loss is not finite takes no part.
+    processes changes nothing beyond the order of float summation. A path whose loss is not finite takes no part, and an update whose
+    gradients are not finite (of a finite loss, where a product overflowed inside a norm) is left out.
 
     Raises: Stopped, in all processes after the same step, once `stop` of any of them says so.
     """
@@ -199,9 +200,12 @@ def train_supernet(
         if accelerator.num_processes > 1:
             total = _add_up(parameters, total, accelerator)
         loss_sum, count, stops = total.tolist()
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad /= count
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
+            for parameter in parameters:
+                parameter.grad = None
+        for gradient in gradients:
+            gradient /= count
         return loss_sum / count if count else math.nan
 
     def check() -> None:

@@ -30,6 +30,10 @@ _PATIENCE = 20.0
 _SKIPPED, _RELEASED = "skipped", "released"
 
 
+def _main_process_is_gone() -> Stopped:
+    return Stopped("the main process is gone", 1)
+
+
 class Workers:
     """The processes of `accelerator` as one pool.
 
@@ -150,18 +154,24 @@ class Workers:
             while self._do(self.store.add("taken", 1) - 1):
                 pass
         except torch.distributed.DistNetworkError:
-            raise Stopped("the main process is gone", 1) from None
+            raise _main_process_is_gone() from None
         finally:
             with contextlib.suppress(torch.distributed.DistError):
                 self.store.add("left", 1)
 
     def told_to_stop(self) -> bool:
-        """Whether the main process was stopped; asked as often as one likes. All other processes."""
+        """Whether the main process was stopped; asked as often as one likes. All other processes.
+
+        Raises: Stopped where the main process is gone: that is no failure of the candidate that is trained here.
+        """
         now = time.monotonic()
         if now - self._last_look < _LAST_GLANCE:
             return False
         self._last_look = now
-        return self.store.check(["stopped"])
+        try:
+            return self.store.check(["stopped"])
+        except torch.distributed.DistError:
+            raise _main_process_is_gone() from None
 
     def _do(self, number: int) -> bool:
         """Do a job as soon as it is there. Returns False for the message that there are no more."""

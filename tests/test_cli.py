@@ -198,6 +198,7 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
         "": "expected settings of a search in '{file}', got None",
         "seed: {": "expected a YAML file, got '{file}'",
         "seed: many": "invalid int value: 'many'",
+        "kernel_sizes: []\nlog_with: []": "expected values for kernel_sizes in '{file}', got none",
     }.items():
         file.write_text(text)
         assert message.replace("{file}", str(file)) in fails(capsys, ["--config", str(file)])

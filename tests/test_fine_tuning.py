@@ -67,6 +67,25 @@ def test_autocast_stays_finite(dtype):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft reads it
+@pytest.mark.parametrize(
+    "adapted",
+    [
+        {"target_modules": ["query", "word_embeddings"]},
+        {"target_modules": ["query"], "trainable_token_indices": [3, 4]},
+    ],
+    ids=["lora", "tokens"],
+)
+def test_embeddings_take_adapters(adapted):
+    model = peft.get_peft_model(
+        AutoBertZeroForMaskedLM(tiny_config(PUBLISHED_GENOME)), peft.LoraConfig(r=2, **adapted)
+    )
+    model(**masked_lm_batch()).loss.backward()
+    assert any("word_embeddings" in name and p.grad is not None for name, p in model.named_parameters())
+    with pytest.raises(ValueError, match=rf"input_ids: expected ids from 0 to {VOCAB - 1} \(vocab_size={VOCAB}\)"):
+        model(input_ids=torch.tensor([[VOCAB]]))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft reads it
 def test_lora_trains_its_matrices_alone():
     model = AutoBertZeroForSequenceClassification(tiny_config(PUBLISHED_GENOME))
     config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], r=2)

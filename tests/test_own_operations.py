@@ -438,3 +438,41 @@ def test_a_bad_file_ends_a_search_at_once(tmp_path, capsys, language):
         stopped.value.code == 2
         and "own_operations: nowhere.py: expected a Python file, got none" in capsys.readouterr().err
     )
+
+
+_KINDS = """
+import torch
+from torch import nn
+
+class Gate(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.strength = nn.Parameter(torch.tensor(1.0))
+    def forward(self, x, real):
+        return self.strength * x
+
+class Norm(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.norm = nn.GroupNorm(3, config.hidden_size)
+    def forward(self, x, real):
+        return self.norm(x.reshape(-1, x.shape[-1])).view_as(x)
+
+OPERATIONS = {"KIND": ("layer", CLASS)}
+"""
+
+
+def test_kinds_at_the_sizes_of_a_run(tmp_path, capsys, language):
+    """A parameter may be a single number; a kind that cannot be made at these sizes is an error before anything is trained."""
+    file = tmp_path / "kinds.py"
+    tiny = {**TINY_RUN, "hidden_size": 16, "num_attention_heads": 2, "max_evaluations": 4}
+    settings = {**tiny, "train_file": write_corpus(tmp_path / "c.txt"), "own_operations": str(file)}
+    file.write_text(_KINDS.replace("KIND", "gate").replace("CLASS", "Gate"))
+    main(["search", *flags({**settings, "output_dir": str(tmp_path / "run")})])
+    assert (tmp_path / "run" / "summary.json").exists()
+    file.write_text(_KINDS.replace("KIND", "norm").replace("CLASS", "Norm"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["search", *flags({**settings, "output_dir": str(tmp_path / "other")})])
+    said = capsys.readouterr().err
+    assert "own_operations: 'norm' makes no layer of hidden_size=16, num_attention_heads=2: ValueError" in said
+    assert not (tmp_path / "other" / "supernet.safetensors").exists()

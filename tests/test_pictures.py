@@ -16,6 +16,7 @@ from autobert_zero.configuration_autobert_zero import (
     PUBLISHED_GENOME,
     SELF_ATTENTION,
     Attention,
+    AutoBertZeroConfig,
     Convolution,
     Expression,
     Genome,
@@ -98,6 +99,7 @@ def test_the_published_backbone():
     text = genome_text(PUBLISHED_GENOME)
     assert "  1  convolution 65\n  2  attention A\n" in text and f"E = {PUBLISHED_GENOME[11].expression}" in text
     assert genome_latex(PUBLISHED_GENOME).count("&=") == 5
+    assert genome_latex(Genome([Convolution(3)])) == "% 1: convolution 3"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_files(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_genomes_are_found_where_they_are(tmp_path, capsys):
+def test_genomes_are_found_where_they_are(tmp_path, capsys, monkeypatch):
     genome = random_genome(3)
     (tmp_path / "genome.json").write_text(json.dumps(genome.to_list()))
     assert find_genome(str(tmp_path / "genome.json")) == genome
@@ -184,6 +186,12 @@ def test_genomes_are_found_where_they_are(tmp_path, capsys):
         (folder / name).write_text(json.dumps(value))
         assert find_genome(str(folder)) == genome
     assert find_genome("bert-small") == Genome([SELF_ATTENTION] * 12)
+    monkeypatch.setattr(AutoBertZeroConfig, "get_config_dict", lambda name: ({"model_type": "bert"}, {}))
+    with pytest.raises(ValueError, match="a model of type 'bert' has no genome: 'me/bert'"):
+        find_genome("me/bert")
+    config = AutoBertZeroConfig(genome=genome.to_list()).to_dict()
+    monkeypatch.setattr(AutoBertZeroConfig, "get_config_dict", lambda name: (config, {}))
+    assert find_genome("me/found") == genome
     main(["show", str(SELF_ATTENTION.expression)])
     assert capsys.readouterr().out.startswith("  1  attention A\n\nA = matmul(softmax(")
     main(["show", str(SELF_ATTENTION.expression), "--latex"])

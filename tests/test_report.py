@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Attention, Convolution, Expression, Genome
-from autobert_zero.search import charts
+from autobert_zero.search import charts, reporting
 from autobert_zero.search.charts import Bar, Series
 from autobert_zero.search.commands import main
 from autobert_zero.search.costs import Sizes
@@ -25,7 +25,7 @@ from autobert_zero.search.history import History, read_history
 from autobert_zero.search.notation import differences
 from autobert_zero.search.progress import LivePage
 from autobert_zero.search.records import Record, pareto_front
-from autobert_zero.search.report import RunHistory, duration, groups_of, page, summarize
+from autobert_zero.search.report import RunHistory, _feature_label, duration, groups_of, page, summarize
 from autobert_zero.search.settings import SearchSettings
 
 from .conftest import random_genome
@@ -280,6 +280,15 @@ def test_runs_that_differ_in_their_seeds_are_one_group(tmp_path):
     assert html.count('<svg class="genome"') == 4 and "not of the same text" not in html
     other = RunHistory("other", {**runs[0].header, "text_digest": "other"}, runs[0].records)
     assert "not of the same text" in page([runs[0], other])
+    # The budget is no part of a history, but of what is compared.
+    for run in runs[:3]:
+        longer = dataclasses.replace(SETTINGS, max_evaluations=30 if run.name == "a1" else 60)
+        (tmp_path / run.name / "settings.json").write_text(json.dumps(longer.to_dict()))
+    runs = [RunHistory.read(tmp_path / name) for name in ("a1", "a2", "a3")]
+    assert {label: len(members) for label, members in groups_of(runs).items()} == {
+        "max_evaluations=30": 1,
+        "max_evaluations=60": 2,
+    }
 
 
 def test_durations():
@@ -417,3 +426,16 @@ def test_pictures_of_random_genomes_in_a_page_do_not_disturb_each_other(run):
     for style in re.findall(r"<style>(\.genome.*?)</style>", html):
         rules = re.sub(r"@media[^{]*\{(.*)\}", r"\1", style)
         assert all(rule.strip().startswith(".genome ") for rule in re.findall(r"([^{}]+)\{", rules))
+
+
+def test_own_operations_keep_their_names():
+    labels = [_feature_label(name) for name in ("0 soft_mix", "0 soft_gate", "1 cosine_similarity", "2 convolution 7")]
+    assert labels == ["layer 1 soft_mix", "layer 1 soft_gate", "layer 2 cosine", "layer 3 conv 7"]
+
+
+def test_losses_too_large_for_a_perplexity():
+    assert reporting.perplexity(1.0) == math.e and reporting.perplexity(None) is reporting.perplexity(1e4) is None
+    results = {
+        name: {"loss": loss, "perplexity": reporting.perplexity(loss)} for name, loss in (("a", 1e4), ("b", None))
+    }
+    assert reporting.result_rows({"results": results}) == [("a", "", "10000.0000", ""), ("b", "", "diverged", "")]

@@ -319,3 +319,29 @@ def test_two_processes_train_the_same_super_network(tiny_settings, tmp_path):
     for name, weight in one.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_gradients_that_are_not_finite_change_nothing(parts):
+    """Of a finite loss: the square of the square of a product is infinite, and the norm after it makes zeros of that."""
+    settings, corpus, _, supernet = parts
+    squares = "matmul(q, transpose(k))"
+    for _ in range(3):
+        squares = f"matmul({squares}, {squares})"
+    bad = Genome([Attention(Expression.parse(f"matmul({squares}, v)")), Convolution(3)])
+    with torch.no_grad():
+        for name, parameter in supernet.named_parameters():
+            if "query" in name or "key" in name:
+                parameter.mul_(60.0)
+    batch = corpus.batch("supernet", 0, settings.batch_size)
+    loss = supernet(bad, *batch)
+    loss.backward()
+    assert loss.isfinite() and not all(p.grad.isfinite().all() for p in supernet.parameters() if p.grad is not None)
+    supernet.zero_grad()
+    before = {name: p.clone() for name, p in supernet.named_parameters()}
+    good = Genome([Convolution(3), Convolution(3)])
+    settings = dataclasses.replace(settings, paths_per_step=1, supernet_steps=1, weight_decay=0.0)
+    train_supernet(supernet, lambda *_: bad, corpus, settings, Accelerator(cpu=True))
+    assert all(torch.equal(p, before[name]) for name, p in supernet.named_parameters())
+    train_supernet(supernet, lambda *_: good, corpus, settings, Accelerator(cpu=True))
+    assert not all(torch.equal(p, before[name]) for name, p in supernet.named_parameters())
+    assert all(p.isfinite().all() for p in supernet.parameters())

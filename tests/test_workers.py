@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -139,3 +140,51 @@ except Stopped as stopped:
 """
     process = launch(tmp_path / "jobs.py", code)
     assert sorted(reason for [reason] in results(process)) == ["max_seconds are over", "the main process was stopped"]
+
+
+def test_a_main_process_that_dies_is_no_result(tmp_path):
+    """Killed while the other is in a job that asks whether to stop: that one ends, and leaves nothing of the job."""
+    code = """
+from autobert_zero.search.stopping import Stopped
+def wait(job):
+    run(job)
+    try:
+        while not workers.told_to_stop():
+            time.sleep(0.05)
+    except Stopped:
+        raise
+    except Exception as error:  # as a proxy does: whatever goes wrong is an outcome
+        return repr(error)
+workers.run = wait
+if accelerator.is_main_process:
+    workers.submit("a", 0.0)
+    workers.submit("b", 0.0)
+    time.sleep(60)
+else:
+    workers.serve()
+"""
+    script = tmp_path / "jobs.py"
+    script.write_text(_SCRIPT + code)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Not by a launcher, which would end the other at once: on another machine it would not.
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    first, other = (
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path)],
+            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    )
+    while not (tmp_path / "started").exists():
+        assert first.poll() is None and other.poll() is None, other.communicate()
+        time.sleep(0.01)
+    time.sleep(0.3)
+    first.kill()
+    first.communicate()
+    _, err = other.communicate(timeout=60)
+    assert other.returncode != 0 and "Stopped: the main process is gone" in err, err
+    assert not list((tmp_path / "results").glob("*.json"))
