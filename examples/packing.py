@@ -4,6 +4,7 @@ A *block* is what one item of the data set is: one sequence of the longest lengt
 number of tokens. So all batches have equally many tokens, and a curriculum may begin with short sequences.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ from autobert_zero.search.settings import stream
 
 OBJECTIVES = ("mlm", "nsp", "sop")
 SENTENCE_ENDS = (".", "!", "?")
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_order(seed: int, length: int, epoch: int, count: int, width: int) -> tuple[np.ndarray, int]:
+    """Where the sequences of an epoch stand, and by how much all are shifted, so that no two epochs cut alike."""
+    rng = stream(seed, "order", length, epoch)
+    return rng.permutation(count), int(rng.integers(width))
 
 
 class Packer:
@@ -57,7 +65,6 @@ class Packer:
         self.document_ends = np.flatnonzero(tokens == self.sep) if objective == "nsp" else np.zeros(0)
         if objective == "nsp" and len(self.document_ends) < 2:
             raise ValueError("objective: expected at least 2 documents for next sentences, got 1")
-        self._orders: dict[tuple[int, int], tuple[np.ndarray, int]] = {}
 
     def _width(self, length: int) -> int:
         """Tokens of text in a sequence."""
@@ -68,19 +75,9 @@ class Packer:
         width = self._width(length)
         return max(0, (len(self.tokens) - width + 1) // width)
 
-    def _order(self, length: int, epoch: int) -> tuple[np.ndarray, int]:
-        """Where the sequences of an epoch stand, and by how much all are shifted, so that no two epochs cut alike."""
-        if (length, epoch) not in self._orders:
-            # Only the last orders are needed again.
-            while len(self._orders) >= 4:
-                del self._orders[next(iter(self._orders))]
-            rng = stream(self.seed, "order", length, epoch)
-            self._orders[length, epoch] = rng.permutation(self.count(length)), int(rng.integers(self._width(length)))
-        return self._orders[length, epoch]
-
     def _text(self, length: int, number: int) -> tuple[np.ndarray, int]:
         count, width = self.count(length), self._width(length)
-        order, shift = self._order(length, number // count)
+        order, shift = _epoch_order(self.seed, length, number // count, count, width)
         start = shift + width * int(order[number % count])
         return self.tokens[start : start + width].astype(np.int64), start
 

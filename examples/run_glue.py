@@ -278,8 +278,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         scores = result["scores"]
         lines.append(f"{name:8}{median_and_spread(scores)}{result['learning_rate']:>9g}  {shown(scores)}")
     if len(results) > 1:
-        by_seed = zip(*(r["scores"] for r in results.values()), strict=True)
-        means = [None if None in each else statistics.fmean(each) for each in by_seed]
+        means = list(map(reporting.mean, zip(*(r["scores"] for r in results.values()), strict=True)))
         lines.append(f"{'mean':8}{median_and_spread(means)}{'':9}  {shown(means)}")
     return "\n".join(lines)
 

@@ -96,6 +96,9 @@ class TrainingArguments(TransformersArguments):
     eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
     eval_steps: float = field(default=0.25, metadata={"help": "Updates, or their share, between two evaluations."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    train_sampling_strategy: str = field(
+        default="sequential", metadata={"help": "No choice here: the order is the data set's own."}
+    )
 
 
 def set_fields(config: PretrainedConfig) -> dict[str, Any]:
@@ -348,7 +351,7 @@ class Pretraining:
         trainer.model_accepts_loss_kwargs = False
         identity = {
             **{k: v for k, v in dataclasses.asdict(options).items() if k != "eval_file"},
-            **{k: v for k, v in steps_identity(args).items() if k != "train_sampling_strategy"},  # set above
+            **steps_identity(args),
             "config": set_fields(config),
             "own_operations": [own_operations.digest(n) for n in getattr(config, "own_operations", None) or ()]
             or None,

@@ -76,6 +76,11 @@ def provenance(commit: str | None, device_type: str = "cpu") -> dict[str, Any]:
     }
 
 
+def mean(values: Sequence[float | None]) -> float | None:
+    """None where a value is None: what diverged has no mean."""
+    return None if None in values else statistics.fmean(values)  # type: ignore[arg-type]
+
+
 def standard_error(values: Sequence[float]) -> float | None:
     """Of a mean; None for fewer than two values."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -20,7 +20,6 @@ import concurrent.futures
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -311,7 +310,7 @@ class Comparison:
                 tasks.setdefault(name, []).append(values)
             expected = set(self.scale["glue"]["tasks"])
             if done and (expected == {"all"} or set(done) == expected):
-                means.append([mean(each) for each in zip(*done.values(), strict=True)])
+                means.append([reporting.mean(each) for each in zip(*done.values(), strict=True)])
         return {
             "tasks": {name: of_seeds(values) for name, values in tasks.items()},
             "mean": of_seeds(means) if means else None,
@@ -328,15 +327,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """None where one was not finite."""
-    known = list(values)
-    return None if None in known else statistics.fmean(known)
-
-
 def mean_and_error(values: list[float | None]) -> list[float | None]:
     """None for both where one was not finite, and for the error of a single one."""
-    average = mean(values)
+    average = reporting.mean(values)
     if average is None:
         return [None, None]
     error = reporting.standard_error(values)
@@ -346,7 +339,7 @@ def mean_and_error(values: list[float | None]) -> list[float | None]:
 def of_seeds(scores: list[list[float | None]]) -> list[float | None]:
     """Mean and standard error of fine-tunings by pre-training. Those of one pre-training are no independent values: where
     there are several, the error is that of their means."""
-    return mean_and_error(list(map(mean, scores)) if len(scores) > 1 else list(scores[0]))
+    return mean_and_error(list(map(reporting.mean, scores)) if len(scores) > 1 else list(scores[0]))
 
 
 def shown(value: list[float | None] | None, digits: int) -> str:
