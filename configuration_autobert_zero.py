@@ -2,18 +2,18 @@
 
 A backbone is described by a *genome*: one gene per layer, either a convolution with a kernel size or an attention
 given as an expression over primitive mathematical operations. The genome alone rebuilds the network; it is stored
-in `config.json` as JSON under `genome`. Operations and layer kinds of one's own extend the language (`add_operation`).
+as JSON in `config.json` under `genome`. Custom operations and layer kinds extend the language (`custom_operations`).
 
 The method is that of "AutoBERT-Zero: Evolving BERT Backbone from Scratch" (Gao et al., AAAI 2022, arXiv 2107.07445).
 The textual syntax of expressions, the symbolic types and the size limits are this project's.
 
-This file has no torch: it travels with every saved model and is read by tools that never build one.
+This file does not import torch: it is saved with every model, and tools read it that never build one.
 """
 
 import functools
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
@@ -46,31 +46,31 @@ OPERATIONS = {
     "euclidean_distance": "ac,bc->ab",  # between the rows of x and the rows of y
 }
 
-# Layer kinds of one's own, beside convolution and attention. Their rule is this word: all that is said here of what they
-# do is that a layer takes and gives hidden states.
+# The rule of a custom layer kind: a layer maps hidden states to hidden states, and nothing more is known of it here.
 LAYER_RULE = "layer"
-LAYER_KINDS: set[str] = set()
 
-BUILT_IN = tuple(OPERATIONS)  # in this order, whatever is added
 _RULE = re.compile(r"[abcnd]{2}(,[abcnd]{2})?->[abcnd]{2}")
 
 
-def add_operation(name: str, rule: str) -> None:
-    """Make an operation or a layer kind of one's own part of the language; what it computes is said to the model alone.
+def check_custom_operations(rules: Mapping[str, str]) -> None:
+    """Check the names and type rules of custom operations and layer kinds.
 
     Args:
-        name: a lower-case identifier.
-        rule: its type rule, of one or two operands, as in `OPERATIONS`; the letters `n` and `d` stand for themselves.
-            `layer` for a layer kind.
+        rules: by name, the type rule of one or two operands as in `OPERATIONS`, where the letters `n` and `d` stand
+            for themselves, or `layer` for a layer kind.
 
-    Raises: ValueError for what is no name or no rule, or a name that has another rule already.
+    Raises: ValueError if a name is not a new lower-case identifier or a rule is not valid.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z_0-9]*", name) or name in INPUTS:
-        raise ValueError(f"operation: expected a lower-case identifier other than {', '.join(INPUTS)}, got {name!r}")
-    if name in BUILT_IN or name in _FIELDS:
-        known = ", ".join(sorted({*BUILT_IN, *_FIELDS}))
-        raise ValueError(f"operation {name!r}: expected a new name, got one of {known}")
-    if rule != LAYER_RULE:
+    for name, rule in rules.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z_0-9]*", name) or name in INPUTS:
+            raise ValueError(
+                f"operation: expected a lower-case identifier other than {', '.join(INPUTS)}, got {name!r}"
+            )
+        if name in OPERATIONS or name in _FIELDS:
+            known = ", ".join(sorted({*OPERATIONS, *_FIELDS}))
+            raise ValueError(f"operation {name!r}: expected a new name, got one of {known}")
+        if rule == LAYER_RULE:
+            continue
         if not isinstance(rule, str) or not _RULE.fullmatch(rule):
             raise ValueError(
                 f"operation {name!r}: expected a rule such as 'ab->ab' or 'nd,nd->nn', or {LAYER_RULE!r}, got {rule!r}"
@@ -78,19 +78,6 @@ def add_operation(name: str, rule: str) -> None:
         operands, result = rule.split("->")
         if not set(result) <= {*operands, "n", "d"}:
             raise ValueError(f"operation {name!r}: expected axes of the operands in the result, got {rule!r}")
-    known = LAYER_RULE if name in LAYER_KINDS else OPERATIONS.get(name, rule)
-    if known != rule:
-        raise ValueError(f"operation {name!r}: expected the rule {known!r} that it has already, got {rule!r}")
-    if rule == LAYER_RULE:
-        LAYER_KINDS.add(name)
-    else:
-        OPERATIONS[name] = rule
-
-
-def add_operations(rules: dict[str, str] | None) -> None:
-    """Make operations and layer kinds part of the language, by name and rule, as a stored genome says that it needs them."""
-    for name, rule in (rules or {}).items():
-        add_operation(name, rule)
 
 
 # Linear projections of the layer input, each `n×d` per head. An expression uses as many as it likes.
@@ -104,14 +91,14 @@ MAX_KERNEL_SIZE = 1023
 
 
 def type_name(type_: str) -> str:
-    """`"nd"` as people read it: `n×d`."""
+    """`"nd"` in readable form: `n×d`."""
     return "×".join(type_)
 
 
 @functools.cache
-def _result_type(name: str, operand_types: tuple[str, ...]) -> str:
-    """Type of operation `name` on operands of the given types, or `ValueError`."""
-    operands, result = OPERATIONS[name].split("->")
+def _result_type(name: str, rule: str, operand_types: tuple[str, ...]) -> str:
+    """Type of operation `name` on operands of the given types. Raises: ValueError if they do not fit its rule."""
+    operands, result = rule.split("->")
     expected = operands.split(",")
     if len(expected) != len(operand_types):
         raise ValueError(f"{name} takes {len(expected)} operand{'s'[: len(expected) > 1]}, got {len(operand_types)}")
@@ -130,17 +117,19 @@ def _result_type(name: str, operand_types: tuple[str, ...]) -> str:
 class Expression:
     """A typed expression: an input (`q k v p`) or an operation on operands. Equal sub-expressions are one node of a DAG.
 
-    Raises `ValueError` at construction for an unknown name, a wrong number of operands or a type clash.
+    Raises: ValueError at construction for an unknown name, a wrong number of operands or a type clash.
 
     Attributes:
-        name: one of `INPUTS` or of `OPERATIONS`.
+        name: one of `INPUTS`, of `OPERATIONS`, or the name of a custom operation.
         operands: the operands, in order.
+        rule: the type rule of a custom operation; None otherwise.
         type: two letters, `n` (tokens) or `d` (head size) each: rows and columns.
-        depth: operations on the longest way to an input; 0 for an input.
+        depth: number of operations on the longest path to an input; 0 for an input.
     """
 
     name: str
     operands: "tuple[Expression, ...]" = ()
+    rule: str | None = field(default=None, repr=False)
     type: str = field(init=False, compare=False, repr=False)
     depth: int = field(init=False, compare=False, repr=False)
     _hash: int = field(init=False, compare=False, repr=False)
@@ -150,8 +139,8 @@ class Expression:
             type_ = INPUT_TYPE
         elif self.name in INPUTS:
             raise ValueError(f"{self.name} is an input and takes no operands, got {len(self.operands)}")
-        elif self.name in OPERATIONS:
-            type_ = _result_type(self.name, tuple(operand.type for operand in self.operands))
+        elif rule := OPERATIONS.get(self.name, self.rule):
+            type_ = _result_type(self.name, rule, tuple(operand.type for operand in self.operands))
         else:
             raise ValueError(
                 f"unknown name {self.name!r}: expected an input ({', '.join(INPUTS)}) "
@@ -159,15 +148,15 @@ class Expression:
             )
         object.__setattr__(self, "type", type_)
         object.__setattr__(self, "depth", 1 + max((x.depth for x in self.operands), default=-1))
-        # Kept, because hashing a nested expression again and again would walk all of it every time.
+        # Cached: hashing a nested expression would otherwise visit all of it every time.
         object.__setattr__(self, "_hash", hash((self.name, self.operands)))
 
     def __hash__(self) -> int:
         return self._hash
 
     def __reduce__(self):
-        # Built anew elsewhere: hashes of strings differ between processes.
-        return Expression, (self.name, self.operands)
+        # Rebuilt when unpickled: hashes of strings differ between processes.
+        return Expression, (self.name, self.operands, self.rule)
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(map(str, self.operands))})" if self.operands else self.name
@@ -206,27 +195,31 @@ class Expression:
             return new
         if not self.operands:
             return self
-        return Expression(self.name, tuple(operand.replace(old, new) for operand in self.operands))
+        return Expression(self.name, tuple(operand.replace(old, new) for operand in self.operands), self.rule)
 
     @classmethod
-    def parse(cls, text: str) -> "Expression":
-        """Read an attention expression, for example `"matmul(softmax(scale(matmul(q, transpose(k)))), v)"`.
+    def parse(cls, text: str, custom_operations: Mapping[str, str] | None = None) -> "Expression":
+        """Parse an attention expression, for example `"matmul(softmax(scale(matmul(q, transpose(k)))), v)"`.
 
-        Raises `ValueError` that points at the place, for text that is not an expression, has an unknown name, a wrong
+        Args:
+            text: the expression. It is never evaluated as Python.
+            custom_operations: type rules by name of the custom operations that it may use.
+
+        Raises: ValueError that points at the position if the text is not an expression, has an unknown name, a wrong
         number of operands, a type clash, a result that is not n×d, or more than `MAX_NODES` nodes, `MAX_DEPTH` levels
-        or `MAX_CHARACTERS` characters. Nothing is evaluated.
+        or `MAX_CHARACTERS` characters.
         """
         if not isinstance(text, str):
             raise ValueError(f"expression: expected a string, got {type(text).__name__}")
         if len(text) > MAX_CHARACTERS:
             raise ValueError(f"expression: expected at most {MAX_CHARACTERS} characters, got {len(text)}")
-        return _parse(text)
+        return _parse(text, tuple((custom_operations or {}).items()))
 
 
-# Genomes of a search share most of their expressions: read once, they are also one object.
+# The genomes of a search share most of their expressions: each is parsed once and is one object.
 @functools.lru_cache(maxsize=1 << 16)
-def _parse(text: str) -> Expression:
-    expression = _Parser(text).parse()
+def _parse(text: str, custom_operations: tuple[tuple[str, str], ...]) -> Expression:
+    expression = _Parser(text, dict(custom_operations)).parse()
     if expression.type != RESULT_TYPE:
         raise ValueError(
             f"expression: expected a result of type {type_name(RESULT_TYPE)}, "
@@ -240,9 +233,10 @@ def _parse(text: str) -> Expression:
 class _Parser:
     """Recursive descent over `name` and `name(operand, ...)`."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, custom_operations: Mapping[str, str]):
         self.text = text
-        # The empty token is the end of the text.
+        self.custom_operations = custom_operations
+        # The empty token marks the end of the text.
         self.tokens = [(m.group(), m.start()) for m in re.finditer(r"[A-Za-z_0-9]+|[^\s]", text)] + [("", len(text))]
         self.index = 0
 
@@ -276,7 +270,7 @@ class _Parser:
             while self.expect(",", ")") == ",":
                 operands.append(self.parse_node(level + 1))
         try:
-            return Expression(name, tuple(operands))
+            return Expression(name, tuple(operands), self.custom_operations.get(name))
         except ValueError as error:
             self.fail(str(error), position)
 
@@ -315,8 +309,8 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class OwnLayer:
-    """Gene of a layer of a `kind` of one's own (`add_operation`)."""
+class CustomLayer:
+    """Gene of a layer of a custom `kind`."""
 
     kind: str
 
@@ -327,30 +321,32 @@ class OwnLayer:
         return {"kind": self.kind}
 
 
-Gene = Convolution | Attention | OwnLayer
-
+Gene = Convolution | Attention | CustomLayer
 
 _FIELDS = {Convolution.kind: "kernel_size", Attention.kind: "expression"}
 
 
-def _gene_from_dict(gene: Any) -> Gene:
+def _gene_from_dict(gene: Any, custom_operations: Mapping[str, str]) -> Gene:
+    layer_kinds = sorted(name for name, rule in custom_operations.items() if rule == LAYER_RULE)
     if not isinstance(gene, dict):
         raise ValueError(f"expected an object with 'kind', got {gene!r}")
     kind = gene.get("kind")
-    if not isinstance(kind, str) or kind not in {*_FIELDS, *LAYER_KINDS}:
-        raise ValueError(f"kind: expected one of {[*_FIELDS, *sorted(LAYER_KINDS)]}, got {kind!r}")
-    if kind in LAYER_KINDS:
+    if not isinstance(kind, str) or kind not in (*_FIELDS, *layer_kinds):
+        raise ValueError(f"kind: expected one of {[*_FIELDS, *layer_kinds]}, got {kind!r}")
+    if kind in layer_kinds:
         if len(gene) != 1:
-            raise ValueError(f"expected the field 'kind' alone, got {sorted(map(str, gene))}")
-        return OwnLayer(kind)
+            raise ValueError(f"expected only the field 'kind', got {sorted(map(str, gene))}")
+        return CustomLayer(kind)
     if len(gene) != 2 or _FIELDS[kind] not in gene:
         raise ValueError(f"expected the fields ['kind', {_FIELDS[kind]!r}], got {sorted(map(str, gene))}")
     value = gene[_FIELDS[kind]]
-    return Convolution(value) if kind == Convolution.kind else Attention(Expression.parse(value))
+    if kind == Convolution.kind:
+        return Convolution(value)
+    return Attention(Expression.parse(value, {n: r for n, r in custom_operations.items() if r != LAYER_RULE}))
 
 
 class Genome(tuple[Gene, ...]):
-    """One gene per layer, from the input up. An immutable value: compare it, hash it, keep it in a set.
+    """One gene per layer, from the input up. Immutable and hashable.
 
     `str(genome)` is one readable line; `to_list` and `from_list` convert to and from the JSON form of `config.json`.
     """
@@ -365,25 +361,33 @@ class Genome(tuple[Gene, ...]):
         nodes = (node for gene in self if isinstance(gene, Attention) for node in gene.expression.nodes())
         return sorted({node.name for node in nodes if node.operands})
 
-    def own_operations(self) -> dict[str, str]:
-        """Rules by name of the operations and layer kinds in it that are not of this file."""
-        kinds = sorted({gene.kind for gene in self if isinstance(gene, OwnLayer)})
-        rules = {name: OPERATIONS[name] for name in self.operations() if name not in BUILT_IN}
-        return rules | dict.fromkeys(kinds, LAYER_RULE)
+    def custom_operations(self) -> dict[str, str]:
+        """Rules by name of the custom operations and layer kinds that it uses."""
+        nodes = (node for gene in self if isinstance(gene, Attention) for node in gene.expression.nodes())
+        rules = {node.name: node.rule for node in nodes if node.rule}
+        kinds = {gene.kind for gene in self if isinstance(gene, CustomLayer)}
+        return dict(sorted(rules.items())) | dict.fromkeys(sorted(kinds), LAYER_RULE)
 
     def to_list(self) -> list[dict[str, Any]]:
         return [gene.to_dict() for gene in self]
 
     @classmethod
-    def from_list(cls, genes: Any) -> "Genome":
-        """Read the JSON form. Raises `ValueError` that names the layer, what was expected and what came."""
+    def from_list(cls, genes: Any, custom_operations: Mapping[str, str] | None = None) -> "Genome":
+        """Read the JSON form.
+
+        Args:
+            genes: a list with one gene per layer.
+            custom_operations: rules by name of the custom operations and layer kinds that it may use.
+
+        Raises: ValueError that names the layer, what was expected and what came.
+        """
         if not isinstance(genes, (list, tuple)) or not genes:
             raise ValueError(f"genome: expected a non-empty list with one gene per layer, got {genes!r}")
 
         def read() -> Iterator[Gene]:
             for number, gene in enumerate(genes, start=1):
                 try:
-                    yield _gene_from_dict(gene)
+                    yield _gene_from_dict(gene, custom_operations or {})
                 except ValueError as error:
                     raise ValueError(f"genome, layer {number}: {error}") from None
 
@@ -430,7 +434,7 @@ PRESETS: dict[str, tuple[Genome, dict[str, int]]] = {
     "bert-base": (Genome([SELF_ATTENTION] * 12), _BASE),
 }
 
-# All heads are loadable from any checkpoint, so every saved config names them all.
+# Any head can be loaded from any checkpoint, so every saved configuration names all of them.
 AUTO_MAP = {
     "AutoConfig": "configuration_autobert_zero.AutoBertZeroConfig",
     "AutoModel": "modeling_autobert_zero.AutoBertZeroModel",
@@ -446,27 +450,50 @@ AUTO_MAP = {
 
 @strict
 class AutoBertZeroConfig(PretrainedConfig):
-    """Configuration of an AutoBERT-Zero encoder. The defaults are the published base architecture.
+    r"""Configuration of an AutoBERT-Zero encoder. The defaults are the published base architecture.
 
     Args:
-        genome: one gene per layer, as JSON: `{"kind": "convolution", "kernel_size": 65}` or
+        genome (`list[dict]`, *optional*):
+            One gene per layer, as JSON: `{"kind": "convolution", "kernel_size": 65}` or
             `{"kind": "attention", "expression": "matmul(softmax(scale(matmul(q, transpose(k)))), v)"}`. A `Genome`
             is not JSON: pass `genome.to_list()`. `None` means the published genome.
-        own_operations: rules of the operations and layer kinds in the genome that are not of this file (`add_operation`);
-            what they compute is in a file that travels with the model. Filled in where they are known.
-        num_hidden_layers: number of layers; `None` means the length of the genome, anything else must equal it.
-        sparse_prediction: given labels, compute masked-language-model logits only where one stands.
-        sparse_pred_ignore_index: the label that stands for "no label".
-        unpad_inputs: leave pads out of what works on single tokens, where enough of a batch is pads.
+        custom_operations (`dict[str, str]`, *optional*):
+            Type rules by name of the custom operations and layer kinds in the genome. Those that the genome does not
+            use are removed.
+        custom_operations_digest (`str`, *optional*):
+            First 16 hexadecimal digits of the SHA-256 of the file that defines these operations, which is saved with
+            the model.
+        vocab_size (`int`, defaults to 30522): Number of token ids.
+        hidden_size (`int`, defaults to 768): Width of the encoder.
+        num_hidden_layers (`int`, *optional*): Number of layers: the length of the genome, which `None` stands for.
+        num_attention_heads (`int`, defaults to 12): Heads of each attention; a divisor of `hidden_size`.
+        intermediate_size (`int`, defaults to 3072): Width of the feed-forward part of each layer.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of the feed-forward part and of the prediction head.
+        hidden_dropout_prob (`float`, defaults to 0.1): Dropout of embeddings and of the two halves of each layer.
+        attention_probs_dropout_prob (`float`, defaults to 0.1): Dropout of softmax weights over tokens.
+        max_position_embeddings (`int`, defaults to 512): Maximum number of tokens.
+        type_vocab_size (`int`, defaults to 2): Number of token types.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of initial weights.
+        layer_norm_eps (`float`, defaults to 1e-12): Epsilon of the layer norms.
+        pad_token_id (`int`, *optional*, defaults to 0): Id of the padding token.
+        classifier_dropout (`float`, *optional*): Dropout of classification heads; `None` means `hidden_dropout_prob`.
+        sparse_prediction (`bool`, defaults to `False`):
+            Given labels, compute masked-language-model logits only at labelled tokens.
+        sparse_pred_ignore_index (`int`, defaults to -100): The label that means "no label".
+        unpad_inputs (`bool`, defaults to `True`):
+            Run what works on single tokens without the padding tokens, if enough of a batch is padding.
+        tie_word_embeddings (`bool`, defaults to `True`):
+            Share the word embeddings with the decoder of the prediction head.
 
-    All other arguments are those of `BertConfig`. Raises `ValueError` for an illegal genome, and the errors of
-    `huggingface_hub.dataclasses.strict` for values of a wrong type or sizes that do not fit.
+    Raises: ValueError for an illegal genome, and the errors of `huggingface_hub.dataclasses.strict` for values of a
+    wrong type or sizes that do not fit.
     """
 
     model_type = "autobert_zero"
 
     genome: list[dict[str, Any]] | None = None
-    own_operations: dict[str, str] | None = None
+    custom_operations: dict[str, str] | None = None
+    custom_operations_digest: str | None = None
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int | None = None
@@ -487,10 +514,12 @@ class AutoBertZeroConfig(PretrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any):
-        add_operations(self.own_operations)
-        genome = PUBLISHED_GENOME if self.genome is None else Genome.from_list(self.genome)
-        self.own_operations = genome.own_operations() or None
-        # Written back from the parsed form: one spelling and one order of keys in every config.json.
+        check_custom_operations(self.custom_operations or {})
+        genome = PUBLISHED_GENOME if self.genome is None else Genome.from_list(self.genome, self.custom_operations)
+        self.custom_operations = genome.custom_operations() or None
+        if self.custom_operations is None:
+            self.custom_operations_digest = None
+        # Written back in parsed form: every config.json has the same spelling and order of keys.
         self.genome = genome.to_list()
         if self.num_hidden_layers is None:
             self.num_hidden_layers = len(genome)
@@ -498,7 +527,7 @@ class AutoBertZeroConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_genome(self):
-        genome = Genome.from_list(self.genome)
+        genome = self.parsed_genome()
         if len(genome) != self.num_hidden_layers:
             raise ValueError(f"genome: expected num_hidden_layers={self.num_hidden_layers} genes, got {len(genome)}")
 
@@ -527,15 +556,17 @@ class AutoBertZeroConfig(PretrainedConfig):
             )
 
     def parsed_genome(self) -> Genome:
-        """The genome as a value: a tuple of genes."""
-        return Genome.from_list(self.genome)
+        """The genome as a tuple of genes."""
+        return Genome.from_list(self.genome, self.custom_operations)
 
     @classmethod
     def preset(cls, name: str, **kwargs: Any) -> "AutoBertZeroConfig":
-        """A named architecture; `kwargs` override its fields.
+        """The configuration of a named architecture; `kwargs` override its fields.
 
-        `autobert-zero-small`, `-base` and `-large` are the published architecture, `bert-small` and `bert-base` twelve
-        standard self-attentions of the same sizes.
+        `autobert-zero-small`, `-base` and `-large` are the published architecture; `bert-small` and `bert-base` have
+        twelve layers of self-attention at the same sizes.
+
+        Raises: ValueError for an unknown name.
         """
         if name not in PRESETS:
             raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {name!r}")
@@ -545,7 +576,7 @@ class AutoBertZeroConfig(PretrainedConfig):
 
 AutoBertZeroConfig.register_for_auto_class()
 
-# A module that the remote-code loader made must not register: every checkpoint brings its own copy of this class.
+# A module made by the remote-code loader must not register: every checkpoint has its own copy of this class.
 if not __name__.startswith("transformers_modules."):
     AutoConfig.register(AutoBertZeroConfig.model_type, AutoBertZeroConfig)
 

@@ -1,18 +1,19 @@
-"""AutoBERT-Zero model: BERT's layer with the self-attention replaced by what the layer's gene says.
+"""AutoBERT-Zero model: BERT's layer, with the self-attention replaced by the mixer that the layer's gene describes.
 
 The method is that of "AutoBERT-Zero: Evolving BERT Backbone from Scratch" (Gao et al., AAAI 2022, arXiv 2107.07445);
-the frame (embeddings, residuals, feed-forward, heads, names of arguments and outputs) is BERT's as in transformers.
+everything else (embeddings, residuals, feed-forward, heads, names of arguments and outputs) follows BERT in
+transformers.
 
 Departures from BERT:
 
-1. A pad token never changes what is said of a real one, whatever the genome: every contraction over tokens leaves
-   pads out, and positions count real tokens only, so that padding on the left equals padding on the right. In a row
-   without any real token all tokens count, which keeps its numbers finite.
-2. The logits of an answer's first and last token are the least finite number at pads.
-3. `sparse_prediction` computes masked-language-model logits and loss only where a label stands.
-4. Where enough of a batch is pads, what works on single tokens runs on the real ones only (`unpad_inputs`).
-5. `attn_implementation="eager"` is the reference executor; `"sdpa"`, the default, lowers what has its form.
-6. Weights of another genome are an error when a checkpoint is loaded, and ids out of range when a model is called.
+1. Padding never changes the output for a real token, whatever the genome: every contraction over tokens ignores
+   padding, and positions count real tokens only, so padding on the left equals padding on the right. In a row without
+   any real token all tokens count as real, which keeps its numbers finite.
+2. The logits of an answer's first and last token are the minimum of the dtype at padding.
+3. `sparse_prediction` computes masked-language-model logits and loss only at labelled tokens.
+4. If enough of a batch is padding, what works on single tokens runs on the real tokens only (`unpad_inputs`).
+5. `attn_implementation="eager"` is the reference executor; `"sdpa"`, the default, runs softmax attention fused.
+6. Loading weights of another genome is an error, and so are ids out of range.
 
 Shapes in comments: `(batch, tokens, hidden)` for hidden states; inside an attention `(batch, heads, *type)`, where the
 type of a node is n×d, d×n, n×n or d×d with n tokens and d = head size.
@@ -20,7 +21,7 @@ type of a node is n×d, d×n, n×n or d×d with n tokens and d = head size.
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
@@ -54,118 +55,117 @@ from transformers.processing_utils import Unpack
 from transformers.utils import can_return_tuple
 
 from .configuration_autobert_zero import (
-    LAYER_RULE,
     Attention,
     AutoBertZeroConfig,
     Convolution,
+    CustomLayer,
     Expression,
     Gene,
     Genome,
-    OwnLayer,
+    check_custom_operations,
 )
-from .configuration_autobert_zero import add_operation as add_rule
 
 
 # The modules that project the layer input, by the name that expressions use.
 PROJECTIONS = {"q": "query", "k": "key", "v": "value", "p": "extra"}
 
-# Small enough to leave any real row alone, large enough that neither it nor its inverse leaves half precision.
+# Small enough not to change any real row, large enough that neither it nor its inverse leaves the range of float16.
 COSINE_EPSILON = 1e-4
 
-# The arguments of `from_pretrained` that say where a checkpoint is.
+# The arguments of `from_pretrained` that locate a checkpoint.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
-# Pads are left out of all work on single tokens where no more than this part of a batch is real. Gathering and
-# scattering tokens costs one or two percent of a layer of the base size.
+# Batches are unpadded if at most this fraction of their tokens is real. Gathering and scattering tokens costs one to
+# two percent of a layer at base size.
 UNPAD_BELOW = 0.95
 
 
 def _readable(tensor: torch.Tensor) -> bool:
-    """Whether values may decide what runs: not while a graph is recorded, nor for a tensor without memory."""
+    """Whether Python code may depend on the values: not while a graph is recorded, nor for a tensor without memory."""
     recording = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return not recording and type(tensor) is torch.Tensor and not tensor.is_meta
 
 
-class Tokens(NamedTuple):
-    """Which tokens of a batch are real, which ones a token may take from, and how hidden states hold them.
+class TokenLayout(NamedTuple):
+    """Which tokens of a batch are real, which tokens each one attends to, and how hidden states store them.
 
     Hidden states are *padded*, (batch, tokens, hidden), or *packed*, (real tokens, hidden): the real tokens of all
-    sequences in a row. What works on single tokens does not see the difference; what mixes tokens calls `pad` before and
-    `pack` after. (A NamedTuple, because accelerate's hooks move the tensors in it between devices.)
+    sequences in one row. Code that works on single tokens is the same for both; code that mixes tokens calls `pad`
+    before and `pack` after. (A NamedTuple, because accelerate's hooks move the tensors in it between devices.)
 
     Attributes:
-        real: (batch, tokens) bool; None where all are real. Every row has a real token.
-        visible: (batch, tokens, tokens) bool, whether a token (row) may take from a token (column); None where all may
-            take from all real ones.
-        packed: (real tokens,) where they stand in the flattened batch; None where hidden states are padded.
+        real: (batch, tokens) bool; None if all tokens are real. Every row has a real token.
+        attend_to: (batch, tokens, tokens) bool, whether a token (row) attends to a token (column); None if all tokens
+            attend to all real ones.
+        packed: (real tokens,) indices of the real tokens in the flattened batch; None if hidden states are padded.
     """
 
     real: torch.Tensor | None = None
-    visible: torch.Tensor | None = None
+    attend_to: torch.Tensor | None = None
     packed: torch.Tensor | None = None
 
     @classmethod
-    def from_mask(cls, attention_mask: torch.Tensor | None, shape: tuple[int, int]) -> "Tokens":
-        """Read an attention mask (batch, tokens) or (batch, tokens, tokens), nonzero where a token may be taken from.
+    def from_mask(cls, attention_mask: torch.Tensor | None, shape: tuple[int, int]) -> "TokenLayout":
+        """The layout of an attention mask (batch, tokens) or (batch, tokens, tokens), nonzero at tokens to attend to.
 
-        In a row without a real token all count as real, and a token that may take from none takes from all real ones:
-        numbers stay finite.
+        In a row without a real token all tokens count as real, and a token that attends to nothing attends to all
+        real tokens: numbers stay finite.
 
         Raises: ValueError for another shape.
         """
         if attention_mask is None:
             return cls()
         if attention_mask.shape == shape:
-            real, visible = attention_mask.bool(), None
+            real, attend_to = attention_mask.bool(), None
             real = real | ~real.any(1, keepdim=True)
         elif attention_mask.shape == (*shape, shape[1]):
-            visible = attention_mask.bool()
-            real = visible.any(1)
+            attend_to = attention_mask.bool()
+            real = attend_to.any(1)
             real = real | ~real.any(1, keepdim=True)
-            visible = visible | (~visible.any(2, keepdim=True) & real[:, None])
+            attend_to = attend_to | (~attend_to.any(2, keepdim=True) & real[:, None])
         else:
             batch, tokens = shape
             raise ValueError(
                 f"attention_mask: expected shape ({batch}, {tokens}) or ({batch}, {tokens}, {tokens}), "
                 f"got {tuple(attention_mask.shape)}"
             )
-        return cls(real, visible)
+        return cls(real, attend_to)
 
-    def laid_out(self, attention_mask: torch.Tensor | None, unpad: bool) -> "Tokens":
-        """The layout that the values of its mask allow: none where nothing is padded, packed where that pays.
+    def resolve(self, attention_mask: torch.Tensor | None, unpad: bool) -> "TokenLayout":
+        """The fastest layout that the values of its mask allow: no mask if nothing is padded, packed if that pays.
 
-        Waits for an accelerator, so it is for once in a forward pass. Raises: ValueError for negative values.
+        Synchronizes with an accelerator; call it once per forward pass. Raises: ValueError for negative values.
         """
         if attention_mask is None or not _readable(attention_mask):
             return self
         count, negative = torch.stack([self.real.sum(), (attention_mask < 0).sum()]).tolist()  # one transfer
         if negative:
-            raise ValueError("attention_mask: expected 1 for real tokens and 0 for pads, got negative values")
-        if self.visible is not None:
+            raise ValueError("attention_mask: expected 1 for real tokens and 0 for padding, got negative values")
+        if self.attend_to is not None:
             return self
         if count == self.real.numel():
-            return Tokens()  # take the kernels without a mask
+            return TokenLayout()  # selects the kernels without a mask
         if unpad and count <= UNPAD_BELOW * self.real.numel():
-            return Tokens(self.real, packed=torch.nonzero_static(self.real.flatten(), size=count).squeeze(1))
+            return TokenLayout(self.real, packed=torch.nonzero_static(self.real.flatten(), size=count).squeeze(1))
         return self
 
-    def seen(self, type_: str, axis: int) -> torch.Tensor | None:
-        """What a sum over `axis` (-1 or -2) of a value (batch, heads, *type_) sees of its tokens; None where it sees all.
+    def reduction_mask(self, type_: str, axis: int) -> torch.Tensor | None:
+        """Which tokens a reduction over `axis` (-1 or -2) of a value (batch, heads, *type_) includes; None for all.
 
-        Each row of tokens sees what its token may take from; where there are no such rows, all real tokens are seen.
+        If the rows are tokens, each row includes the tokens that its token attends to; otherwise all real tokens.
         """
-        if self.visible is not None and type_ == "nn" and axis == -1:
-            return self.visible[:, None]
+        if self.attend_to is not None and type_ == "nn" and axis == -1:
+            return self.attend_to[:, None]
         if self.real is None:
             return None
         return self.real[:, None, None, :] if axis == -1 else self.real[:, None, :, None]
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, ...) as hidden states are held."""
+        """(batch, tokens, ...) in the form of hidden states: padded or packed."""
         return x if self.packed is None else x.flatten(0, 1)[self.packed]
 
     def pad(self, x: torch.Tensor, zero_pads: bool = False) -> torch.Tensor:
-        """Hidden states as (batch, tokens, ...). What stands at pads has no meaning, or is 0 with `zero_pads`."""
+        """Hidden states as (batch, tokens, ...). Values at padding are undefined, or 0 with `zero_pads`."""
         if self.packed is not None:
             padded = x.new_zeros(self.real.numel(), *x.shape[1:])
             return padded.index_copy(0, self.packed, x).unflatten(0, self.real.shape)
@@ -184,11 +184,11 @@ class FusedAttention:
     """`matmul(softmax(± scaled matmul(A, transpose(B))), C)` with A, B, C of type n×d, as one fused kernel.
 
     Attributes:
-        operands: the nodes that hold A, B and C; each as it stands in the expression or transposed.
+        operands: the nodes whose values, or their transposes, are A, B and C.
         transposed: whether A, B and C are the transposes of their nodes.
-        negative: whether the scores carry a minus.
-        scalings: how many times the scores are divided by the root of the head size.
-        transposed_result: whether the expression wants the transpose of the result.
+        negative: whether the scores are negated.
+        scalings: how many times the scores are divided by the square root of the head size.
+        transposed_result: whether the expression uses the transpose of the result.
     """
 
     operands: tuple[Expression, Expression, Expression]
@@ -199,9 +199,9 @@ class FusedAttention:
 
     @classmethod
     def match(cls, node: Expression) -> "FusedAttention":
-        """The fused form of a `matmul`. Raises ValueError that says why there is none."""
+        """The fused form of a `matmul`. Raises: ValueError with the reason if it has none."""
         if node.name != "matmul" or node.type not in ("nd", "dn"):
-            raise ValueError(f"{node} is no product of type n×d")
+            raise ValueError(f"{node} is not a product of type n×d")
         # (W C)ᵀ = Cᵀ Wᵀ
         transposed_result = node.type == "dn"
         value, weights = node.operands if transposed_result else reversed(node.operands)
@@ -212,14 +212,14 @@ class FusedAttention:
             unary.append(weights.name)
             weights = weights.operands[0]
         if weights.name != "softmax" or len(unary) % 2 != transposed_result:
-            raise ValueError(f"{weights} is no softmax over the tokens taken from")
+            raise ValueError(f"{weights} is not a softmax over the tokens attended to")
         scores = weights.operands[0]
         unary = []
         while scores.name in ("neg", "scale", "transpose"):
             unary.append(scores.name)
             scores = scores.operands[0]
         if scores.name != "matmul" or scores.operands[0].type != "nd":
-            raise ValueError(f"the scores {scores} are no product of n×d and d×n")
+            raise ValueError(f"the scores {scores} are not a product of n×d and d×n")
         left, right = scores.operands
         # (left right)ᵀ = rightᵀ leftᵀ: A is then rightᵀ and B is left.
         swapped = unary.count("transpose") % 2 == 1
@@ -236,74 +236,74 @@ class FusedAttention:
         sign = "-" if self.negative else ""
         return f"scaled_dot_product_attention({a}, {b}, {c}, scale={sign}d^-{self.scalings}/2)"
 
-    def __call__(self, a, b, c, tokens, head_size, dropout):
+    def __call__(self, a, b, c, layout, head_size, dropout):
         a, b, c = (x.mT if transposed else x for x, transposed in zip((a, b, c), self.transposed, strict=True))
-        # The minus goes into A: kernels take the maximum of the raw scores and need a positive scale to stay finite.
+        # A is negated, not the scale: kernels subtract the maximum of the raw scores and need a positive scale.
         result = F.scaled_dot_product_attention(
             -a if self.negative else a,
             b,
             c,
-            attn_mask=tokens.seen("nn", -1),
+            attn_mask=layout.reduction_mask("nn", -1),
             dropout_p=dropout,
             scale=head_size ** (-self.scalings / 2),
         )
         return result.mT if self.transposed_result else result
 
 
-def _zero(x, type_, axis, tokens):
-    seen = tokens.seen(type_, axis)
-    return x if seen is None else x.masked_fill(~seen, 0)
+def _zero(x, type_, axis, layout):
+    mask = layout.reduction_mask(type_, axis)
+    return x if mask is None else x.masked_fill(~mask, 0)
 
 
-def _softmax(node, x, tokens, head_size, dropout):
+def _softmax(node, x, layout, head_size, dropout):
     if node.type[1] == "d":
         return x.softmax(-1)
-    seen = tokens.seen(node.type, -1)
-    if seen is not None:
-        x = x.masked_fill(~seen, -math.inf)
+    mask = layout.reduction_mask(node.type, -1)
+    if mask is not None:
+        x = x.masked_fill(~mask, -math.inf)
     return F.dropout(x.softmax(-1), dropout)
 
 
-def _matmul(node, x, y, tokens, head_size, dropout):
+def _matmul(node, x, y, layout, head_size, dropout):
     if node.contracts_tokens():
-        x, y = _zero(x, node.operands[0].type, -1, tokens), _zero(y, node.operands[1].type, -2, tokens)
+        x, y = _zero(x, node.operands[0].type, -1, layout), _zero(y, node.operands[1].type, -2, layout)
     return x @ y
 
 
-def _rows(node, x, y, tokens):
-    """Operands of an operation between rows, with zeros for tokens left out where a row runs over tokens."""
+def _rows(node, x, y, layout):
+    """Operands of an operation between rows, with zeros for ignored tokens if the rows extend over tokens."""
     if node.contracts_tokens():
-        x, y = _zero(x, node.operands[0].type, -1, tokens), _zero(y, node.operands[1].type, -1, tokens)
+        x, y = _zero(x, node.operands[0].type, -1, layout), _zero(y, node.operands[1].type, -1, layout)
     return x, y
 
 
-def _cosine_similarity(node, x, y, tokens, head_size, dropout):
-    x, y = _rows(node, x, y, tokens)
+def _cosine_similarity(node, x, y, layout, head_size, dropout):
+    x, y = _rows(node, x, y, layout)
     return F.normalize(x, dim=-1, eps=COSINE_EPSILON) @ F.normalize(y, dim=-1, eps=COSINE_EPSILON).mT
 
 
-def _euclidean_distance(node, x, y, tokens, head_size, dropout):
-    x, y = _rows(node, x, y, tokens)
-    # All |x|² - 2xy + |y|² as one matrix product, several times as fast as `torch.cdist`. In doubles (which Apple's GPUs
+def _euclidean_distance(node, x, y, layout, head_size, dropout):
+    x, y = _rows(node, x, y, layout)
+    # All |x|² - 2xy + |y|² as one matrix product, several times as fast as `torch.cdist`. In float64 (which Apple's GPUs
     # lack), so that a small distance survives as the difference of large numbers.
     wide = torch.float32 if x.device.type == "mps" else torch.float64
     wide_x, wide_y = x.to(wide), y.to(wide)
-    # A trifle less than the squares, more than the rounding error, so that equal rows are never apart: the root is steep.
-    less = 1 - 2 * x.shape[-1] ** 0.5 * torch.finfo(wide).eps
-    lengths_x, lengths_y = (less * rows.square().sum(-1, keepdim=True) for rows in (wide_x, wide_y))
+    # Scaled below 1 by the rounding error, so that equal rows have distance 0: sqrt is infinitely steep there.
+    scale = 1 - 2 * x.shape[-1] ** 0.5 * torch.finfo(wide).eps
+    lengths_x, lengths_y = (scale * rows.square().sum(-1, keepdim=True) for rows in (wide_x, wide_y))
     left = torch.cat([wide_x, lengths_x, torch.ones_like(lengths_x)], -1)
     right = torch.cat([-2 * wide_y, torch.ones_like(lengths_y), lengths_y], -1)
     squares = (left @ right.mT).to(torch.promote_types(x.dtype, torch.float32))
-    # Where there is no distance there is no gradient either.
+    # The clamp also gives a distance of 0 a gradient of 0.
     return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt().to(x.dtype)
 
 
-# What each operation of the language does. Every function takes the node, its operands, `Tokens` (in which only `real`
-# and `visible` matter), the head size and the dropout of attention weights.
+# The built-in operations. Every function is given the node, its operands, a `TokenLayout` (of which only `real` and
+# `attend_to` matter), the head size and the dropout of attention weights.
 EXECUTORS = {
     "neg": lambda node, x, *_: -x,
     "transpose": lambda node, x, *_: x.mT,
-    "scale": lambda node, x, tokens, head_size, dropout: x / math.sqrt(head_size),
+    "scale": lambda node, x, layout, head_size, dropout: x / math.sqrt(head_size),
     "softmax": _softmax,
     "logsigmoid": lambda node, x, *_: F.logsigmoid(x),
     "softsign": lambda node, x, *_: F.softsign(x),
@@ -312,46 +312,46 @@ EXECUTORS = {
     "cosine_similarity": _cosine_similarity,
     "euclidean_distance": _euclidean_distance,
 }
-# What may leave the range of float16 where it runs by itself.
-MAY_OVERFLOW = {"matmul", "euclidean_distance"}
+# Built-in operations whose values may leave the range of float16, unless a fused kernel computes them.
+OVERFLOWS_FP16 = {"matmul", "euclidean_distance"}
+
+# Functions of custom operations and layer kinds: by the digest of the file that defines them, then by name. Every
+# configuration names the digest that it needs, so definitions of several models never collide.
+CUSTOM_OPERATIONS: dict[str, dict[str, Callable]] = {}
 
 
-# What makes the mixer of a layer kind of one's own, of a configuration.
-LAYER_MAKERS: dict[str, Callable[[AutoBertZeroConfig], nn.Module]] = {}
-
-
-def add_operation(name: str, rule: str, function: Callable[..., torch.Tensor | nn.Module]) -> None:
-    """Make an operation or a layer kind of one's own part of the language.
+def register_custom_operations(digest: str, operations: Mapping[str, tuple[str, Callable]]) -> None:
+    """Make the custom operations and layer kinds of a file available to the configurations that name its digest.
 
     Args:
-        name: a lower-case identifier.
-        rule: its type rule (see the configuration), or `layer`.
-        function: of one or two tensors (batch, heads, rows, columns), with the result likewise. What it says of a token must
-            depend on that token alone: a sum over tokens would count pads.
-            For a layer kind: of a configuration, a module; that one is called with hidden states (batch, tokens, hidden),
-            0 at pads, and which tokens are real, (batch, tokens) bool, and says of every token what is added to it.
+        digest: of the file; `custom_operations_digest` of a configuration.
+        operations: by name, a type rule (see the configuration) and a function of one or two tensors (batch, heads,
+            rows, columns) that returns one. Its output for a token must depend on that token alone: a sum over tokens
+            would include padding. Or the rule `layer` and a function that makes a module from a configuration. The
+            module is called with hidden states (batch, tokens, hidden), 0 at padding, and which tokens are real,
+            (batch, tokens) bool, and returns what is added to the hidden states.
 
-    Raises: ValueError for a name that is taken or a rule that is none.
+    Raises: ValueError for an invalid name or rule.
     """
-    add_rule(name, rule)
-    if rule == LAYER_RULE:
-        LAYER_MAKERS[name] = function
-        return
-    EXECUTORS[name] = lambda node, *arguments: function(*arguments[: len(node.operands)])
-    MAY_OVERFLOW.add(name)
+    check_custom_operations({name: rule for name, (rule, _) in operations.items()})
+    CUSTOM_OPERATIONS[digest] = {name: function for name, (_, function) in operations.items()}
 
 
-def _check_known(names: Iterable[str], table: Collection[str]) -> None:
-    if unknown := sorted(set(names) - set(table)):
+def _custom_functions(config: AutoBertZeroConfig) -> dict[str, Callable]:
+    """The functions of the custom operations and layer kinds of a configuration."""
+    functions = CUSTOM_OPERATIONS.get(config.custom_operations_digest, {})
+    if missing := sorted(set(config.custom_operations or ()) - set(functions)):
         raise ValueError(
-            f"own_operations: expected functions for {', '.join(unknown)}, got none: load the file that defines them "
-            "(`autobert_zero.search.own_operations.load`), or the model in a process without this package by "
-            "trust_remote_code=True"
+            f"custom_operations: expected definitions of {', '.join(missing)}, got none with digest "
+            f"{config.custom_operations_digest}: load the file that defines them "
+            "(`autobert_zero.search.custom_operations.load`), or load the model with trust_remote_code=True in a "
+            "process without this package"
         )
+    return functions
 
 
 class Step(NamedTuple):
-    """One step of a program: the value of a node from values of earlier slots; `dead` slots are of no use after it."""
+    """One step of a program: computes the value of a node from the values in earlier slots, then frees `dead` slots."""
 
     node: Expression
     fused: FusedAttention | None
@@ -360,26 +360,28 @@ class Step(NamedTuple):
 
 
 class ExpressionProgram:
-    """An expression as steps in order: every node once, dead values freed.
+    """An expression as a sequence of steps: every node is computed once, and values are freed after their last use.
 
     Args:
         expression: of type n×d.
-        lower: hand what has the form of softmax attention to `scaled_dot_product_attention`. Without it every node
-            runs by itself: that is the reference, the meaning of an expression.
+        lower: run softmax attention in `scaled_dot_product_attention`. Without it every node runs by itself: the
+            reference, which defines the meaning of an expression.
+        functions: of the custom operations in the expression, by name.
 
     Attributes:
-        steps: in order; values stand in slots, first those of the inputs, then one for each step.
-        weights_slot: of the token-by-token weights: the last softmax of type n×n, else the last value of that type;
-            None without any, or where it is inside a fused kernel.
-        reasons: why each product of type n×d runs by itself, where softmax attention was looked for.
-        takes_pairs: whether all sums over tokens are taken for one token each, so that a mask of tokens by tokens
-            has a meaning.
-        fits_half: whether values stay in the range of float16: no product but inside a fused kernel.
+        steps: in order. Values are stored in slots: first the inputs, then one slot per step.
+        weights_slot: slot of the token-by-token weights: the last softmax of type n×n, else the last value of that
+            type; None if there is none or it is inside a fused kernel.
+        reasons: for each product of type n×d that is not part of a fused kernel, why not.
+        supports_pairwise_mask: whether every reduction over tokens is for one token, so that a mask of tokens by
+            tokens is well defined.
+        fp16_safe: whether values stay in the range of float16: no products outside fused kernels.
     """
 
-    def __init__(self, expression: Expression, lower: bool = True):
+    def __init__(self, expression: Expression, lower: bool = True, functions: Mapping[str, Callable] | None = None):
         self.expression = expression
         self.lower = lower
+        self.functions = functions or {}
         self.inputs = expression.inputs()
         self.reasons: list[str] = []
         slots = {Expression(name): slot for slot, name in enumerate(self.inputs)}
@@ -394,7 +396,6 @@ class ExpressionProgram:
             return slots[node]
 
         plan(expression)
-        _check_known({node.name for node, _, _ in planned}, EXECUTORS)
         last_use = {slot: i for i, (_, _, operands) in enumerate(planned) for slot in operands}
         self.steps = [
             Step(*step, tuple(slot for slot, last in last_use.items() if last == i)) for i, step in enumerate(planned)
@@ -402,8 +403,11 @@ class ExpressionProgram:
         weights = [step.node for step in self.steps if step.node.type == "nn"]
         softmaxes = [node for node in weights if node.name == "softmax"]
         self.weights_slot = slots[(softmaxes or weights)[-1]] if weights else None
-        self.takes_pairs = all(_takes_pairs(node) for node in expression.nodes())
-        self.fits_half = all(step.fused or step.node.name not in MAY_OVERFLOW for step in self.steps)
+        self.supports_pairwise_mask = all(_supports_pairwise_mask(node) for node in expression.nodes())
+        # What a custom operation does to the range of its values is unknown.
+        self.fp16_safe = all(
+            step.fused or not (step.node.rule or step.node.name in OVERFLOWS_FP16) for step in self.steps
+        )
 
     def _fuse(self, node: Expression) -> FusedAttention | None:
         if node.name != "matmul" or node.type not in ("nd", "dn"):
@@ -415,11 +419,11 @@ class ExpressionProgram:
             return None
 
     def __str__(self) -> str:
-        """How it runs, and why so."""
+        """How it runs, and why."""
         fused = [str(step.fused) for step in self.steps if step.fused]
         single = f"node by node ({len(self.steps) - len(fused)} operations)"
         if not self.lower:
-            return f"{single}: the reference was asked for"
+            return f"{single}: the reference was requested"
         if not fused:
             return f"{single}: {'; '.join(dict.fromkeys(self.reasons)) or 'there is no product of type n×d'}"
         return ", ".join([*dict.fromkeys(fused), *([single] if len(fused) < len(self.steps) else [])])
@@ -427,7 +431,7 @@ class ExpressionProgram:
     def __call__(
         self,
         values: list[torch.Tensor],
-        tokens: Tokens,
+        layout: TokenLayout,
         head_size: int,
         dropout: float = 0.0,
         output_weights: bool = False,
@@ -435,11 +439,11 @@ class ExpressionProgram:
         """Run it.
 
         Args:
-            values: one for each of `inputs`, (batch, heads, tokens, head_size). The list is used up, so that a
-                projection is freed as early as anything else.
-            tokens: which are real, and what each may take from.
+            values: one for each of `inputs`, (batch, heads, tokens, head_size). The list is consumed, so that
+                projections are freed as early as everything else.
+            layout: which tokens are real, and which tokens each one attends to.
             head_size: d of `scale`.
-            dropout: probability with which an attention weight (an entry of a softmax over tokens) is dropped.
+            dropout: dropout probability of attention weights (entries of a softmax over tokens).
             output_weights: also return the value of `weights_slot`.
 
         Returns: (batch, heads, tokens, head_size), and the weights (batch, heads, tokens, tokens) or None.
@@ -447,10 +451,12 @@ class ExpressionProgram:
         weights = None
         for node, fused, operands, dead in self.steps:
             arguments = [values[slot] for slot in operands]
-            if fused is None:
-                values.append(EXECUTORS[node.name](node, *arguments, tokens, head_size, dropout))
+            if fused is not None:
+                values.append(fused(*arguments, layout, head_size, dropout))
+            elif node.rule:
+                values.append(self.functions[node.name](*arguments))
             else:
-                values.append(fused(*arguments, tokens, head_size, dropout))
+                values.append(EXECUTORS[node.name](node, *arguments, layout, head_size, dropout))
             if output_weights and len(values) - 1 == self.weights_slot:
                 weights = values[-1]
             for slot in dead:
@@ -458,8 +464,8 @@ class ExpressionProgram:
         return values.pop(), weights
 
 
-def _takes_pairs(node: Expression) -> bool:
-    """Whether `node` sums or normalises over tokens, if it does, for one token each."""
+def _supports_pairwise_mask(node: Expression) -> bool:
+    """Whether each reduction over tokens in `node`, if any, is for one token."""
     if node.name == "softmax" and node.type[1] == "n":
         return node.type[0] == "n"
     if not node.contracts_tokens():
@@ -484,35 +490,35 @@ class AutoBertZeroEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds, tokens: Tokens):
+    def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds, layout: TokenLayout):
         # ids (batch, tokens), or (1, tokens) for positions; embeddings (batch, tokens, hidden)
         shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-        if position_ids is None and tokens.real is not None:
-            position_ids = (tokens.real.cumsum(1) - 1).clamp(min=0)
+        if position_ids is None and layout.real is not None:
+            position_ids = (layout.real.cumsum(1) - 1).clamp(min=0)
         elif position_ids is None:
-            # Not of the weights: offloaded ones are somewhere else.
+            # Not the device of the weights: offloaded weights are elsewhere.
             device = (input_ids if inputs_embeds is None else inputs_embeds).device
             position_ids = torch.arange(shape[1], device=device)[None]
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(position_ids)
         if inputs_embeds is None:
-            inputs_embeds = self.word_embeddings(tokens.pack(input_ids))
+            inputs_embeds = self.word_embeddings(layout.pack(input_ids))
         else:
-            inputs_embeds = tokens.pack(inputs_embeds)
-        if tokens.packed is not None:
-            token_type_ids, position_ids = (tokens.pack(ids.expand(shape)) for ids in (token_type_ids, position_ids))
+            inputs_embeds = layout.pack(inputs_embeds)
+        if layout.packed is not None:
+            token_type_ids, position_ids = (layout.pack(ids.expand(shape)) for ids in (token_type_ids, position_ids))
         embeddings = (
             inputs_embeds + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
         )
         embeddings = self.dropout(self.LayerNorm(embeddings))
-        # Even a pad that is not finite says nothing: 0 times infinity would, in a kernel that only weights it by 0.
-        return embeddings if tokens.packed is not None else tokens.pad(embeddings, zero_pads=True)
+        # Zeros, because a kernel that only weights padding by 0 would turn infinities there into NaN.
+        return embeddings if layout.packed is not None else layout.pad(embeddings, zero_pads=True)
 
 
 class AutoBertZeroAttention(nn.Module):
     """Mixes tokens by an attention expression: projections, the expression per head, output projection.
 
-    Runs lowered, or as the reference says under `attn_implementation="eager"` and where weights are asked for.
+    Runs lowered; the reference runs under `attn_implementation="eager"` and if attention weights are requested.
     """
 
     def __init__(self, config, gene: Attention):
@@ -521,8 +527,9 @@ class AutoBertZeroAttention(nn.Module):
         self.gene = str(gene)
         self.head_size = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.lowered = ExpressionProgram(gene.expression)
-        self.reference = ExpressionProgram(gene.expression, lower=False)
+        functions = _custom_functions(config)
+        self.lowered = ExpressionProgram(gene.expression, functions=functions)
+        self.reference = ExpressionProgram(gene.expression, lower=False, functions=functions)
         for name in self.lowered.inputs:
             setattr(self, PROJECTIONS[name], nn.Linear(config.hidden_size, config.hidden_size))
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
@@ -531,53 +538,53 @@ class AutoBertZeroAttention(nn.Module):
         return f"{self.gene}\nruns as {self.program()}"
 
     def program(self, output_attentions: bool = False) -> ExpressionProgram:
-        """What runs."""
+        """The program that runs."""
         eager = output_attentions or self.config._attn_implementation == "eager"
         return self.reference if eager else self.lowered
 
     def forward(
-        self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, layout: TokenLayout, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         program = self.program(output_attentions)
-        values = [self._heads(getattr(self, PROJECTIONS[name])(hidden_states), tokens) for name in program.inputs]
-        # Products of products leave the range of half precision, and so may what is made of them.
+        values = [self._heads(getattr(self, PROJECTIONS[name])(hidden_states), layout) for name in program.inputs]
+        # Products of products leave the range of float16, and so may everything computed from them.
         dtype = values[0].dtype
-        widen = dtype == torch.float16 and not program.fits_half and not hidden_states.is_meta
+        widen = dtype == torch.float16 and not program.fp16_safe and not hidden_states.is_meta
         if not widen:
-            mixed, weights = program(values, tokens, self.head_size, self._dropout(), output_attentions)
-            return self.dense(self._merge(mixed, tokens)), weights
+            mixed, weights = program(values, layout, self.head_size, self._dropout(), output_attentions)
+            return self.dense(self._merge(mixed, layout)), weights
         device_type = hidden_states.device.type
         if torch.is_autocast_enabled(device_type):
             dtype = torch.float32  # that of the weights
         with torch.autocast(device_type, enabled=False):
             values = [x.float() for x in values]
-            mixed, weights = program(values, tokens, self.head_size, self._dropout(), output_attentions)
-            return self.dense(self._merge(mixed, tokens).to(dtype)), None if weights is None else weights.to(dtype)
+            mixed, weights = program(values, layout, self.head_size, self._dropout(), output_attentions)
+            return self.dense(self._merge(mixed, layout).to(dtype)), None if weights is None else weights.to(dtype)
 
     def _dropout(self) -> float:
         return self.dropout if self.training else 0.0
 
-    def _merge(self, mixed: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    def _merge(self, mixed: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         # from (batch, heads, tokens, head_size) to (batch, tokens, hidden) or packed
-        return tokens.pack(mixed.transpose(1, 2).flatten(2))
+        return layout.pack(mixed.transpose(1, 2).flatten(2))
 
-    def _heads(self, projected: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    def _heads(self, projected: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         # to (batch, heads, tokens, head_size)
-        return tokens.pad(projected).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        return layout.pad(projected).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
 
 class DepthwiseConvolution(nn.Conv1d):
-    """A convolution over tokens, one kernel for each channel; takes and gives (batch, tokens, channels)."""
+    """A convolution over tokens with one kernel per channel; maps (batch, tokens, channels) to the same shape."""
 
     def __init__(self, channels: int, kernel_size: int):
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
 
-    def forward(self, x: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
-        """`visible`: (batch, tokens, tokens) bool, what a token (row) may take from; None where that is all."""
-        if visible is not None:
-            return self._tap_by_tap(x, visible)
-        # Over (batch, channels, 1, tokens), whose memory is still (batch, tokens, channels): on a CPU this channels-last
-        # form is many times as fast as conv1d on the transposed tensor, and nothing is copied.
+    def forward(self, x: torch.Tensor, attend_to: torch.Tensor | None = None) -> torch.Tensor:
+        """`attend_to`: (batch, tokens, tokens) bool, whether a token (row) attends to a token (column); None for all."""
+        if attend_to is not None:
+            return self._tap_by_tap(x, attend_to)
+        # As conv2d on (batch, channels, 1, tokens), whose memory is still (batch, tokens, channels): on a CPU this
+        # channels-last form is many times as fast as conv1d on the transposed tensor, and nothing is copied.
         x = F.conv2d(
             x.transpose(1, 2).unsqueeze(2),
             self.weight.unsqueeze(2),
@@ -587,18 +594,18 @@ class DepthwiseConvolution(nn.Conv1d):
         )
         return x.squeeze(2).transpose(1, 2)
 
-    def _tap_by_tap(self, x, visible):
+    def _tap_by_tap(self, x, attend_to):
         tokens, margin = x.shape[1], self.padding[0]
-        x, visible = F.pad(x, (0, 0, margin, margin)), F.pad(visible, (margin, margin))
+        x, attend_to = F.pad(x, (0, 0, margin, margin)), F.pad(attend_to, (margin, margin))
         result = self.bias
         for tap, weight in enumerate(self.weight.squeeze(1).unbind(1)):
-            # Of token i this tap reads token i + tap - margin, which stands at i + tap now.
-            result = result + weight * x[:, tap : tap + tokens] * visible.diagonal(tap, 1, 2)[..., None]
+            # For token i this tap reads token i + tap - margin, which is at index i + tap after padding.
+            result = result + weight * x[:, tap : tap + tokens] * attend_to.diagonal(tap, 1, 2)[..., None]
         return result
 
 
 class AutoBertZeroConvolution(nn.Module):
-    """Mixes tokens by a depth-wise convolution between a gated and a plain linear map."""
+    """Mixes tokens by a depth-wise convolution between a gated linear unit and a linear map."""
 
     def __init__(self, config, gene: Convolution):
         super().__init__()
@@ -608,42 +615,41 @@ class AutoBertZeroConvolution(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, layout: TokenLayout, output_attentions: bool = False
     ) -> tuple[torch.Tensor, None]:
-        hidden_states = tokens.pad(F.glu(self.gate(hidden_states)), zero_pads=True)
-        return self.dense(tokens.pack(self.convolution(hidden_states, tokens.visible))), None
+        hidden_states = layout.pad(F.glu(self.gate(hidden_states)), zero_pads=True)
+        return self.dense(layout.pack(self.convolution(hidden_states, layout.attend_to))), None
 
     def program(self) -> str:
-        """What runs."""
+        """How it runs."""
         return "depth-wise convolution"
 
 
-class AutoBertZeroOwnMixer(nn.Module):
-    """Mixes tokens by a module of one's own (`add_operation`)."""
+class AutoBertZeroCustomMixer(nn.Module):
+    """Mixes tokens by the module of a custom layer kind (`register_custom_operations`)."""
 
-    def __init__(self, config, gene: OwnLayer):
+    def __init__(self, config, gene: CustomLayer):
         super().__init__()
         self.gene = str(gene)
-        _check_known([gene.kind], LAYER_MAKERS)
-        self.module = LAYER_MAKERS[gene.kind](config)
+        self.module = _custom_functions(config)[gene.kind](config)
         for module in self.module.modules():
-            module._is_hf_initialized = True  # its first weights are its own affair
+            module._is_hf_initialized = True  # it initializes its own weights
 
     def forward(
-        self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, layout: TokenLayout, output_attentions: bool = False
     ) -> tuple[torch.Tensor, None]:
-        hidden_states = tokens.pad(hidden_states, zero_pads=True)
-        real = tokens.real
+        hidden_states = layout.pad(hidden_states, zero_pads=True)
+        real = layout.real
         if real is None:
             real = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        return tokens.pack(self.module(hidden_states, real).to(hidden_states.dtype)), None
+        return layout.pack(self.module(hidden_states, real).to(hidden_states.dtype)), None
 
     def program(self) -> str:
-        """What runs."""
+        """How it runs."""
         return type(self.module).__name__
 
 
-MIXERS = {Attention: AutoBertZeroAttention, Convolution: AutoBertZeroConvolution, OwnLayer: AutoBertZeroOwnMixer}
+MIXERS = {Attention: AutoBertZeroAttention, Convolution: AutoBertZeroConvolution, CustomLayer: AutoBertZeroCustomMixer}
 
 
 class AutoBertZeroLayer(GradientCheckpointingLayer):
@@ -660,10 +666,10 @@ class AutoBertZeroLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden_states: torch.Tensor, tokens: Tokens, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, layout: TokenLayout, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # hidden_states: (batch, tokens, hidden) or packed; weights: (batch, heads, tokens, tokens) or None
-        mixed, weights = self.mixer(hidden_states, tokens, output_attentions)
+        mixed, weights = self.mixer(hidden_states, layout, output_attentions)
         hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
         transformed = self.output(self.activation(self.intermediate(hidden_states)))
         return self.output_norm(hidden_states + self.dropout(transformed)), weights
@@ -673,20 +679,20 @@ class AutoBertZeroEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         # Not `config.parsed_genome()`: the remote-code loader may run the configuration module twice, and genes of the
-        # other copy would not be of the classes that are imported here.
-        genome = Genome.from_list(config.genome)
+        # other copy would not be instances of the classes imported here.
+        genome = Genome.from_list(config.genome, config.custom_operations)
         self.layer = nn.ModuleList([AutoBertZeroLayer(config, gene) for gene in genome])
 
-    def forward(self, hidden_states, tokens: Tokens, output_hidden_states=False, output_attentions=False):
+    def forward(self, hidden_states, layout: TokenLayout, output_hidden_states=False, output_attentions=False):
         all_hidden_states, all_weights = (), ()
         for layer in self.layer:
             if output_hidden_states:
                 all_hidden_states += (hidden_states,)
-            hidden_states, weights = layer(hidden_states, tokens, output_attentions)
+            hidden_states, weights = layer(hidden_states, layout, output_attentions)
             if output_attentions:
                 all_weights += (weights,)
-        # The same at pads whichever way it ran.
-        hidden_states = tokens.pad(hidden_states, zero_pads=True)
+        # Zeros at padding, so that padded and packed batches give equal outputs.
+        hidden_states = layout.pad(hidden_states, zero_pads=True)
         return (
             hidden_states,
             (*all_hidden_states, hidden_states) if output_hidden_states else None,
@@ -701,12 +707,12 @@ class AutoBertZeroPooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-        if tokens.real is None:
+    def forward(self, hidden_states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        if layout.real is None:
             first = hidden_states[:, 0]
         else:
             rows = torch.arange(len(hidden_states), device=hidden_states.device)
-            first = hidden_states[rows, tokens.real.int().argmax(1)]
+            first = hidden_states[rows, layout.real.int().argmax(1)]
         return torch.tanh(self.dense(first))
 
 
@@ -730,7 +736,7 @@ class AutoBertZeroLMPredictionHead(nn.Module):
 
 
 class OutputArguments(TypedDict, total=False):
-    """What every head hands on to the encoder: which values to return, and whether as a tuple."""
+    """Arguments that every head passes to the encoder: which values to return, and whether as a tuple."""
 
     output_attentions: bool | None
     output_hidden_states: bool | None
@@ -743,60 +749,63 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["AutoBertZeroEmbeddings", "AutoBertZeroLayer"]
     _supports_sdpa = True
-    # No loss here takes Trainer's `num_items_in_batch`: Trainer must average over accumulated batches itself.
+    # No loss here accepts Trainer's `num_items_in_batch`: Trainer must average over accumulated batches itself.
     accepts_loss_kwargs = False
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        # transformers reads the source for a function of its own that this model does not need. Layers ask the
+        # transformers looks in the source for one of its functions, which this model does not need. Layers read the
         # configuration at every call, so `set_attn_implementation` works.
         return True
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs):
-        """As every model's, but weights of another genome are an error.
+        """As `PreTrainedModel.from_pretrained`, but weights of another genome are an error.
 
-        Raises: ValueError that names the layers where the genome of `config` is not the checkpoint's, or which the
-        checkpoint lacks weights for. They would begin at random, without a word beyond a warning.
+        Raises: ValueError that names the layers in which the genome of `config` differs from the checkpoint's, or for
+        which the checkpoint has no weights. Otherwise they would be initialized at random with only a warning.
         """
         path = pretrained_model_name_or_path
         if path is not None:
             hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             stored = cls.config_class.get_config_dict(path, **hub_arguments)[0]
             if isinstance(config, str | os.PathLike):
-                wanted = cls.config_class.get_config_dict(config)[0].get("genome")
+                wanted = cls.config_class.get_config_dict(config)[0]
             else:
-                wanted = kwargs.get("genome") if config is None else config.genome
+                wanted = kwargs if config is None else config.to_dict()
             _check_checkpoint(stored, wanted)
         model, info = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
         missing = [name for name in info["missing_keys"] if ".layer." in name]
-        # Where nothing at all was found transformers has warned; that is no other genome.
+        # If no weight at all was found, transformers has warned: the checkpoint is not one of another genome.
         if missing and len(info["missing_keys"]) < len(model.state_dict()):
             raise ValueError(
-                f"weights: expected those of the genome {Genome.from_list(model.config.genome)}, "
+                f"weights: expected those of the genome {model.config.parsed_genome()}, "
                 f"got none for {', '.join(sorted(missing))}"
             )
         return (model, info) if output_loading_info else model
 
     def describe(self) -> str:
-        """A table with a row for each layer: its gene, and how it runs and why."""
+        """A table with one row per layer: its gene, how it runs and why."""
         lines = [f"{'layer':>5}  gene; runs as"]
         for number, layer in enumerate(self.base_model.encoder.layer, start=1):
             lines += [f"{number:>5}  {layer.mixer.gene}", f"{'':>5}    {layer.mixer.program()}"]
         return "\n".join(lines)
 
 
-def _check_checkpoint(stored: dict, genome: list[dict] | None) -> None:
-    """Raises ValueError where a checkpoint with the configuration `stored` has no weights for `genome`."""
+def _check_checkpoint(stored: dict, wanted: dict) -> None:
+    """Raises ValueError if a checkpoint with the configuration `stored` has no weights for the genome of `wanted`."""
     if stored.get("model_type", AutoBertZeroConfig.model_type) != AutoBertZeroConfig.model_type:
         raise ValueError(f"model_type: expected {AutoBertZeroConfig.model_type}, got {stored['model_type']}")
-    if genome is None or stored.get("genome") is None:
+    if wanted.get("genome") is None or stored.get("genome") is None:
         return
-    wanted, found = Genome.from_list(genome), Genome.from_list(stored["genome"])
+    wanted, found = (
+        Genome.from_list(each["genome"], each.get("custom_operations") or stored.get("custom_operations"))
+        for each in (wanted, stored)
+    )
     if len(wanted) != len(found):
         raise ValueError(f"genome: expected the {len(found)} layers of the checkpoint, got {len(wanted)}")
     differing = [
-        f"layer {number}: expected {b} of the checkpoint, got {a}"
+        f"layer {number}: expected {b} as in the checkpoint, got {a}"
         for number, (a, b) in enumerate(zip(wanted, found, strict=True), start=1)
         if a != b
     ]
@@ -805,25 +814,26 @@ def _check_checkpoint(stored: dict, genome: list[dict] | None) -> None:
 
 
 def _check_ids(config: AutoBertZeroConfig, **checked: tuple[torch.Tensor | None, nn.Module, str]) -> None:
-    """Raises ValueError for ids that an embedding does not have, before a kernel fails on them.
+    """Raises ValueError for ids out of range, before a kernel fails on them.
 
-    Args: for each name of an argument the ids, the embedding and the field of the configuration that gives its size.
+    Args:
+        checked: by name of an argument its ids, their embedding and the configuration field of its size.
     """
     given = {name: x for name, (x, _, _) in checked.items() if x is not None and x.numel() and _readable(x)}
     if not given:
         return
-    # One transfer for all: on an accelerator each one waits for it.
+    # One transfer for all: each one synchronizes with an accelerator.
     extremes = torch.stack([extreme for x in given.values() for extreme in x.aminmax()]).tolist()
-    for name, least, greatest in zip(given, extremes[::2], extremes[1::2], strict=True):
+    for name, minimum, maximum in zip(given, extremes[::2], extremes[1::2], strict=True):
         _, embedding, field = checked[name]
-        size = getattr(embedding, "num_embeddings", None) or getattr(config, field)  # adapters wrap it, and have none
-        if least < 0 or greatest >= size:
-            got = least if least < 0 else greatest
+        size = getattr(embedding, "num_embeddings", None) or getattr(config, field)  # adapters wrap it
+        if minimum < 0 or maximum >= size:
+            got = minimum if minimum < 0 else maximum
             raise ValueError(f"{name}: expected ids from 0 to {size - 1} ({field}={size}), got {got}")
 
 
 class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
-    """The bare encoder: hidden states of every token, and a pooled vector of the first one."""
+    """The bare encoder: hidden states of all tokens, and a pooled vector of the first one."""
 
     def __init__(self, config: AutoBertZeroConfig, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -852,18 +862,18 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
         """
         Args:
             input_ids: (batch, tokens) token ids; or `inputs_embeds`: (batch, tokens, hidden).
-            attention_mask: (batch, tokens), nonzero for real tokens, all are real without it; or (batch, tokens,
-                tokens), nonzero where a token (row) may take from a token (column).
-            token_type_ids: (batch, tokens), 0 without it.
-            position_ids: (batch, tokens) or (1, tokens); without it real tokens count from 0.
+            attention_mask: (batch, tokens), nonzero for real tokens, by default all; or (batch, tokens, tokens),
+                nonzero where a token (row) attends to a token (column).
+            token_type_ids: (batch, tokens), by default 0.
+            position_ids: (batch, tokens) or (1, tokens); by default real tokens are counted from 0.
             output_attentions: also return, for every layer, the token-by-token weights (batch, heads, tokens, tokens):
                 the last softmax of that type in its expression, else the last value of that type; None for
-                convolutions and expressions without. Runs node by node.
-            output_hidden_states: also return the embeddings and the output of every layer. Their pads have no meaning;
-                those of the last layer, as of `last_hidden_state`, are 0.
+                convolutions and expressions without one. Runs node by node.
+            output_hidden_states: also return the embeddings and the output of every layer. Values at padding are
+                undefined; those of the last layer, as of `last_hidden_state`, are 0.
 
         Raises: ValueError for both or neither of `input_ids` and `inputs_embeds`, ids out of range, a mask of another
-        shape, a mask of tokens by tokens for a layer that sums over tokens for no token in particular, or more tokens
+        shape, a mask of tokens by tokens for a layer that reduces over tokens for no single token, or more tokens
         than positions.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -896,11 +906,11 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        # Hidden states of all layers are handed out padded.
+        # Hidden states of all layers are returned padded.
         unpad = self.config.unpad_inputs and not output_hidden_states
-        layout = Tokens.from_mask(attention_mask, shape).laid_out(attention_mask, unpad)
-        if layout.visible is not None:
-            self._check_pairs()
+        layout = TokenLayout.from_mask(attention_mask, shape).resolve(attention_mask, unpad)
+        if layout.attend_to is not None:
+            self._check_pairwise_mask()
 
         embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, layout)
         sequence_output, hidden_states, attentions = self.encoder(
@@ -913,13 +923,13 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
             attentions=attentions,
         )
 
-    def _check_pairs(self) -> None:
+    def _check_pairwise_mask(self) -> None:
         for number, layer in enumerate(self.encoder.layer, start=1):
             mixer = layer.mixer
-            if isinstance(mixer, AutoBertZeroOwnMixer):
-                reason = "is of a kind that knows pads alone"
-            elif isinstance(mixer, AutoBertZeroAttention) and not mixer.reference.takes_pairs:
-                reason = "sums over tokens for no token in particular"
+            if isinstance(mixer, AutoBertZeroCustomMixer):
+                reason = "is of a custom kind, which only supports masks of padding"
+            elif isinstance(mixer, AutoBertZeroAttention) and not mixer.reference.supports_pairwise_mask:
+                reason = "reduces over tokens for no single token"
             else:
                 continue
             raise ValueError(
@@ -929,9 +939,9 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
 
 
 def _masked_lm(model, head, sequence_output, labels):
-    """Logits and loss of masked language modelling, only where a label stands if the config says so.
+    """Logits and loss of masked language modelling; only at labelled tokens under `config.sparse_prediction`.
 
-    Returns logits (batch, tokens, vocab), or (labelled tokens, vocab) under `sparse_prediction`, and the mean loss in
+    Returns: logits (batch, tokens, vocab), or (labelled tokens, vocab) under `sparse_prediction`, and the mean loss in
     nats, or None without labels.
     """
     config = model.config
@@ -976,7 +986,7 @@ class AutoBertZeroForMaskedLM(AutoBertZeroPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | MaskedLMOutput:
-        """`labels`: (batch, tokens), -100 where there is none. Other arguments as `AutoBertZeroModel`."""
+        """`labels`: (batch, tokens), -100 for no label. Other arguments as `AutoBertZeroModel`."""
         outputs = self.autobert_zero(
             input_ids,
             attention_mask=attention_mask,
@@ -1033,8 +1043,8 @@ class AutoBertZeroForPreTraining(AutoBertZeroPreTrainedModel):
         next_sentence_label: torch.Tensor | None = None,
         **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | AutoBertZeroForPreTrainingOutput:
-        """`labels`: (batch, tokens), -100 where there is none. `next_sentence_label`: (batch,), 0 where the second
-        segment continues the first (next sentence) or both are in order (sentence order). The loss needs both."""
+        """`labels`: (batch, tokens), -100 for no label. `next_sentence_label`: (batch,), 0 if the second segment
+        continues the first (next sentence) or both are in order (sentence order). The loss needs both."""
         outputs = self.autobert_zero(
             input_ids,
             attention_mask=attention_mask,
@@ -1060,8 +1070,8 @@ class AutoBertZeroForPreTraining(AutoBertZeroPreTrainedModel):
 
 
 def _classifier_dropout(config: AutoBertZeroConfig) -> nn.Dropout:
-    own = config.classifier_dropout
-    return nn.Dropout(config.hidden_dropout_prob if own is None else own)
+    dropout = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
 
 
 class AutoBertZeroForSequenceClassification(AutoBertZeroPreTrainedModel):
@@ -1086,8 +1096,8 @@ class AutoBertZeroForSequenceClassification(AutoBertZeroPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | SequenceClassifierOutput:
-        """`labels`: (batch,) class ids or, for `num_labels == 1`, values; (batch, num_labels) floats for several
-        labels at once. `config.problem_type` is found from them where it is not set, as BERT does."""
+        """`labels`: (batch,) class ids or, if `num_labels == 1`, values; (batch, num_labels) floats for multi-label
+        classification. `config.problem_type`, if not set, is derived from them as BERT does."""
         outputs = self.autobert_zero(
             input_ids,
             attention_mask=attention_mask,
@@ -1138,7 +1148,7 @@ class AutoBertZeroForNextSentencePrediction(AutoBertZeroPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | NextSentencePredictorOutput:
-        """`labels`: (batch,), 0 where the second segment continues the first, 1 where it does not."""
+        """`labels`: (batch,), 0 if the second segment continues the first, 1 otherwise."""
         outputs = self.autobert_zero(
             input_ids,
             attention_mask=attention_mask,
@@ -1177,7 +1187,7 @@ class AutoBertZeroForTokenClassification(AutoBertZeroPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | TokenClassifierOutput:
-        """`labels`: (batch, tokens) class ids, -100 where there is none."""
+        """`labels`: (batch, tokens) class ids, -100 for no label."""
         outputs = self.autobert_zero(
             input_ids,
             attention_mask=attention_mask,
@@ -1215,7 +1225,7 @@ class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
         end_positions: torch.Tensor | None = None,
         **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | QuestionAnsweringModelOutput:
-        """`start_positions`, `end_positions`: (batch,) token positions; outside the sequence and at pads they are
+        """`start_positions`, `end_positions`: (batch,) token positions; those outside the sequence and at padding are
         ignored."""
         outputs = self.autobert_zero(
             input_ids,
@@ -1227,15 +1237,15 @@ class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
             **kwargs,
         )
         logits = self.qa_outputs(outputs.last_hidden_state)
-        real = Tokens.from_mask(attention_mask, logits.shape[:2]).real
+        real = TokenLayout.from_mask(attention_mask, logits.shape[:2]).real
         if real is not None:
-            # The loss sums over tokens, and so does whoever takes a softmax: pads must not count there, either.
+            # The loss is a softmax over tokens, from which padding is excluded, too.
             logits = logits.masked_fill(~real[..., None], torch.finfo(logits.dtype).min)
         start_logits, end_logits = logits.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             tokens = start_logits.shape[1]
-            if real is not None:  # an answer at a pad is none
+            if real is not None:  # an answer at padding is ignored
                 start_positions, end_positions = (
                     torch.where(
                         F.pad(real, (0, 1)).gather(1, p.view(-1, 1).clamp(0, tokens)).squeeze(1), p.view(-1), tokens
@@ -1277,7 +1287,7 @@ class AutoBertZeroForMultipleChoice(AutoBertZeroPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | MultipleChoiceModelOutput:
-        """All inputs have an axis of choices behind the batch: (batch, choices, tokens). `labels`: (batch,)."""
+        """All inputs have a second axis of choices: (batch, choices, tokens). `labels`: (batch,)."""
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -1290,7 +1300,7 @@ class AutoBertZeroForMultipleChoice(AutoBertZeroPreTrainedModel):
             got = None if given is None else tuple(given.shape)
             raise ValueError(f"input_ids: expected (batch, choices, tokens), got {got}")
         choices = given.shape[1]
-        # Positions may be (1, tokens), for all.
+        # Positions may be (1, tokens), for all choices.
         flat = {name: v if v is None or v.ndim < 3 else v.flatten(0, 1) for name, v in inputs.items()}
         outputs = self.autobert_zero(**flat, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
@@ -1300,7 +1310,7 @@ class AutoBertZeroForMultipleChoice(AutoBertZeroPreTrainedModel):
         )
 
 
-# Which Auto class builds which model; `AUTO_MAP` of the configuration says the same to the remote-code loader.
+# Which Auto class builds which model; `AUTO_MAP` of the configuration is the same table for the remote-code loader.
 AUTO_CLASSES = {
     AutoModel: AutoBertZeroModel,
     AutoModelForPreTraining: AutoBertZeroForPreTraining,
@@ -1313,7 +1323,7 @@ AUTO_CLASSES = {
 }
 for _auto_class, _model_class in AUTO_CLASSES.items():
     _model_class.register_for_auto_class(_auto_class.__name__)
-    # A module that the remote-code loader made must not register: every checkpoint brings its own copy of the class.
+    # A module made by the remote-code loader must not register: every checkpoint has its own copy of the class.
     if not __name__.startswith("transformers_modules."):
         _auto_class.register(AutoBertZeroConfig, _model_class)
 

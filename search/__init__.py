@@ -1,5 +1,14 @@
-"""Search of AutoBERT-Zero backbones: OP-NAS from bi-branch shared weights.
+"""Search of AutoBERT-Zero backbones: OP-NAS with bi-branch weight sharing.
 
-One idea a file. Without torch: `settings`, `functional_key`, `grammar`, `space`, `mutation`, `priority`, `evolution`, `history`.
-With torch: `data`, `masking`, `training`, `supernet`, `proxy`, `glue_proxy`, `workers`. They meet in `run`; `reporting` writes what is left behind.
+- `settings`, `seeding`, `files`, `provenance`, `stopping`: what every part needs
+- `space`: which backbones there are; random, mutated, equal ones and their costs (numpy only)
+- `evolution`: how they are searched; knows nothing of BERT (numpy only)
+- `text`: from a text file to masked batches
+- `custom_operations`, `genomes`: operations of the user; genomes from files, runs and the Hub
+- `evaluation`: what a candidate is worth: super-network, training, scores, GLUE
+- `report`: what is shown: pictures, pages, tables, model cards
+- `run`: one search from start to end, on one process or many
+- `cli`: the command line
+
+Each part imports only parts above it.
 """

@@ -1,4 +1,4 @@
-from autobert_zero.search.cli import main
+from autobert_zero.search.cli.search import main
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ending a run in order: on a signal, or when its time is over. Whoever works for long asks now and then."""
+"""Graceful shutdown, on a signal or after a time limit: long-running code polls a `Stop`."""
 
 import contextlib
 import os
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 
-# Ctrl-C reaches a process twice where a launcher passes it on; this often, it is meant to end at once.
-_IMPATIENT = 3
+# A launcher that forwards Ctrl-C delivers it twice; this many signals end the process at once.
+_SIGNALS_TO_ABORT = 3
 
 
 class Stopped(Exception):
-    """Work was left in order, to be continued. The message says why, `code` is the exit code of the process."""
+    """Work was interrupted in a state that can be resumed. The message gives the reason, `code` the exit code."""
 
     def __init__(self, reason: str, code: int):
         super().__init__(reason)
@@ -21,24 +21,24 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Whether to stop, once `max_seconds` are over or a signal came.
+    """Whether to stop: after `max_seconds`, on a signal, or if `requested_elsewhere` returns True.
 
     Args:
-        max_seconds: from now on; None for no limit.
+        max_seconds: from now; None for no limit.
 
     Attributes:
-        elsewhere: asked, too, where somebody else decides.
+        requested_elsewhere: polled as well, for processes that another one controls.
     """
 
     def __init__(self, max_seconds: float | None = None):
         self.deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        self.elsewhere: Callable[[], bool] = lambda: False
+        self.requested_elsewhere: Callable[[], bool] = lambda: False
         self.signals = 0
         self.stopped: Stopped | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM for requests to stop."""
+        """Treat SIGINT and SIGTERM as requests to stop."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = [signal.signal(number, self._on_signal) for number in numbers]
         try:
@@ -49,14 +49,14 @@ class Stop:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals += 1
-        if self.signals >= _IMPATIENT:
+        if self.signals >= _SIGNALS_TO_ABORT:
             os._exit(128 + number)
         self.stopped = self.stopped or Stopped(f"received {signal.Signals(number).name}", 128 + number)
 
     def __call__(self) -> bool:
         if self.stopped is None and self.deadline is not None and time.monotonic() >= self.deadline:
-            self.stopped = Stopped("max_seconds are over", 0)
-        if self.stopped is None and self.elsewhere():
+            self.stopped = Stopped("max_seconds have passed", 0)
+        if self.stopped is None and self.requested_elsewhere():
             self.stopped = Stopped("the main process was stopped", 0)
         return self.stopped is not None
 

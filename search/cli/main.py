@@ -1,0 +1,69 @@
+"""The command `autobert-zero`, with a subcommand per module of this folder.
+
+autobert-zero search --train_file text.txt --output_dir runs/mine
+autobert-zero show runs/mine --output backbone.svg
+"""
+
+import argparse
+import sys
+
+from transformers import HfArgumentParser
+
+from autobert_zero.search.cli import compare, export, report, search, show
+
+
+COMMANDS = {"show": show, "report": report, "compare": compare, "export": export}
+
+
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, HfArgumentParser]]:
+    """The parser of the command, and those of its subcommands."""
+    parser = argparse.ArgumentParser(prog="autobert-zero", description="Evolved BERT backbones.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True, parser_class=HfArgumentParser
+    )
+    parsers = {"search": subparsers.add_parser("search", help=search.SUMMARY, **search.parser_arguments())}
+    search.add_switches(parsers["search"])
+    for name, command in COMMANDS.items():
+        parsers[name] = subparsers.add_parser(
+            name,
+            help=command.SUMMARY,
+            description=command.DESCRIPTION,
+            epilog=f"example: {command.EXAMPLE}",
+            allow_abbrev=False,
+            formatter_class=argparse.HelpFormatter,
+        )
+        command.add_arguments(parsers[name])
+    parsers["completion"] = subparsers.add_parser(
+        "completion",
+        help="print a script for tab completion",
+        description="Print a script that completes these commands and their options with the tab key.",
+        epilog="example: autobert-zero completion bash > ~/.local/share/bash-completion/completions/autobert-zero",
+        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
+    )
+    parsers["completion"].add_argument("shell", choices=("bash", "zsh", "tcsh"), help="Shell of the script.")
+    return parser, parsers
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser, parsers = make_parser()
+    if arguments[:1] == ["search"]:
+        arguments = ["search", *search.with_config(parsers["search"], arguments[1:])]
+    given, unknown = parser.parse_known_args(arguments)
+    subparser = parsers[given.command]
+    search.refuse_unknown(subparser, unknown)
+    if given.command == "search":
+        search.search(*search.read(subparser, given))
+    elif given.command == "completion":
+        _print_completion(subparser, given.shell)
+    else:
+        COMMANDS[given.command].run(subparser, given)
+
+
+def _print_completion(parser: argparse.ArgumentParser, shell: str) -> None:
+    try:
+        import shtab
+    except ImportError:
+        parser.error("needs shtab (pip install shtab)")
+    print(shtab.complete(make_parser()[0], shell))

@@ -1,0 +1,42 @@
+"""`autobert-zero report`: the page of a search, or of several side by side."""
+
+import argparse
+from pathlib import Path
+
+from autobert_zero.search.files import write_text
+from autobert_zero.search.report.page import page
+from autobert_zero.search.report.recorded_run import RecordedRun
+
+
+SUMMARY = "make the page of a search, or of several side by side"
+DESCRIPTION = "Make the page of a search, or of several side by side, from their histories."
+EXAMPLE = "autobert-zero report runs/mine runs/other --output both.html"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", help="Folders of runs, or history files; also during a search.")
+    parser.add_argument(
+        "--output", type=Path, help="HTML file to write; default: report.html in the folder of a single run."
+    )
+
+
+def read_runs(parser: argparse.ArgumentParser, sources: list[str]) -> list[RecordedRun]:
+    """Ends with a usage error if one cannot be read."""
+    try:
+        return [RecordedRun.read(source) for source in sources]
+    except (ValueError, OSError) as error:
+        parser.error(f"runs: {error}")
+
+
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    runs = read_runs(parser, arguments.runs)
+    output = arguments.output
+    if output is None:
+        if len(runs) > 1 or not Path(arguments.runs[0]).is_dir():
+            parser.error("--output: expected a file, unless the page is of one folder")
+        output = Path(arguments.runs[0]) / "report.html"
+    try:
+        write_text(output, page(runs))
+    except OSError as error:
+        parser.error(f"--output: cannot write {output}: {error.strerror}")
+    print(output)

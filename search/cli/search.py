@@ -1,0 +1,174 @@
+"""`autobert-zero search`, and `python -m autobert_zero.search`: arguments, exit codes and error messages.
+
+accelerate launch -m autobert_zero.search --output_dir runs/demo
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from typing import Any, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from autobert_zero.search.settings import GROUP_OF, GROUPS, RENAMED, SearchSettings, did_you_mean, flags
+
+
+SUMMARY = "evolve a backbone from text"
+DESCRIPTION = (
+    "Evolve a BERT backbone from text: train a bi-branch super-network, search by OP-NAS, then train the best backbone "
+    "and a BERT of the same depth and width from scratch."
+)
+EXAMPLE = "accelerate launch -m autobert_zero.search --train_file text.txt --output_dir runs/mine"
+RESUME = "All results so far are kept: the same command resumes."
+
+
+def parser_arguments() -> dict[str, Any]:
+    """Arguments of the `HfArgumentParser` of a search: its settings, group by group."""
+    groups = []
+    for group in GROUPS.values():
+        hints = get_type_hints(group)  # without bounds
+        fields = [
+            (
+                f.name,
+                hints[f.name],
+                dataclasses.field(default=f.default, default_factory=f.default_factory, metadata=f.metadata),
+            )
+            for f in dataclasses.fields(group)
+        ]
+        groups.append(dataclasses.make_dataclass("Group", fields, namespace={"_argument_group_name": group.title}))
+    return {
+        "dataclass_types": groups,
+        "usage": "%(prog)s [options]",
+        "description": DESCRIPTION,
+        "epilog": f"example: {EXAMPLE}",
+        "allow_abbrev": False,
+    }
+
+
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    """Options of the command, not of the search."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML or JSON file of settings, such as settings.json of a run; flags override it.",
+    )
+    verbosity = parser.add_mutually_exclusive_group()
+    verbosity.add_argument("-v", "--verbose", action="store_true", help="Print the outcome of each candidate.")
+    verbosity.add_argument("-q", "--quiet", action="store_true", help="Print nothing but errors.")
+
+
+def with_config(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
+    """The arguments, preceded by those of the file that `--config` names, which they override."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(arguments)[0].config
+    if path is None:
+        return arguments
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(f"config: expected a YAML file, got {path!r}: {error}")
+    known = {*GROUP_OF, *RENAMED}
+    if not isinstance(values, dict) or not set(values) <= known:
+        unknown = sorted(map(str, set(values) - known)) if isinstance(values, dict) else values
+        suggestion = did_you_mean(unknown, GROUP_OF) if isinstance(values, dict) else ""
+        parser.error(f"config: expected settings of a search in {path!r}, got {unknown!r:.200}{suggestion}")
+    defaults = SearchSettings().to_dict()
+    if empty := [name for name, value in values.items() if value == [] and defaults[RENAMED.get(name, name)] != []]:
+        parser.error(f"config: expected values for {', '.join(empty)} in {path!r}, got none")
+    return [*flags(values), *arguments]
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, unknown: list[str]) -> None:
+    """End with a usage error if arguments are left over."""
+    if unknown:
+        given = (argument.partition("=")[0] for argument in unknown if argument.startswith("-"))
+        known = (option for action in parser._actions for option in action.option_strings)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(given, known)}")
+
+
+def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tuple[SearchSettings, int]:
+    """Settings and verbosity of a parsed command line."""
+    try:
+        settings = SearchSettings.from_dict({n: value for n, value in vars(namespace).items() if n in GROUP_OF})
+    except ValueError as error:
+        parser.error(str(error))
+    return settings, namespace.verbose - namespace.quiet
+
+
+def parse(arguments: list[str]) -> tuple[SearchSettings, int]:
+    """Settings and verbosity of `python -m autobert_zero.search`."""
+    parser = HfArgumentParser(prog="python -m autobert_zero.search", **parser_arguments())
+    add_switches(parser)
+    namespace, unknown = parser.parse_known_args(with_config(parser, arguments))
+    refuse_unknown(parser, unknown)
+    return read(parser, namespace)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    search(*parse(sys.argv[1:] if arguments is None else arguments))
+
+
+def search(settings: SearchSettings, verbosity: int = 0) -> None:
+    """Run a search. Ends the process if it fails or is stopped.
+
+    Args:
+        settings: of the run.
+        verbosity: 1 to print the outcome of each candidate, -1 to print nothing but errors.
+    """
+    # Imported here: they take seconds to load, which help and usage errors do not need.
+    import accelerate
+    import datasets
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    from autobert_zero.search.run.errors import SearchFailed, UsageError
+    from autobert_zero.search.run.run import Run
+    from autobert_zero.search.stopping import Stop, Stopped
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        # On a machine without an accelerator, the processes of a launcher find each other only with `cpu=True`.
+        accelerator = accelerate.Accelerator(
+            cpu=not torch.accelerator.is_available() or None,
+            log_with=settings.run.log_with or None,
+            project_dir=settings.run.output_dir,
+        )
+    except ValueError as error:
+        sys.exit(_complain(f"log_with: {error}", code=2))
+    # The main process decides for all: the clocks of processes that started at different times differ.
+    stop = Stop(settings.run.max_seconds if accelerator.is_main_process else None)
+    try:
+        launched = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
+        if accelerator.num_processes != launched:
+            raise UsageError(
+                f"the launcher started {launched} processes, but they run as {accelerator.num_processes}: "
+                "set ACCELERATE_USE_CPU=true to run several on CPUs"
+            )
+        with stop.listening():
+            Run(settings, accelerator, stop, verbosity).execute()
+    except UsageError as error:
+        sys.exit(_complain(str(error), code=2))
+    except SearchFailed as error:
+        sys.exit(_complain(str(error), code=1))
+    except FloatingPointError as error:
+        sys.exit(_complain(f"{error}: a training diverged; try a lower learning_rate in another output_dir", code=1))
+    except (OSError, SafetensorError) as error:
+        sys.exit(_complain(f"{error}. {RESUME}", code=1))
+    except Stopped as stopped:
+        if accelerator.is_main_process:
+            print(f"Stopped: {stopped}. {RESUME}", file=sys.stderr)
+        sys.exit(stopped.code)
+    finally:
+        accelerator.end_training()
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

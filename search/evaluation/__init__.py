@@ -1,0 +1,1 @@
+"""What a candidate is worth: super-network, training, scores, GLUE."""

@@ -1,0 +1,78 @@
+"""Measured costs: FLOPs of a module and latency."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
+from autobert_zero.search.custom_operations import CustomOperations
+from autobert_zero.search.settings import ModelSettings
+
+
+WARMUP_ROUNDS = 3
+
+
+def count_flops(module: nn.Module, *inputs: Any) -> int:
+    """Multiplications and additions in the matrix products and convolutions of a forward pass."""
+    # By plain products: the counter does not know the FLOPs of fused attention on a CPU. With gradients enabled, or
+    # torch's own transformer modules would be fused, too.
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return counter.get_total_flops()
+
+
+def count_backbone_flops(backbone: nn.Module, tokens: int) -> int:
+    """FLOPs of a forward pass of an encoder over one sequence."""
+    device = next(backbone.parameters()).device
+    return count_flops(backbone, torch.ones((1, tokens), dtype=torch.long, device=device))
+
+
+@torch.no_grad()
+def median_latencies(calls: Sequence[Callable[[], Any]], device: torch.device, rounds: int) -> list[float]:
+    """Median milliseconds of each call after `WARMUP_ROUNDS` rounds. The calls take turns, so that other load on the
+    machine affects all of them alike."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(WARMUP_ROUNDS + rounds):
+        for call, times in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            call()
+            if device.type != "cpu":
+                torch.accelerator.synchronize()
+            times.append(time.perf_counter() - start)
+    return [1000 * statistics.median(times[WARMUP_ROUNDS:]) for times in seconds]
+
+
+def custom_layer_costs(
+    custom: CustomOperations, settings: ModelSettings, vocab_size: int
+) -> dict[str, tuple[int, int]]:
+    """Parameters and FLOPs of a layer of each custom kind, for one sequence.
+
+    Raises: ValueError that names the kind if it makes no layer of these sizes.
+    """
+    config = AutoBertZeroConfig(
+        hidden_size=settings.hidden_size,
+        num_attention_heads=settings.num_attention_heads,
+        intermediate_size=settings.intermediate_size,
+        vocab_size=vocab_size,
+        max_position_embeddings=settings.sequence_length,
+    )
+    x = torch.zeros(1, settings.sequence_length, settings.hidden_size)
+    found = {}
+    for kind in custom.layer_kinds:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                module = custom.functions[kind](config).eval()
+            flops = count_flops(module, x, torch.ones(x.shape[:2], dtype=torch.bool))
+        except Exception as error:
+            sizes = f"hidden_size={settings.hidden_size}, num_attention_heads={settings.num_attention_heads}"
+            raise ValueError(
+                f"custom_operations: {kind!r} makes no layer of {sizes}: {type(error).__name__}: {error}"
+            ) from None
+        found[kind] = (sum(parameter.numel() for parameter in module.parameters()), flops)
+    return found

@@ -1,0 +1,208 @@
+"""The proxy task: masked language modelling. A short training from inherited weights gives the score of a candidate;
+training from scratch gives the loss that is reported."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.search.evaluation.measure import median_latencies
+from autobert_zero.search.evaluation.models import ModelBuilder
+from autobert_zero.search.evaluation.supernet import SuperNetwork
+from autobert_zero.search.evaluation.training import Checkpoint, Schedule, seed_torch, train
+from autobert_zero.search.evolution.archive import Outcome
+from autobert_zero.search.settings import CandidateSettings, LimitSettings, TrainingSettings
+from autobert_zero.search.stopping import Stop, Stopped
+from autobert_zero.search.text.corpus import Corpus
+from autobert_zero.search.text.masking import IGNORE_INDEX
+
+
+LATENCY_ROUNDS = 11
+
+_LOG = logging.getLogger(__name__)
+
+
+class LatencyExceeded(Exception):
+    """A candidate is slower than the settings allow."""
+
+
+class Pruned(Exception):
+    """A candidate is among the worst part of the way."""
+
+
+class MaskedLMProxy:
+    """Scores and trains candidates on one device, without communication.
+
+    Args:
+        builder: makes the models.
+        corpus: the text.
+        device: to train on.
+        training, candidates, limits: settings.
+        objectives: of the search; latency is measured if it is one of them.
+        stop: polled after every step of a training.
+    """
+
+    def __init__(
+        self,
+        builder: ModelBuilder,
+        corpus: Corpus,
+        device: torch.device,
+        training: TrainingSettings,
+        candidates: CandidateSettings,
+        limits: LimitSettings,
+        objectives: Sequence[str] = ("score",),
+        stop: Stop | None = None,
+    ):
+        self.builder = builder
+        self.corpus = corpus
+        self.device = device
+        self.training = training
+        self.candidates = candidates
+        self.limits = limits
+        self.measures_latency = limits.max_latency is not None or "latency" in objectives
+        self.stop = stop or Stop()
+
+    @torch.no_grad()
+    def loss(self, model: AutoBertZeroForMaskedLM, part: str, sequences: int | None = None) -> float:
+        """Mean loss in nats over the labels of evaluation sequences of a part of the text.
+
+        Args:
+            sequences: their number; None for that of the settings.
+
+        Raises: FloatingPointError for a loss that is not finite, Stopped.
+        """
+        model.eval()
+        total, count = 0.0, 0
+        batches = self.corpus.evaluation_batches(
+            part, sequences or self.training.eval_sequences, self.training.batch_size
+        )
+        for input_ids, labels in batches:
+            self.stop.check()
+            labelled = int((labels != IGNORE_INDEX).sum())
+            if labelled:
+                total += model(input_ids.to(self.device), labels=labels.to(self.device)).loss.item() * labelled
+                count += labelled
+        if not math.isfinite(total):
+            raise FloatingPointError(f"{part} loss: expected a finite number, got {total / count}")
+        return total / count
+
+    def train(
+        self,
+        model: AutoBertZeroForMaskedLM,
+        schedule: Schedule,
+        name: str,
+        checkpoint: Checkpoint | None = None,
+        progress: Callable[[int, float], None] | None = None,
+        check: Callable[[], None] | None = None,
+        steps: int | None = None,
+    ) -> None:
+        """Train `model` on the train part. All trainings of one `name` use the same batches, so they can be compared in
+        pairs. Arguments as `training.train`."""
+
+        def backward(step: int) -> float:
+            seed_torch(self.corpus.seed, "dropout", name, step)
+            input_ids, labels = self.corpus.batch(name, step, self.training.batch_size)
+            loss = model(input_ids.to(self.device), labels=labels.to(self.device)).loss
+            loss.backward()
+            return loss.item()
+
+        train(model, backward, schedule, checkpoint, progress, check or self.stop.check, steps)
+
+    def schedule(self, steps: int, learning_rate: float) -> Schedule:
+        """The schedule of a training, with the warm-up and weight decay of the settings."""
+        return Schedule(steps, learning_rate, self.training.warmup_ratio, self.training.weight_decay)
+
+    def score(self, genome: Genome, supernet: SuperNetwork, threshold: float | None = None) -> Outcome:
+        """Score a candidate: minus the validation loss after a short training from the weights of its path.
+
+        Args:
+            threshold: the intermediate score below which it is pruned.
+
+        Returns: the outcome. Every failure is an outcome with its reason.
+
+        Raises: Stopped.
+        """
+        start = time.perf_counter()
+        found: dict[str, Any] = {"status": "failed", "costs": {}}
+        try:
+            self._score(genome, supernet, threshold, found, start)
+        except Stopped:
+            raise
+        except Pruned as error:
+            found |= {"status": "pruned", "reason": str(error)}
+        except (FloatingPointError, MemoryError, TimeoutError, torch.OutOfMemoryError, LatencyExceeded) as error:
+            found["reason"] = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            _LOG.warning("a candidate failed: %s", genome, exc_info=True)
+            found["reason"] = f"{type(error).__name__}: {error}"
+        return Outcome(**found, seconds=round(time.perf_counter() - start, 3))
+
+    def _score(
+        self,
+        genome: Genome,
+        supernet: SuperNetwork,
+        threshold: float | None,
+        found: dict[str, Any],
+        start: float,
+    ) -> None:
+        """Fill in the fields of the outcome as they become known."""
+        settings = self.candidates
+        model = supernet.candidate(genome).to(self.device)
+        if self.measures_latency:
+            found["costs"]["latency"] = latency = self.latency(model)
+            if self.limits.max_latency is not None and latency > self.limits.max_latency:
+                raise LatencyExceeded(f"expected at most {self.limits.max_latency} ms, got {latency}")
+        steps = settings.candidate_steps
+        pruning_step = None if settings.prune_after is None else round(settings.prune_after * steps)
+
+        def progress(done: int, _: float = math.nan) -> None:
+            if done != pruning_step:
+                return
+            score = -self.loss(model, "validation", max(1, self.training.eval_sequences // 4))
+            found["intermediate_score"] = score
+            model.train()
+            if threshold is not None and score < threshold:
+                raise Pruned(f"{score:.4f} after {done} steps, expected at least {threshold:.4f}")
+
+        def check() -> None:
+            self.stop.check()
+            if settings.candidate_seconds is not None and time.perf_counter() - start > settings.candidate_seconds:
+                raise TimeoutError(f"candidate_seconds: expected at most {settings.candidate_seconds}")
+
+        progress(0)
+        schedule = self.schedule(steps, settings.candidate_learning_rate)
+        self.train(model, schedule, "candidate", progress=progress, check=check)
+        found |= {"score": self.final_score(model, check), "status": "ok"}
+
+    def final_score(self, model: AutoBertZeroForMaskedLM, check: Callable[[], None]) -> float:
+        """The score of a trained candidate; higher is better. `check` is called repeatedly and may raise."""
+        return -self.loss(model, "validation")
+
+    def latency(self, model: AutoBertZeroForMaskedLM) -> float:
+        """Median milliseconds of a forward pass of the backbone."""
+        model.eval()
+        shape = (self.limits.latency_batch_size, self.builder.settings.sequence_length)
+        inputs = torch.full(shape, self.corpus.tokenizer.mask_token_id, device=self.device)
+        [latency] = median_latencies([lambda: model.base_model(inputs)], self.device, LATENCY_ROUNDS)
+        return round(latency, 3)
+
+    def train_from_scratch(
+        self,
+        genome: Genome,
+        schedule: Schedule,
+        checkpoint: Checkpoint | None = None,
+        progress: Callable[[int, float], None] | None = None,
+        steps: int | None = None,
+        seed: int | None = None,
+    ) -> AutoBertZeroForMaskedLM:
+        """Train a model from scratch, or the first `steps` of the schedule; initial weights depend on the seed, by
+        default that of the corpus."""
+        seed_torch(self.corpus.seed if seed is None else seed, "final")
+        model = self.builder.model(genome).to(self.device)
+        self.train(model, schedule, "final", checkpoint, progress, steps=steps)
+        return model

@@ -1,0 +1,228 @@
+"""BIWS: the bi-branch super-network that candidates inherit their initial weights from.
+
+One store of weights: embeddings, head, and for each layer position an attention branch with the projections q, k, v
+and p, which all expressions share, and a convolution branch with one depth-wise kernel of the maximum size, of which
+smaller kernels are the centre. Each branch has its own layer norms and feed-forward part. Each custom layer kind is
+another branch.
+
+A path is a genome. It runs in the same model class as a candidate, on views of the store's weights: there is no second
+implementation that could differ. Departures from the paper are listed in docs/explanation.md.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import nn
+from torch.func import functional_call
+
+from autobert_zero.configuration_autobert_zero import (
+    Attention,
+    Convolution,
+    CustomLayer,
+    Expression,
+    Gene,
+    Genome,
+)
+from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroLayer
+from autobert_zero.search.evaluation.models import ModelBuilder
+from autobert_zero.search.evaluation.training import Checkpoint, Schedule, seed_torch, train
+from autobert_zero.search.evolution.limits import InfeasibleLimits
+from autobert_zero.search.seeding import random_stream
+from autobert_zero.search.settings import SupernetSettings, TrainingSettings
+from autobert_zero.search.stopping import Stop, Stopped
+from autobert_zero.search.text.corpus import Corpus
+
+
+# Uses every input once, so that all projections are created.
+_ALL_INPUTS = Attention(Expression.parse("add(add(q, k), add(v, p))"))
+_LAYERS = "autobert_zero.encoder.layer."
+
+
+class SuperNetwork(nn.Module):
+    """The store of weights.
+
+    Args:
+        builder: makes the models of candidates.
+        max_kernel_size: of the convolution branch.
+    """
+
+    def __init__(self, builder: ModelBuilder, max_kernel_size: int):
+        super().__init__()
+        self.builder = builder
+        self.max_kernel_size = max_kernel_size
+        layers = builder.settings.num_hidden_layers
+        attention = builder.model(Genome([_ALL_INPUTS] * layers))
+        convolution = builder.model(Genome([Convolution(max_kernel_size)] * layers))
+        self.layer_kinds = builder.custom_operations.layer_kinds
+        custom = [builder.model(Genome([CustomLayer(kind)] * layers)) for kind in self.layer_kinds]
+        # A meta-device model that provides code only; every path replaces its layers. In a list, so that it is not a
+        # submodule.
+        with torch.device("meta"):
+            self._skeleton = [builder.model(Genome([Convolution(1)] * layers))]
+        self._layer = functools.lru_cache(maxsize=1024)(self._make_layer)
+        # The attention model also holds what all branches share; of the other models only the layers are kept.
+        self.attention = attention
+        self.convolution = convolution.autobert_zero.encoder.layer
+        self.custom = nn.ModuleList(model.autobert_zero.encoder.layer for model in custom)
+
+    def _make_layer(self, position: int, gene: Gene) -> AutoBertZeroLayer:
+        """A layer without weights. One per position, because every module of a path has separate weights."""
+        config = self._skeleton[0].config if not _is_custom(gene) else self.builder.config(Genome([gene]))
+        with torch.device("meta"):
+            return AutoBertZeroLayer(config, gene)
+
+    def path_weights(self, genome: Genome, names: list[str]) -> dict[str, torch.Tensor]:
+        """The store's weights under the names of the candidate's parameters: views, through which gradients flow."""
+        attention = dict(self.attention.named_parameters(remove_duplicate=False))
+        branches = zip((Convolution.kind, *self.layer_kinds), (self.convolution, *self.custom), strict=True)
+        others = {kind: dict(branch.named_parameters()) for kind, branch in branches}
+        weights = {}
+        for name in names:
+            layer = int(name.removeprefix(_LAYERS).split(".")[0]) if name.startswith(_LAYERS) else None
+            if layer is not None and (gene := genome[layer]).kind in others:
+                weight = others[gene.kind][name.removeprefix(_LAYERS)]
+                if isinstance(gene, Convolution) and name.endswith("mixer.convolution.weight"):
+                    margin = (self.max_kernel_size - gene.kernel_size) // 2
+                    weight = weight[..., margin : self.max_kernel_size - margin]
+            else:
+                weight = attention[name]
+            weights[name] = weight
+        return weights
+
+    def forward(self, genome: Genome, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Masked-language-model loss in nats of the path `genome`; inputs and labels (batch, tokens)."""
+        [path] = self._skeleton
+        path.autobert_zero.encoder.layer = nn.ModuleList(
+            self._layer(position, gene) for position, gene in enumerate(genome)
+        )
+        path.train(self.training)
+        weights = self.path_weights(genome, [name for name, _ in path.named_parameters()])
+        return functional_call(path, weights, (), {"input_ids": input_ids, "labels": labels}).loss
+
+    def candidate(self, genome: Genome) -> AutoBertZeroForMaskedLM:
+        """A separate model with a copy of the weights of its path."""
+        model = self.builder.model(genome)
+        weights = self.path_weights(genome, [name for name, _ in model.named_parameters()])
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        return model
+
+
+def _is_custom(gene: Gene) -> bool:
+    return bool(Genome([gene]).custom_operations())
+
+
+@dataclass(frozen=True)
+class PathSampler:
+    """The genome that path `number` of a step trains: without attention, or as `other_paths` of the settings says.
+
+    Random attentions are mostly useless. If every path has them, embeddings and convolutions hardly leave the plateau
+    of the unigram loss within the budget of a small search; paths without attention learn first.
+
+    Args:
+        space: a `BackboneSpace`, possibly within limits.
+        seed: of the run.
+        settings: of the super-network.
+        population: genomes of the first generation of the search, for `other_paths="population"`, and if limits
+            exclude nearly all others.
+    """
+
+    space: Any
+    seed: int
+    settings: SupernetSettings
+    population: Sequence[Genome] = ()
+
+    def __call__(self, step: int, number: int) -> Genome:
+        rng, bounds = random_stream(self.seed, "path", step, number), self.space.bounds
+        if rng.random() < self.settings.convolution_paths:
+            return Genome(bounds.random_other(rng) for _ in range(bounds.num_layers))
+        match self.settings.other_paths:
+            case "attentions":
+                return Genome(bounds.random_attention(rng) for _ in range(bounds.num_layers))
+            case "population":
+                return self.population[int(rng.integers(len(self.population)))]
+            case _:
+                try:
+                    return self.space.random(rng)
+                except InfeasibleLimits:  # the limits are tight
+                    return self.population[int(rng.integers(len(self.population)))]
+
+
+def train_supernet(
+    supernet: SuperNetwork,
+    sample_path: Callable[[int, int], Genome],
+    corpus: Corpus,
+    settings: SupernetSettings,
+    training: TrainingSettings,
+    accelerator: Accelerator | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int, float], None] | None = None,
+    stop: Stop | None = None,
+) -> None:
+    """Train the store, data parallel over the processes of `accelerator`, or in this process alone without one.
+
+    In every step `paths_per_step` genomes, each with its own batch, give one update. Genomes and batches are functions
+    of (seed, step, path); the processes divide them and sum their gradients, so the number of processes changes only
+    the order of float summation. A path whose loss is not finite is skipped, and so is an update whose gradients are
+    not finite (which a finite loss may have, if a product overflows inside a norm).
+
+    Raises: Stopped, in all processes after the same step, once `stop` of any of them returns True.
+    """
+    parameters = list(supernet.parameters())
+    device = parameters[0].device
+    index, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    stop = stop or Stop()
+    stops = 0.0
+
+    def backward(step: int) -> float:
+        nonlocal stops
+        # Sum of the losses, number of losses, number of processes that want to stop.
+        total = torch.tensor([0.0, 0.0, stop()], device=device)
+        for number in range(index, settings.paths_per_step, processes):
+            seed_torch(corpus.seed, "path dropout", step, number)
+            batch = corpus.batch("supernet", step * settings.paths_per_step + number, training.batch_size)
+            path = sample_path(step, number)
+            loss = supernet(path, *(tensor.to(device) for tensor in batch))
+            if math.isfinite(loss.item()):
+                loss.backward()
+                total += torch.stack([loss.detach(), torch.ones_like(loss), torch.zeros_like(loss)])
+        if accelerator and processes > 1:
+            total = _sum_over_processes(parameters, total, accelerator)
+        loss_sum, count, stops = total.tolist()
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
+            for parameter in parameters:
+                parameter.grad = None
+        for gradient in gradients:
+            gradient /= count
+        return loss_sum / count if count else math.nan
+
+    def check() -> None:
+        if stops:
+            stop.check()
+            raise Stopped("another process was stopped", 0)
+
+    schedule = Schedule(settings.supernet_steps, training.learning_rate, training.warmup_ratio, training.weight_decay)
+    train(supernet, backward, schedule, checkpoint, progress, check)
+    # No bit may differ between processes, or the score of a candidate would depend on the process.
+    if processes > 1:
+        for parameter in parameters:
+            broadcast(parameter.data)
+
+
+def _sum_over_processes(parameters: list[nn.Parameter], total: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Sum gradients and `total` over the processes. A parameter without a gradient in any process remains without."""
+    has_gradient = torch.tensor([float(p.grad is not None) for p in parameters], device=total.device)
+    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    vector = accelerator.reduce(torch.cat([*gradients, has_gradient, total]), "sum")
+    *gradients, has_gradient, total = vector.split([*(p.numel() for p in parameters), len(parameters), len(total)])
+    for parameter, gradient, has in zip(parameters, gradients, has_gradient.tolist(), strict=True):
+        parameter.grad = gradient.view_as(parameter).clone() if has else None
+    return total

@@ -1,0 +1,158 @@
+"""The training loop of the super-network, candidates, and models from scratch.
+
+Every step is a function of its number, so a training resumed from a checkpoint equals an uninterrupted one.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from autobert_zero.search.seeding import random_stream
+from autobert_zero.search.stopping import Stopped
+
+
+MAX_GRADIENT_NORM = 1.0
+
+
+def seed_torch(seed: int, *names: str | int) -> None:
+    """Seed torch's global generator, which initialization and dropout use, from a named random stream."""
+    torch.manual_seed(int(random_stream(seed, *names).integers(2**62)))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up and linear decay of the learning rate of AdamW."""
+
+    steps: int
+    learning_rate: float
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, …, steps - 1; the first and last are not 0."""
+        warmup = max(1, round(self.warmup_ratio * self.steps))
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        return self.learning_rate * (self.steps - step) / (self.steps - warmup + 1)
+
+
+class Checkpoint:
+    """Weights, optimizer state and step of a training, in one safetensors file that is replaced as a whole.
+
+    Args:
+        path: of the file.
+        identity: of the training; a file with another one is ignored.
+        seconds: between two writes.
+        writes: False in all but one of the processes that train the same module.
+    """
+
+    def __init__(self, path: str | os.PathLike, identity: str, seconds: float, writes: bool = True):
+        self.path = Path(path)
+        self.identity = identity
+        self.seconds = seconds
+        self.writes = writes
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        return self.writes and time.monotonic() - self._last >= self.seconds
+
+    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        tensors = {}
+        for name, parameter in module.named_parameters():
+            tensors[f"weight:{name}"] = parameter.detach()
+            for field, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{field}:{name}"] = value
+        temporary = self.path.with_suffix(".tmp")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"step": str(step), "identity": self.identity},
+        )
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._last = time.monotonic()
+
+    def step(self) -> int:
+        """Completed steps in the file; 0 if there is nothing to resume."""
+        if not self.path.exists():
+            return 0
+        with safe_open(self.path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return int(metadata["step"]) if metadata.get("identity") == self.identity else 0
+
+    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Restore both and return the number of completed steps; 0, changing nothing, if there is nothing to resume."""
+        step = self.step()
+        if step == 0:
+            return 0
+        parameters = dict(module.named_parameters())
+        with safe_open(self.path, framework="pt") as file, torch.no_grad():
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                field, _, name = key.partition(":")
+                if field == "weight":
+                    parameters[name].copy_(file.get_tensor(key))
+                else:
+                    optimizer.state[parameters[name]][field] = file.get_tensor(key).to(parameters[name].device)
+        return step
+
+
+def train(
+    module: nn.Module,
+    backward: Callable[[int], float],
+    schedule: Schedule,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int, float], None] | None = None,
+    check: Callable[[], None] = lambda: None,
+    steps: int | None = None,
+) -> None:
+    """Train the parameters of `module` in place.
+
+    Args:
+        backward: given the number of a step, adds gradients to the parameters and returns the loss in nats. All its
+            randomness must be a function of that number.
+        checkpoint: resumed from, and written periodically and at the end.
+        progress: called with the number of completed steps and the last loss.
+        check: called after each step; if it raises `Stopped`, a checkpoint is written first.
+        steps: number of steps of the schedule to train; None for all.
+
+    Raises: FloatingPointError for a loss that is not finite, and what `check` and `progress` raise.
+    """
+    parameters = list(module.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": schedule.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        fused=True,
+    )
+    start = checkpoint.load(module, optimizer) if checkpoint else 0
+    module.train()
+    end = schedule.steps if steps is None else steps
+    for step in range(start, end):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        loss = backward(step)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss: expected a finite number, got {loss} at step {step}")
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        optimizer.step()
+        optimizer.zero_grad()  # to None: parameters that are not part of a step are not updated
+        if progress:
+            progress(step + 1, loss)
+        try:
+            check()
+        except Stopped:
+            if checkpoint and checkpoint.writes:
+                checkpoint.save(module, optimizer, step + 1)
+            raise
+        if checkpoint and (checkpoint.due() or (checkpoint.writes and step + 1 == end)):
+            checkpoint.save(module, optimizer, step + 1)

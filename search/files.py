@@ -1,0 +1,154 @@
+"""How files are written and read: replaced as a whole, appended line by line, identified by digests, locked."""
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+
+MAX_LINE_BYTES = 1 << 20
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a file as a whole: the old one remains until the new one is on disk."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a JSON file as a whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def bytes_digest(parts: Iterable[bytes]) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the concatenated parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def json_digest(value: Any) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a JSON value; the order of keys does not matter."""
+    return bytes_digest([json.dumps(value, sort_keys=True).encode()])
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Sorted keys of two mappings, one of them read from a JSON file, whose values differ."""
+    new = json.loads(json.dumps(new))
+    return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+
+
+def lock_output_dir(folder: str | os.PathLike) -> contextlib.AbstractContextManager:
+    """Create the output folder of a run, check that it is writable, and lock it against a second run.
+
+    Returns: a context manager that holds the lock.
+
+    Raises: ValueError if the folder is in use or cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock", timeout=0).acquire()
+        probe = folder / ".probe"
+        probe.write_bytes(bytes(1 << 16))
+        probe.unlink()
+    except filelock.Timeout:
+        raise ValueError(f"output_dir: {folder} is in use by another run") from None
+    except OSError as error:
+        raise ValueError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
+    return lock
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"expected a finite number, got {constant}")
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the garbage collector while many long-lived objects are created: it would visit them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class JsonLines:
+    """An append-only file with one JSON value per line: `append` returns when the line is on disk.
+
+    A last line without a line break, torn by a crash, is ignored when reading and removed by the first `append`.
+
+    Args:
+        path: of the file; created by the first `append`.
+
+    Attributes:
+        values: of the complete lines when the file was read.
+
+    Raises: ValueError that names the line if the file is damaged elsewhere than in a torn last line.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._file: Any = None
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+        self._size = sum(map(len, lines))
+        self.values: list[Any] = []
+        with collector_paused():
+            for number, line in enumerate(lines, start=1):
+                try:
+                    if len(line) > MAX_LINE_BYTES:
+                        raise ValueError(f"expected at most {MAX_LINE_BYTES} bytes, got {len(line)}")
+                    self.values.append(json.loads(line, parse_constant=_refuse))
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{self.path}, line {number}: {error}") from None
+
+    def open(self) -> None:
+        """Open the file for appending. Raises: OSError if it cannot be written."""
+        if self._file is not None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab")  # noqa: SIM115 (closed by `close`)
+        if self._size < self.path.stat().st_size:
+            if self.values:
+                warnings.warn(f"{self.path}: dropped a torn last line", stacklevel=3)
+            self._file.truncate(self._size)
+
+    def append(self, value: Any) -> None:
+        self.open()
+        self._file.write(json.dumps(value, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,86 @@
+"""One reader of genomes: presets, expressions, files, folders of runs and models, and models of the Hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from autobert_zero.configuration_autobert_zero import (
+    PRESETS,
+    PUBLISHED_GENOME,
+    SELF_ATTENTION,
+    Attention,
+    AutoBertZeroConfig,
+    Expression,
+    Genome,
+)
+from autobert_zero.search.evolution.archive import Archive
+from autobert_zero.search.evolution.history import read_history
+
+
+def decode_genome(value: Any, header: dict[str, Any]) -> Genome:
+    """A genome of a history. Raises: ValueError if it is not one."""
+    return Genome.from_list(value, header.get("custom_operations"))
+
+
+def read_genome(source: str, num_layers: int | None = None) -> Genome:
+    """Read a genome.
+
+    Args:
+        source: a preset; `bert` or `published`, which repeat or cut their layers to `num_layers`; an expression (one
+            layer of attention); a JSON file (a list of genes, or the `config.json` or `summary.json` of a found
+            model); the folder of a model or a run (during a search, its best candidate so far); a model of the Hub.
+        num_layers: number of layers that the genome must have.
+
+    Raises: ValueError if the source is none of these or has another number of layers; OSError for a model that cannot
+        be loaded.
+    """
+    if num_layers is not None and source in ("bert", "published"):
+        layers = [SELF_ATTENTION] if source == "bert" else PUBLISHED_GENOME
+        return Genome(layers[i % len(layers)] for i in range(num_layers))
+    genome = _read(source)
+    if num_layers is not None and len(genome) != num_layers:
+        raise ValueError(f"expected {num_layers} layers, got {len(genome)} in {source!r}")
+    return genome
+
+
+def _read(source: str) -> Genome:
+    if source in PRESETS:
+        return PRESETS[source][0]
+    if "(" in source:
+        return Genome([Attention(Expression.parse(source))])
+    path = Path(source)
+    if path.is_file():
+        return _read_file(path)
+    if path.is_dir():
+        for name in ("summary.json", "config.json", "model/config.json"):
+            if (path / name).exists():
+                return _read_file(path / name)
+        if not (path / "history.jsonl").exists():
+            raise ValueError(f"expected a summary.json, config.json or history.jsonl in {source!r}, got none")
+        best = Archive(read_history(path / "history.jsonl", decode_genome)[1]).best(1)
+        if not best:
+            raise ValueError(f"{source!r} has no candidate with a score yet")
+        return best[0].genome
+    local = path.is_absolute() or path.suffix == ".json" or len(path.parts) > 2 or Path(path.parts[0]).is_dir()
+    if local:  # a mistyped path, for which the Hub would be queried repeatedly
+        raise ValueError(f"expected a file, a folder, or a model of the Hub (USER/NAME), got {source!r}")
+    return _from_config(AutoBertZeroConfig.get_config_dict(source)[0], source)
+
+
+def _read_file(path: Path) -> Genome:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            return Genome.from_list(value)
+        if "model_type" in value:
+            return _from_config(value, str(path))
+        genome = value["genome"] if "genome" in value else value["best"]["genome"]
+        return Genome.from_list(genome, value.get("custom_operations"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"expected a JSON file with a genome, got {str(path)!r}: {error}") from None
+
+
+def _from_config(config: dict[str, Any], source: str) -> Genome:
+    if config.get("model_type") != AutoBertZeroConfig.model_type:
+        raise ValueError(f"a model of type {config.get('model_type')!r} has no genome: {source!r}")
+    return AutoBertZeroConfig.from_dict(config).parsed_genome()

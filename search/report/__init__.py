@@ -1,0 +1,1 @@
+"""What is shown of genomes and runs: pictures, pages, tables and model cards. Needs no torch."""

@@ -1,0 +1,135 @@
+"""A found model as a repository of the Hub: weights, configuration, tokenizer, code, picture, and a model card."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+
+from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.search.report import notation, tables
+from autobert_zero.search.report.drawing import draw_genome, to_svg
+from autobert_zero.search.report.recorded_run import read_summary
+
+
+TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
+PICTURE = "backbone.svg"
+
+
+def summary_genome(summary: dict[str, Any]) -> Genome:
+    """The genome of the winner of a run."""
+    return Genome.from_list(summary["best"]["genome"], summary.get("custom_operations"))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the Python files of a folder, which `trust_remote_code` runs."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.py"))}
+
+
+def model_card(
+    summary: dict[str, Any],
+    code: dict[str, str],
+    name: str,
+    repository: str | None = None,
+    license: str | None = None,
+    language: list[str] | None = None,
+) -> ModelCard:
+    """The card of a found model.
+
+    Args:
+        summary: `summary.json` of the run.
+        code: the files that `trust_remote_code` runs, with their SHA-256.
+        name: its title, and its name in the list of results.
+        repository: `USER/NAME` on the Hub; None for this placeholder.
+        license, language: codes of the Hub, such as `apache-2.0` and `en`.
+    """
+    results, tokens = summary["results"], summary["tokens"]
+    found = next(iter(results.values()))
+    evaluated = [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="Masked language modelling",
+            dataset_type="held-out",
+            dataset_name=f"held-out part of {summary['data']['source']}",
+            metric_type=metric,
+            metric_value=round(found[metric], 4),
+        )
+        for metric in ("loss", "perplexity")
+        if found[metric] is not None
+    ]
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=["autobert-zero", "neural-architecture-search", "masked-lm"],
+        license=license,
+        language=language,
+        model_name=name,
+        eval_results=evaluated,
+    )
+    training = {
+        "text": summary["data"]["source"],
+        "train, validation and test tokens": ", ".join(
+            f"{tokens[part]:,}" for part in ("train", "validation", "test")
+        ),
+        "training tokens of this model, and of BERT": f"{tokens['final_each']:,}",
+        "candidates evaluated": f"{summary['counts']['evaluated']:,}",
+        "seed": summary["seed"],
+        "machine": tables.machine_text(summary["machine"]),
+        "command": f"`{summary['command']}`",
+        "commit": summary["commit"],
+        "versions": ", ".join(f"{package} {version}" for package, version in summary["versions"].items()),
+    }
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        name=name,
+        repository=repository or "USER/NAME",
+        picture=PICTURE,
+        code=code,
+        backbone=notation.genome_text(summary_genome(summary)),
+        training={fact: value for fact, value in training.items() if value is not None},
+        results=tables.result_rows(summary),
+        note=tables.learning_note(summary),
+        positions=summary["settings"]["sequence_length"],
+    )
+
+
+def describe(folder: Path, summary: dict[str, Any], name: str, **card: Any) -> None:
+    """Write the picture and the card of a model into its folder."""
+    genome = summary_genome(summary)
+    (folder / PICTURE).write_text(to_svg(draw_genome(genome)), encoding="utf-8")
+    model_card(summary, digests(folder), name, **card).save(folder / "README.md")
+
+
+def export(run: Path, output: Path, repository: str | None = None, **card: Any) -> None:
+    """Copy the model of a finished run to a new folder that is ready for the Hub; completely or not at all.
+
+    Raises: ValueError if the run is not finished or `output` is not empty.
+    """
+    if not (run / "summary.json").exists() or not (run / "model").is_dir():
+        raise ValueError(f"run: expected the folder of a finished run, got {str(run)!r}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output: expected a new or an empty folder, got {str(output)!r}")
+    summary = read_summary(run / "summary.json")
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(run / "model", temporary)
+    name = (repository or output.resolve().name).rpartition("/")[2]
+    describe(temporary, summary, name, repository=repository, **card)
+    if output.exists():
+        output.rmdir()
+    os.replace(temporary, output)
+
+
+def push(folder: Path, repository: str, private: bool) -> str:
+    """Upload a folder to the Hub as one commit. Returns the URL of the commit, whose hash is a `revision` to pin.
+
+    Raises: huggingface_hub's errors; OSError without a network.
+    """
+    api = HfApi()
+    api.create_repo(repository, private=private, exist_ok=True)
+    return api.upload_folder(
+        folder_path=folder, repo_id=repository, commit_message="Model found by AutoBERT-Zero"
+    ).commit_url

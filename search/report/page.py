@@ -1,0 +1,188 @@
+"""The page of one run or of several side by side, from their histories alone: also during a search.
+
+One run is shown in full; several with means and standard errors over those that differ only in their seeds. The page is
+one file without scripts; equal histories give equal pages.
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.search.evolution.archive import Archive, Record
+from autobert_zero.search.report import charts, figures, notation, tables
+from autobert_zero.search.report.charts import Series
+from autobert_zero.search.report.drawing import draw_genome, to_svg
+from autobert_zero.search.report.recorded_run import RecordedRun, groups_of, same_text
+from autobert_zero.search.settings import SearchSettings
+
+
+TEMPLATES = Path(__file__).with_name("templates")
+NUM_BEST = 5
+
+
+def page(runs: Sequence[RecordedRun], refresh_seconds: int | None = None) -> str:
+    """HTML of one run, or of several side by side.
+
+    Args:
+        runs: in the order in which they are shown.
+        refresh_seconds: after which browsers reload the page; None for a page that does not change any more.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"score": figures.score_text, "seconds": tables.duration}
+    if len(runs) == 1:
+        template, title, content = "run.html", runs[0].name, _one(runs[0])
+    else:
+        template, title, content = "runs.html", f"{len(runs)} runs", _several(runs)
+    return environment.get_template(template).render(title=title, refresh_seconds=refresh_seconds, **content)
+
+
+def _picture(genome: Genome) -> Markup:
+    return Markup(to_svg(draw_genome(genome)))
+
+
+# One run
+
+
+def _one(run: RecordedRun) -> dict[str, Any]:
+    archive = Archive(run.records)
+    counts = Counter(record.result.status for record in run.records)
+    best = archive.best(NUM_BEST)
+    winner = run.winner
+    if winner is not None:
+        best = [winner, *(record for record in best if record is not winner)]
+    settings = run.all_settings
+    return {
+        "run": run,
+        "settings": settings,
+        "counts": counts,
+        "top_score": None if run.best is None else run.best.score,
+        "results": tables.result_rows(run.summary) if run.summary else [],
+        "note": tables.learning_note(run.summary) if run.summary else "",
+        "finalists": run.summary["finalists"] if run.summary else [],
+        "best": [
+            {"record": record, "layers": notation.layer_names(record.genome), "picture": _picture(record.genome)}
+            for record in best
+        ],
+        "text_of_best": notation.genome_text(best[0].genome) if best else "",
+        "progress": figures.progress(run),
+        "operations": figures.operations(run),
+        "effects": figures.effects(run, archive),
+        "layers": figures.layers(run, archive),
+        "fronts": figures.fronts(run),
+        "family": _family(run.records, winner) if winner else None,
+        "failures": Counter(_reason(r) for r in run.records if r.result.status in ("failed", "pruned")).most_common(),
+        "changed": _changed(settings),
+    }
+
+
+def _reason(record: Record) -> str:
+    return str(record.result.reason).partition(":")[0] if record.result.status == "failed" else "pruned"
+
+
+def _family(records: Sequence[Record], youngest: Record) -> list[dict[str, Any]]:
+    """A record and all its ancestors, youngest first, each with its changes from each parent.
+
+    The line of first parents is the trunk; the others are parents of crossovers.
+    """
+    trunk, ancestors, waiting = {youngest.index}, {youngest.index}, [youngest.index]
+    while waiting:
+        index = waiting.pop()
+        new = set(records[index].parents) - ancestors
+        ancestors |= new
+        waiting += new
+    last = youngest
+    while last.parents:
+        last = records[last.parents[0]]
+        trunk.add(last.index)
+    members = []
+    for index in sorted(ancestors, reverse=True):
+        record = records[index]
+        edges = []
+        for place, parent in enumerate(records[i] for i in record.parents):
+            if place == 0:
+                changes = notation.differences(parent.genome, record.genome)
+            else:
+                first = records[record.parents[0]].genome
+                taken = [
+                    str(layer + 1)
+                    for layer, (mine, theirs) in enumerate(zip(record.genome, parent.genome, strict=True))
+                    if mine == theirs != first[layer]
+                ]
+                changes = [f"gave layers {', '.join(taken)}"] if taken else ["gave no layer"]
+            edges.append({"parent": parent.index, "changes": changes})
+        members.append({"record": record, "edges": edges, "trunk": index in trunk})
+    return members
+
+
+def _changed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that differ from their defaults."""
+    default = SearchSettings().to_dict()
+    return {name: value for name, value in settings.items() if default.get(name) != value}
+
+
+# Several runs
+
+
+def summarize(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
+    """For each group of runs its label, its runs, and the mean and standard error of their best scores."""
+    rows = []
+    for label, members in groups_of(runs).items():
+        scores = [run.best.score for run in members if run.best is not None and run.best.score is not None]
+        average = tables.mean(scores) if scores else None
+        rows.append({"label": label, "runs": members, "mean": average, "error": tables.standard_error(scores)})
+    return rows
+
+
+def _several(runs: Sequence[RecordedRun]) -> dict[str, Any]:
+    rows = summarize(runs)
+    curves = {id(run): run.best_so_far() for run in runs}
+    # The start of a curve is random, and would compress the rest.
+    starts = [curve[len(curve) // 10] for curve in curves.values() if curve]
+    floor = min((score for score in starts if not math.isnan(score)), default=-math.inf)
+    single, means = [], []
+    for color, row in enumerate(rows):
+        members = row["runs"]
+        name = f"{row['label']} ({len(members)} runs)" if len(members) > 1 else row["label"]
+        for run in members:
+            points = [(number, max(score, floor)) for number, score in figures.improvements(curves[id(run)])]
+            if points:
+                single.append(Series(run.name, *zip(*points, strict=True), color, "steps"))  # type: ignore[arg-type]
+        # As long as all of them are, from where all have a score.
+        length = min(len(curves[id(run)]) for run in members)
+        columns = [(i + 1, [curves[id(run)][i] for run in members]) for i in range(length)]
+        columns = [(i, scores) for i, scores in columns if all(score >= floor for score in scores)]
+        if columns:
+            errors = [tables.standard_error(scores) or 0.0 for _, scores in columns] if len(members) > 1 else None
+            numbers = [i for i, _ in columns]
+            means.append(Series(name, numbers, [statistics.fmean(v) for _, v in columns], color, "line", errors))
+    names = {run.score_name() for run in runs}
+    y_label = names.pop() if len(names) == 1 else "score"
+    return {
+        "groups": rows,
+        "comparable": same_text(runs),
+        "progress": [
+            figures.figure(title, charts.plot(title, series, "candidates", y_label), means)
+            for title, series in (
+                ("Mean best so far, with its standard error", means),
+                ("Best so far of each run", single),
+            )
+        ],
+        "found": [
+            {"run": run, "record": run.best, "picture": _picture(run.best.genome)}
+            for run in runs
+            if run.best is not None
+        ],
+    }

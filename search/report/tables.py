@@ -1,0 +1,104 @@
+"""Numbers as text: means with standard errors, durations, tables of results and genomes."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from autobert_zero.configuration_autobert_zero import Genome
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """None if a value is None: a training that diverged has no mean."""
+    return None if None in values else statistics.fmean(values)  # type: ignore[arg-type]
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean; None for fewer than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def mean_and_error(values: Sequence[float | None], digits: int = 4) -> tuple[float | None, float | None]:
+    """Mean and standard error, rounded. Both None if a value is None; the error None for a single value."""
+    average = mean(values)
+    if average is None:
+        return None, None
+    error = standard_error(values)  # type: ignore[arg-type]
+    return round(average, digits), None if error is None else round(error, digits)
+
+
+def with_error(value: Sequence[float | None] | None, digits: int = 4) -> str:
+    """`3.6120 ± 0.0095`; empty for None, `diverged` for a mean of None."""
+    if value is None:
+        return ""
+    average, error = value
+    if average is None:
+        return "diverged"
+    return f"{average:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def perplexity(loss: float | None) -> float | None:
+    """Of a loss in nats; None if it overflows."""
+    try:
+        return None if loss is None else math.exp(loss)
+    except OverflowError:
+        return None
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+
+
+def machine_text(machine: dict[str, Any]) -> str:
+    """The machine of a run in words."""
+    count, threads = machine["processes"], machine["threads"]
+    return f"{machine['device']}, {count} process{'es'[: 2 * (count > 1)]} of {threads} thread{'s'[: threads > 1]}"
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows in columns, the first row being the head: the first column left-aligned, the others right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)).rstrip() for row in rows
+    ]
+    return "\n".join([lines[0], "-" * sum([*widths, 2 * len(widths) - 2]), *lines[1:]])
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with a left-aligned first column."""
+    divider = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, divider, *rows))
+
+
+def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Name, parameters, test loss and perplexity of the found model, of BERT, and of the unigram baseline."""
+    rows = []
+    for name, result in summary["results"].items():
+        parameters = "" if result.get("parameters") is None else f"{result['parameters']:,}"
+        loss = "diverged" if result["loss"] is None else f"{result['loss']:.4f}"
+        value = result.get("perplexity")
+        rows.append((name, parameters, loss, "" if value is None else f"{value:,.1f}"))
+    return rows
+
+
+def results_table(summary: dict[str, Any]) -> str:
+    """The final table of a run."""
+    return text_table([("model", "parameters", "test loss", "perplexity"), *result_rows(summary)])
+
+
+def learning_note(summary: dict[str, Any]) -> str:
+    """A warning if the found model is no better than token frequencies, else nothing."""
+    found, unigram = next(iter(summary["results"].values())), summary["results"]["unigram"]
+    if found["loss"] is not None and found["loss"] < unigram["loss"]:
+        return ""
+    return "The found model has learned no more than token frequencies: train it longer (final_steps)."
+
+
+def genome_table(genome: Genome) -> str:
+    """One line per layer."""
+    return "\n".join(f"{number:>3}  {gene}" for number, gene in enumerate(genome, start=1))

@@ -1,0 +1,60 @@
+"""After the search: the winner among the best candidates, and its training from scratch beside BERT."""
+
+from collections.abc import Callable
+from typing import Any
+
+from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
+from autobert_zero.search.evolution.archive import Archive, Record
+from autobert_zero.search.run.errors import SearchFailed
+from autobert_zero.search.run.jobs import training_job
+from autobert_zero.search.run.problem import Problem
+from autobert_zero.search.run.workers import Future, Workers
+
+
+def rank_finalists(problem: Problem, history: list[Record], workers: Workers) -> list[dict[str, Any]]:
+    """The best candidates by score, ranked by the first part of the final training.
+
+    A short score is noisy, and favours what learns early. The first part of the final training ranks the best better, at
+    a small cost: the winner continues from there.
+
+    Raises: SearchFailed without a candidate that has a score.
+    """
+    settings = problem.settings.final
+    finalists = [
+        {"index": record.index, "score": record.score, "genome": record.genome.to_list()}
+        for record in Archive(history).best(settings.finalists)
+    ]
+    if not finalists:
+        raise SearchFailed(f"no candidate could be evaluated; the last one: {history[-1].result.reason}")
+    steps = int(settings.finalist_fraction * settings.final_steps)
+    if not steps or len(finalists) == 1:
+        return finalists
+    jobs = {f"finalist-{f['index']}": training_job(problem, str(f["index"]), f["genome"], steps) for f in finalists}
+    for finalist, result in zip(finalists, workers.map(jobs), strict=True):
+        finalist |= {"steps_from_scratch": steps, "score_from_scratch": result["score"]}
+    return sorted(finalists, key=lambda f: (f["score_from_scratch"] is None, -(f["score_from_scratch"] or 0)))
+
+
+def train_final(
+    problem: Problem, finalists: list[dict[str, Any]], workers: Workers, say: Callable[[str], None]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Train the best finalist, and a BERT of the same depth and width, from scratch.
+
+    Returns: test losses by name, and the winner: the best finalist whose training does not diverge.
+
+    Raises: SearchFailed if all of them diverge.
+    """
+    bert = Genome([SELF_ATTENTION] * problem.settings.model.num_hidden_layers)
+
+    def submit(name: str, genome: list[dict[str, Any]]) -> Future:
+        job = training_job(problem, name, genome, problem.settings.final.final_steps)
+        return workers.submit(f"final-{name}", job)
+
+    futures = [submit(str(finalists[0]["index"]), finalists[0]["genome"]), submit("bert", bert.to_list())]
+    result_of_first, result_of_bert = (future.result() for future in futures)
+    for number, finalist in enumerate(finalists):
+        result = result_of_first if number == 0 else submit(str(finalist["index"]), finalist["genome"]).result()
+        if result["loss"] is not None:
+            return {"AutoBERT-Zero (found)": result, "BERT": result_of_bert}, finalist
+        say(f"Candidate {finalist['index']} cannot be trained: {result['reason']}. Trying the next best.")
+    raise SearchFailed("none of the finalists can be trained; try a lower learning_rate in another output_dir")

@@ -1,0 +1,85 @@
+"""The jobs of a run, done in any process: scoring a candidate, and training a model from scratch."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.search.evaluation.supernet import SuperNetwork
+from autobert_zero.search.evaluation.training import Checkpoint
+from autobert_zero.search.evolution.archive import Outcome
+from autobert_zero.search.run.problem import Problem
+from autobert_zero.search.run.progress import Console
+from autobert_zero.search.run.workers import Future
+
+
+def score_job(problem: Problem, genome: Genome, threshold: float | None) -> dict[str, Any]:
+    """Score a candidate, which is pruned if its intermediate score is below the threshold."""
+    return {"kind": "score", "genome": genome.to_list(), "threshold": threshold, "run": problem.identity}
+
+
+def training_job(problem: Problem, name: str, genome: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    """Train a model from scratch, for a part or all of the final steps."""
+    return {"kind": "train", "name": name, "genome": genome, "steps": steps, "run": problem.full_identity}
+
+
+@dataclass(frozen=True)
+class ScoreFuture:
+    """The outcome of a score job, with the costs that are known without evaluation."""
+
+    job: Future
+    costs: dict[str, float]
+
+    def result(self) -> Outcome:
+        outcome = Outcome(**self.job.result())
+        return dataclasses.replace(outcome, costs={**self.costs, **outcome.costs})
+
+
+class JobRunner:
+    """Does jobs in one process.
+
+    Args:
+        problem: of the run.
+        supernet: trained; candidates inherit its weights.
+        folder: of the checkpoints.
+        console: for progress.
+    """
+
+    def __init__(self, problem: Problem, supernet: SuperNetwork, folder: Path, console: Console):
+        self.problem = problem
+        self.supernet = supernet
+        self.folder = folder
+        self.console = console
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        problem = self.problem
+        genome = Genome.from_list(job["genome"], problem.custom_operations.rules)
+        if job["kind"] == "score":
+            return dataclasses.asdict(problem.proxy.score(genome, self.supernet, job["threshold"]))
+        bar = self.console.bar(f"train {job['name']}", job["steps"])
+        try:
+            model = self.train(job["name"], genome, job["steps"], bar)
+            if job["steps"] < problem.settings.final.final_steps:
+                return {"score": problem.proxy.final_score(model, problem.proxy.stop.check)}
+            loss = problem.proxy.loss(model, "test")
+        except FloatingPointError as error:
+            return {"score": None, "loss": None, "reason": str(error)}
+        finally:
+            bar.close()
+        return {"loss": loss, "parameters": sum(p.numel() for p in model.parameters())}
+
+    def train(
+        self, name: str, genome: Genome, steps: int | None = None, progress: Any = None
+    ) -> AutoBertZeroForMaskedLM:
+        """The final training of a genome, or its first steps, resumed from its checkpoint."""
+        settings, proxy = self.problem.settings, self.problem.proxy
+        schedule = proxy.schedule(settings.final.final_steps, settings.training.learning_rate)
+        checkpoint = make_checkpoint(self.problem, self.folder, f"final-{name}", self.problem.full_identity)
+        return proxy.train_from_scratch(genome, schedule, checkpoint, progress, steps)
+
+
+def make_checkpoint(problem: Problem, folder: Path, name: str, identity: str, writes: bool = True) -> Checkpoint:
+    path = folder / f"{name}.safetensors"
+    return Checkpoint(path, f"{name} {identity}", problem.settings.run.checkpoint_seconds, writes)

@@ -1,0 +1,328 @@
+"""One search from start to end: text, super-network, search, final training, each resumed where it was interrupted."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+
+from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.search import custom_operations
+from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
+from autobert_zero.search.evolution.archive import Archive, Record
+from autobert_zero.search.evolution.history import History
+from autobert_zero.search.evolution.loop import HistoryMismatch, evolve
+from autobert_zero.search.files import lock_output_dir, write_json, write_text
+from autobert_zero.search.genomes import decode_genome
+from autobert_zero.search.provenance import commit, num_cores, provenance
+from autobert_zero.search.report.model_card import describe
+from autobert_zero.search.report.page import page
+from autobert_zero.search.report.recorded_run import RecordedRun
+from autobert_zero.search.run.errors import SearchFailed, UsageError, usage_errors
+from autobert_zero.search.run.final import rank_finalists, train_final
+from autobert_zero.search.run.jobs import JobRunner, ScoreFuture, make_checkpoint, score_job
+from autobert_zero.search.run.problem import Problem
+from autobert_zero.search.run.progress import Console, LivePage
+from autobert_zero.search.run.summary import closing_text, summarize
+from autobert_zero.search.run.workers import Workers
+from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.stopping import Stop, Stopped
+
+
+# Consecutive failures after which a search ends: they have a common cause, which is not in the candidates.
+MAX_CONSECUTIVE_FAILURES = 20
+
+# Failures whose cause is the candidate.
+_LIMITS = ("LatencyExceeded", "TimeoutError")
+
+
+class Run:
+    """A search, in one process of an Accelerate job; `execute` does all of it.
+
+    Args:
+        settings: of the run.
+        accelerator: of the job.
+        stop: polled throughout.
+        verbosity: 1 to print the outcome of each candidate, -1 to print nothing.
+
+    Raises: UsageError for bad input, before anything is trained; Stopped; SearchFailed.
+    """
+
+    def __init__(self, settings: SearchSettings, accelerator: accelerate.Accelerator, stop: Stop, verbosity: int = 0):
+        self.settings = settings
+        self.accelerator = accelerator
+        self.stop = stop
+        self.main = accelerator.is_main_process
+        self.verbosity = verbosity
+        self.console = Console(self.main and verbosity >= 0)
+        self.folder = Path(settings.run.output_dir)
+        self.seconds: dict[str, float] = {}
+        self.commit = commit() if self.main else None  # of the running code, even if files change later
+
+    def execute(self) -> None:
+        with contextlib.ExitStack() as held:
+            if self.main:
+                with usage_errors():
+                    held.enter_context(lock_output_dir(self.folder))
+            self._set_threads()
+            with self._phase("text"):
+                self.problem = self._prepare()
+            history = self._open_history(held) if self.main else None
+            summary = self._finished() if self.main else None
+            if broadcast_object_list([summary is not None])[0]:
+                self.console.say(f"{self.folder} contains this run, finished.")
+            else:
+                summary = self._search(history)
+            if summary:
+                self.console.say(closing_text(summary, self.folder))
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def _require_equal(self, value: Any, message: str) -> None:
+        """Raise UsageError in all processes unless `value` is the same in all of them."""
+        if len(set(gather_object([value]))) > 1:
+            raise UsageError(message)
+
+    def _set_threads(self) -> None:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        threads = self.settings.run.num_threads or max(1, num_cores() // local)
+        torch.set_num_threads(threads)
+        count = self.accelerator.num_processes
+        self.console.say(
+            f"Search in {self.folder}: {count} process{'es'[: 2 * (count > 1)]} on {self.accelerator.device.type}, "
+            f"{threads} thread{'s'[: threads > 1]} each, seed {self.settings.run.seed}."
+        )
+
+    def _prepare(self) -> Problem:
+        with usage_errors():
+            problem = Problem.prepare(self.settings, self.accelerator.device, self.stop, self.accelerator)
+        corpus = problem.corpus
+        tokens = ", ".join(f"{count:,} {part}" for part, count in corpus.num_tokens().items())
+        self.console.say(f"Text: {problem.source}; tokens: {tokens}; vocabulary {len(corpus.tokenizer):,}.")
+        if tasks := getattr(problem.proxy, "tasks", None):
+            rows = ", ".join(f"{name} {len(each.train):,} + {len(each.validation):,}" for name, each in tasks.items())
+            self.console.say(f"GLUE, train + validation rows: {rows}.")
+        self._require_equal(
+            problem.identity, "processes differ in settings or text: give all of them the same command and files"
+        )
+        return problem
+
+    def _open_history(self, held: contextlib.ExitStack) -> History:
+        problem, settings = self.problem, self.settings
+        header = {
+            "settings": settings.identity(),
+            "data": problem.data,
+            "seed_genomes": problem.seed_genomes,
+            "custom_operations": dict(problem.custom_operations.rules),
+            "seed": settings.run.seed,
+            "threads": torch.get_num_threads(),
+            "text": problem.source,
+            "text_digest": problem.corpus.text_digest,
+            "unigram_score": problem.unigram_score(),
+            **self._provenance(),
+        }
+        path, identity = self.folder / "history.jsonl", ("settings", "data", "seed_genomes")
+        with usage_errors():
+            history = held.enter_context(History(path, header, identity, decode_genome))
+        if len(history) > settings.strategy.max_evaluations:
+            raise UsageError(
+                f"max_evaluations: expected at least {len(history)}, the candidates of this folder, "
+                f"got {settings.strategy.max_evaluations}"
+            )
+        for name in ("versions", "threads"):
+            if history.header.get(name) != header[name]:
+                self.console.say(
+                    f"The {name} differ from those at the start of this run, {history.header.get(name)}: "
+                    "scores may differ, too."
+                )
+        write_json(self.folder / "settings.json", settings.to_dict())
+        return history
+
+    def _finished(self) -> dict[str, Any] | None:
+        """The summary of this run, if it is finished."""
+        try:
+            summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return summary if summary["identity"] == self.problem.full_identity else None
+
+    def _search(self, history: History | None) -> dict[str, Any] | None:
+        """All that follows the preparation. Returns the summary in the main process."""
+        if self.main and self.settings.run.log_with:
+            values = self.settings.to_dict().items()
+            flat = {k: v if isinstance(v, int | float | str) else str(v) for k, v in values}
+            self.accelerator.init_trackers("autobert_zero_search", flat)
+        live_page = LivePage(self.folder)
+        if history is not None:
+            live_page.write(history)
+        with self._phase("super-network"):
+            supernet = self._train_supernet()
+        runner = JobRunner(self.problem, supernet, self.folder, self.console)
+        workers = Workers(self.accelerator, runner, self.folder / "results", self.stop.check)
+        if history is None:
+            self.stop.requested_elsewhere = workers.stop_requested
+            workers.serve()
+            return None
+        try:
+            with self._phase("search"):
+                status = self._evolve(history, workers, live_page)
+            with self._phase("finalists"):
+                finalists = rank_finalists(self.problem, history, workers)
+            with self._phase("final training"):
+                results, winner = train_final(self.problem, finalists, workers, self.console.say)
+        except Stopped:
+            workers.stop()
+            raise
+        workers.release()
+        summary = summarize(self.problem, history, status, results, finalists, winner)
+        summary |= {"seconds_of_last_session": self.seconds, **self._provenance()}
+        self._save(summary, runner)
+        return summary
+
+    def _train_supernet(self) -> SuperNetwork:
+        settings = self.settings
+        supernet = self.problem.new_supernet()
+        # Checkpoints of the super-network, the finalists and BERT, each three times its weights, and one being written.
+        size = sum(p.numel() * p.element_size() for p in supernet.parameters())
+        required = 3 * (3 + settings.final.finalists) * size
+        if self.main and (free := shutil.disk_usage(self.folder).free) < required:
+            raise UsageError(
+                f"output_dir: expected {required >> 20} MiB free in {self.folder}, got {free >> 20} MiB: "
+                "not enough for the checkpoints of this run"
+            )
+        checkpoint = make_checkpoint(self.problem, self.folder, "supernet", self.problem.identity, writes=self.main)
+        self._require_equal(checkpoint.step(), "output_dir: expected one folder that all processes share, got several")
+        bar = self.console.bar("super-network", settings.supernet.supernet_steps, checkpoint.step())
+
+        def progress(done: int, loss: float) -> None:
+            bar(done, loss)
+            self._log({"supernet/loss": loss}, done)
+
+        train_supernet(
+            supernet,
+            self.problem.paths(),
+            self.problem.corpus,
+            settings.supernet,
+            settings.training,
+            self.accelerator,
+            checkpoint,
+            progress,
+            self.stop,
+        )
+        bar.close()
+        # Otherwise the score of a candidate would depend on the process.
+        self._require_equal(_weights_digest(supernet), "processes hold different super-networks: start them again")
+        return supernet
+
+    def _evolve(self, history: History, workers: Workers, live_page: LivePage) -> str:
+        """The search. Returns why it ended: "budget spent" or "space exhausted"."""
+        problem, settings = self.problem, self.settings.strategy
+        pruning = self.settings.candidates
+        bar = self.console.bar("candidates", settings.max_evaluations, len(history), "candidate")
+        [best] = Archive(history).best(1) or [None]
+        failures = 0
+
+        def submit(record: Record, archive: Archive) -> ScoreFuture:
+            threshold = None
+            if pruning.prune_after is not None:
+                threshold = archive.pruning_threshold(pruning.prune_fraction)
+            job = score_job(problem, record.genome, threshold)
+            return ScoreFuture(workers.submit(f"candidate-{record.index}", job), problem.costs.costs(record.genome))
+
+        try:
+            for record in evolve(
+                problem.space,
+                problem.strategy,
+                submit,
+                history,
+                self.settings.run.seed,
+                settings.max_evaluations,
+                settings.lookahead,
+            ):
+                workers.forget(f"candidate-{record.index}")
+                outcome = record.result
+                if outcome.score is not None and (best is None or outcome.score > best.score):
+                    best = record
+                bar(record.index + 1, best=best and best.score)
+                live_page.write(history)
+                if self.verbosity > 0:
+                    result = outcome.reason if outcome.score is None else f"{outcome.score:.4f}"
+                    self.console.say(f"#{record.index}: {result} in {outcome.seconds:.1f} s: {record.genome}")
+                self._log_candidate(record, best)
+                is_failure = outcome.status == "failed" and not str(outcome.reason).startswith(_LIMITS)
+                failures = failures + 1 if is_failure else 0
+                if failures >= MAX_CONSECUTIVE_FAILURES:
+                    raise SearchFailed(f"{failures} candidates in a row failed, the last one: {outcome.reason}")
+        except HistoryMismatch as error:  # no other ValueError: one from a candidate's training is a bug
+            raise UsageError(str(error)) from None
+        finally:
+            bar.close()
+            live_page.end(history)
+        return "budget spent" if len(history) >= settings.max_evaluations else "space exhausted"
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        if self.main and self.settings.run.log_with:
+            self.accelerator.log(values, step=step)
+
+    def _log_candidate(self, record: Record, best: Record | None) -> None:
+        values = {f"candidate/{name}": value for name, value in record.result.costs.items()}
+        values |= {"candidate/generation": record.generation, "candidate/seconds": record.result.seconds}
+        if record.score is not None and best:
+            values |= {"candidate/score": record.score, "candidate/best_score": best.score}
+        self._log(values, self.settings.supernet.supernet_steps + record.index + 1)
+
+    def _provenance(self) -> dict[str, Any]:
+        facts = provenance(self.commit, self.accelerator.device.type)
+        name = Path(sys.argv[0]).name
+        program = [name] if name == "autobert-zero" else ["python", "-m", "autobert_zero.search"]
+        return {
+            **facts,
+            "command": shlex.join([*program, *sys.argv[1:]]),
+            "machine": {
+                "processes": self.accelerator.num_processes,
+                "threads": torch.get_num_threads(),
+                "device": facts["machine"],
+                "cores": os.cpu_count(),
+            },
+        }
+
+    def _save(self, summary: dict[str, Any], runner: JobRunner) -> None:
+        """`model/` as a whole (weights, configuration, tokenizer, code, card), then the summary and the page."""
+        best = summary["best"]
+        genome = Genome.from_list(best["genome"], self.problem.custom_operations.rules)
+        model = runner.train(str(best["index"]), genome)  # only loads: the training is complete
+        model.config.sparse_prediction = False
+        folder, temporary = self.folder / "model", self.folder / "model.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        self.problem.corpus.tokenizer.save_pretrained(temporary)
+        custom_operations.save_with_model(temporary)
+        describe(temporary, summary, self.folder.resolve().name)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        write_json(self.folder / "summary.json", summary)
+        write_text(self.folder / "report.html", page([RecordedRun.read(self.folder)]))
+        for path in self.folder.glob("final-*.safetensors"):
+            path.unlink()
+        shutil.rmtree(self.folder / "results")
+
+
+def _weights_digest(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for parameter in module.parameters():
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Which backbones there are: random, mutated, equal ones and their costs. Needs numpy only."""

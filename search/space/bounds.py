@@ -1,0 +1,99 @@
+"""Bounds of the space: which genes and genomes are legal, and random ones."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from autobert_zero.configuration_autobert_zero import (
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    RESULT_TYPE,
+    Attention,
+    Convolution,
+    CustomLayer,
+    Expression,
+    Gene,
+    Genome,
+)
+from autobert_zero.search.space.grammar import Choose, Grammar, choose_uniformly
+
+
+# Random expressions tried until one is legal.
+MAX_TRIES = 100
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Legal genomes: each layer is a convolution, a custom layer, or an attention that mixes tokens.
+
+    Args:
+        num_layers: layers of each genome.
+        kernel_sizes: of convolutions.
+        max_nodes: maximum number of nodes of an attention expression.
+        min_attention_layers, max_attention_layers: bounds of the number of attentions; None for no maximum.
+        grammar: the operations that expressions may use.
+        layer_kinds: custom kinds; each is as probable as one kernel size.
+    """
+
+    num_layers: int
+    kernel_sizes: tuple[int, ...]
+    max_nodes: int
+    min_attention_layers: int
+    max_attention_layers: int | None = None
+    grammar: Grammar = Grammar()
+    layer_kinds: tuple[str, ...] = ()
+
+    @cached_property
+    def other_genes(self) -> tuple[Gene, ...]:
+        """All genes of layers without attention."""
+        return (*map(Convolution, self.kernel_sizes), *map(CustomLayer, self.layer_kinds))
+
+    def allows_attentions(self, count: int) -> bool:
+        """Whether a genome may have this many attention layers."""
+        maximum = self.num_layers if self.max_attention_layers is None else self.max_attention_layers
+        return self.min_attention_layers <= count <= maximum
+
+    def contains(self, genome: Genome) -> bool:
+        return (
+            len(genome) == self.num_layers
+            and self.allows_attentions(sum(isinstance(gene, Attention) for gene in genome))
+            and all(
+                self.contains_expression(gene.expression) if isinstance(gene, Attention) else gene in self.other_genes
+                for gene in genome
+            )
+        )
+
+    def contains_expression(self, expression: Expression) -> bool:
+        nodes = expression.nodes()
+        return (
+            expression.type == RESULT_TYPE
+            and expression.mixes_tokens()
+            and expression.depth <= MAX_DEPTH
+            and len(nodes) <= self.max_nodes
+            and len(str(expression)) <= MAX_CHARACTERS
+            and all(node.name in self.grammar.rules for node in nodes if node.operands)
+        )
+
+    def random(self, rng: np.random.Generator, choose: Choose = choose_uniformly) -> Genome:
+        """A random genome: for each layer a fair coin decides on attention, then the gene is random."""
+        attends = rng.random(self.num_layers) < 0.5
+        missing = self.min_attention_layers - int(attends.sum())
+        if missing > 0:
+            attends[rng.choice(np.flatnonzero(~attends), size=missing, replace=False)] = True
+        if self.max_attention_layers is not None and (excess := int(attends.sum()) - self.max_attention_layers) > 0:
+            attends[rng.choice(np.flatnonzero(attends), size=excess, replace=False)] = False
+        return Genome(self.random_attention(rng, choose) if a else self.random_other(rng) for a in attends)
+
+    def random_other(self, rng: np.random.Generator) -> Gene:
+        """A random gene without attention."""
+        return self.other_genes[int(rng.integers(len(self.other_genes)))]
+
+    def random_attention(self, rng: np.random.Generator, choose: Choose = choose_uniformly) -> Attention:
+        for attempt in range(MAX_TRIES):
+            # About one in three does not mix tokens; nearly all, if a priority prefers operations that do not.
+            way = choose if attempt < MAX_TRIES // 2 else choose_uniformly
+            expression = self.grammar.random_operation(RESULT_TYPE, self.max_nodes, rng, way)
+            if self.contains_expression(expression):
+                return Attention(expression)
+        raise AssertionError(f"no legal attention in {MAX_TRIES} tries")

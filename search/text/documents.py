@@ -1,0 +1,154 @@
+"""From files or the Hub to documents, and their split into three disjoint parts.
+
+The super-network and all candidates train on *train*, scores that steer the search are computed on *validation*, and
+reported losses on *test*, which the search never sees. The split is by document.
+"""
+
+import contextlib
+import glob
+import itertools
+import lzma
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from pydoc_data import topics
+
+import datasets
+
+from autobert_zero.search.seeding import random_stream
+from autobert_zero.search.settings import TextSettings
+
+
+PARTS = ("train", "validation", "test")
+
+# Minimum number of characters of a line that counts as repeated text if another document has it, too.
+LONG_LINE = 40
+
+_COMPRESSED = (".gz", ".xz", ".bz2")
+_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv"}
+
+
+def _language_reference() -> Iterator[str]:
+    """The default corpus: topics of the Python language reference, which is part of CPython."""
+    return (topics.topics[name] for name in sorted(topics.topics))
+
+
+def _paragraph_blocks(lines: Iterable[str]) -> Iterator[str]:
+    for blank, block in itertools.groupby(lines, key=lambda line: not line.strip()):
+        if not blank:
+            yield "\n".join(block)
+
+
+def _column(rows: Iterable[dict], column: str, source: str) -> Iterator[str]:
+    for number, row in enumerate(rows, start=1):
+        if column not in row:
+            raise ValueError(f"text_column: expected a column of {source}, one of {sorted(row)}, got {column!r}")
+        text = row[column]
+        if isinstance(text, str):
+            yield text
+        elif text is not None:
+            raise ValueError(f"text_column: expected text in {column!r} of {source}, got {text!r:.50} in row {number}")
+
+
+@contextlib.contextmanager
+def _readable(setting: str, source: str) -> Iterator[None]:
+    """Turn errors of reading into a ValueError that names the setting and the source."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{setting}: expected UTF-8 in {source!r}, got {error}") from None
+    except (datasets.exceptions.DatasetsError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{setting}: cannot read {source!r}: {error}") from error
+
+
+def _rows(path: str, builder: str) -> Iterator[dict]:
+    """Rows of a file; the lines of plain text."""
+    options = {"sample_by": "line"} if builder == "text" else {}
+    with _readable("train_file", path):
+        # Escaped, because `datasets` treats names as patterns.
+        yield from datasets.load_dataset(
+            builder, data_files=[glob.escape(path)], split="train", streaming=True, **options
+        )
+
+
+def _file(path: str, settings: TextSettings) -> Iterator[str]:
+    if not os.path.isfile(path):
+        raise ValueError(f"train_file: expected a file, got {path!r}")
+    if not os.path.getsize(path):
+        raise ValueError(f"train_file: expected text, got none in {path!r}")
+    suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in _COMPRESSED]
+    builder = _BUILDERS.get(suffixes[-1] if suffixes else "", "text")
+    if builder == "text":
+        return _paragraph_blocks(_column(_rows(path, builder), "text", path))
+    return _column(_rows(path, builder), settings.text_column, path)
+
+
+def _data_set(settings: TextSettings) -> Iterator[dict]:
+    """Rows of a data set of the Hub or of a local folder."""
+    name = str(settings.dataset_name)
+    with _readable("dataset_name", name):
+        yield from datasets.load_dataset(
+            name, settings.dataset_config_name, split="train", streaming=settings.streaming
+        )
+
+
+def _without_repeated_lines(documents: Iterable[str]) -> Iterator[str]:
+    """Documents without long lines that an earlier one has, too: parts that share them would not be disjoint."""
+    known: set[str] = set()
+    for document in documents:
+        lines = [line.strip() for line in document.removeprefix("\ufeff").split("\n")]
+        kept = "\n".join(line for line in lines if line not in known)
+        known.update(line for line in lines if len(line) >= LONG_LINE)
+        if kept.strip():
+            yield kept
+
+
+def stream_documents(settings: TextSettings) -> Iterator[str]:
+    """The non-empty documents of the corpus, in order.
+
+    Raises: ValueError if a source is missing, empty, not UTF-8 or without the text column.
+    """
+    if settings.train_file:
+        source: Iterable[str] = itertools.chain.from_iterable(_file(path, settings) for path in settings.train_file)
+    elif settings.dataset_name:
+        source = _column(_data_set(settings), settings.text_column, settings.dataset_name)
+    else:
+        source = _language_reference()
+    return itertools.islice((text for text in source if text.strip()), settings.max_documents)
+
+
+def read_documents(settings: TextSettings) -> list[str]:
+    """All documents of the corpus, without text repeated from an earlier one. Raises as `stream_documents` does."""
+    found = list(dict.fromkeys(_without_repeated_lines(stream_documents(settings))))
+    if not found:
+        raise ValueError("train_file: expected text, got none")
+    return found
+
+
+def split_documents(documents: list[str], settings: TextSettings, seed: int) -> dict[str, list[str]]:
+    """Assign whole documents, in random order, to the three parts. Raises: ValueError for fewer than three documents."""
+    if len(documents) < len(PARTS):
+        raise ValueError(
+            f"train_file: expected at least {len(PARTS)} documents (a blank line ends one) for disjoint train, "
+            f"validation and test parts, got {len(documents)}"
+        )
+    total = sum(map(len, documents))
+    fractions = {"test": settings.test_fraction, "validation": settings.validation_fraction}
+    rest = [documents[i] for i in random_stream(seed, "split").permutation(len(documents))]
+    parts: dict[str, list[str]] = {}
+    for later, (part, fraction) in zip((2, 1), fractions.items(), strict=True):
+        taken: list[int] = []
+        size = 0
+        for i, document in enumerate(rest):
+            # If it fits into the fraction and leaves a document for each of the later parts.
+            if size + len(document) <= fraction * total and len(rest) - len(taken) > later:
+                taken.append(i)
+                size += len(document)
+        if not taken:
+            taken = [min(range(len(rest)), key=lambda i: len(rest[i]))]
+        parts[part] = [rest[i] for i in taken]
+        gone = set(taken)
+        rest = [document for i, document in enumerate(rest) if i not in gone]
+    parts["train"] = rest
+    return parts

@@ -1,0 +1,89 @@
+"""Tokenizers: trained or loaded, and documents as tokens."""
+
+import array
+from collections.abc import Iterable
+
+import numpy as np
+import tokenizers
+from transformers import AutoTokenizer, BertTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int) -> PreTrainedTokenizerBase:
+    """A lower-casing WordPiece tokenizer like BERT's. The same text always gives the same vocabulary."""
+    lines = [line for text in texts for line in text.split("\n")]
+    blank = BertTokenizer()
+    special_tokens = [token for token, _ in sorted(blank.get_vocab().items(), key=lambda item: item[1])]
+    backend = blank.backend_tokenizer
+    characters = set().union(*map(backend.normalizer.normalize_str, lines))
+
+    def inside_words(character: str) -> bool:
+        word = backend.normalizer.normalize_str(f"a{character}a")
+        return len(backend.pre_tokenizer.pre_tokenize_str(word)) == 1
+
+    pieces = [f"##{character}" for character in sorted(characters) if inside_words(character)]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=blank.unk_token))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        # The trainer numbers the pieces `##c` in the random order of a hash table, and breaks ties of frequency by
+        # these numbers. Listed here, they have fixed numbers. Only the vocabulary is kept, so they are not special.
+        special_tokens=[*special_tokens, *pieces],
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return BertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=model_max_length)
+
+
+def expect_vocabulary(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
+    """Raises ValueError for a tokenizer with special tokens only, which transformers creates if files are missing."""
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError(
+            f"expected a tokenizer with a vocabulary in {name_or_path!r}, got {len(tokenizer)} special tokens"
+        )
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Raises: ValueError if it cannot be loaded or lacks the tokens of masked language modelling."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        expect_vocabulary(tokenizer, name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer_name: cannot load {name_or_path!r}: {error}") from None
+    for name in ("cls_token", "sep_token", "mask_token", "pad_token"):
+        if getattr(tokenizer, name) is None:
+            raise ValueError(f"tokenizer_name: expected one with a {name}, got {name_or_path!r} without")
+    return tokenizer
+
+
+def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Documents one after the other, each followed by `[SEP]`: (tokens,) int32."""
+    pieces = array.array("i")
+    for document in documents:
+        # Line by line, because the tokenizer parallelizes over a batch.
+        lines = document.split("\n")
+        encoded = tokenizer(lines, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for line in encoded["input_ids"]:
+            pieces.extend(line)
+        pieces.append(tokenizer.sep_token_id)
+    return np.array(pieces, dtype=np.int32)
+
+
+def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, length: int, setting: str) -> None:
+    """Check that a tokenizer and a sequence length fit a model.
+
+    Args:
+        length: tokens per sequence.
+        setting: name of the setting that holds the length, for the message.
+
+    Raises: ValueError if the tokenizer has more tokens than the model's vocabulary, or the length exceeds its positions.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"model: expected a tokenizer of at most {config.vocab_size} tokens, the vocabulary of the model, "
+            f"got one of {len(tokenizer)}"
+        )
+    if length > config.max_position_embeddings:
+        raise ValueError(
+            f"{setting}: expected at most {config.max_position_embeddings}, the positions of the model, got {length}"
+        )
