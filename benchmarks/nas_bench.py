@@ -1,15 +1,15 @@
-"""Search strategies on spaces that others have evaluated: the project's own loop and strategies, on a small adapter.
+"""Search strategies on spaces that others have evaluated: the project's loop and strategies, with a small adapter.
 
     python benchmarks/nas_bench.py --data nas_bench --output results/nas_bench.json
 
-NAS-Bench-Graph (Qin et al., NeurIPS 2022; Apache-2.0): 26,206 graph networks, a DAG of four nodes with one operation
-each, all evaluated on four data sets. Strategies search by validation accuracy; regret is in points of it, against the
-best of the table.
+NAS-Bench-Graph (Qin et al., NeurIPS 2022; Apache-2.0): 26,206 graph networks, each a DAG of four nodes with one operation
+per node, evaluated on four data sets. Strategies search by validation accuracy; regret is in points of accuracy, relative
+to the best of the table.
 
-`bert_encoders`: 500 BERT-like encoders of a space of millions, with their mean GLUE scores (Serianni and Kalita, 2023;
-CC-BY-4.0). Strategies choose from this pool: a mutation is one of the most similar encoders.
+`bert_encoders`: 500 BERT-like encoders from a space of millions, with their mean GLUE scores (Serianni and Kalita, 2023;
+CC-BY-4.0). Strategies select from this pool: a mutation is one of the most similar encoders.
 
-Every strategy runs with the same seeds, so that differences are between pairs.
+All strategies run with the same seeds, so that differences are paired.
 """
 
 import argparse
@@ -26,10 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from autobert_zero.search import reporting
-from autobert_zero.search.evolution import evolve
-from autobert_zero.search.records import Archive, Record
-from autobert_zero.search.strategies import (
+from autobert_zero.search.evolution.archive import Archive, Outcome, Record
+from autobert_zero.search.evolution.loop import Completed, evolve
+from autobert_zero.search.evolution.strategies import (
     Evolution,
     LargestFirst,
     OpNas,
@@ -37,6 +36,9 @@ from autobert_zero.search.strategies import (
     RegularizedEvolution,
     ThompsonOpNas,
 )
+from autobert_zero.search.files import write_json
+from autobert_zero.search.provenance import commit as current_commit
+from autobert_zero.search.provenance import provenance
 
 
 GRAPHS = ("cora", "pubmed", "arxiv", "cs")
@@ -45,11 +47,11 @@ CHECKPOINTS = {**dict.fromkeys(GRAPHS, (25, 50, 100, 150, 200, 300)), ENCODERS: 
 NODES = range(4)
 OPERATIONS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
 
-# Inputs of the four nodes (0: the raw input, else the number of an earlier node), and their operations.
+# Inputs of the four nodes (0 is the raw input, i the i-th node), and their operations.
 Architecture = tuple[tuple[int, ...], tuple[str, ...]]
 
 
-def draw_uniformly(names: Sequence[str], rng: np.random.Generator) -> str:
+def choose_uniformly(names: Sequence[str], rng: np.random.Generator) -> str:
     return names[int(rng.integers(len(names)))]
 
 
@@ -70,17 +72,19 @@ class GraphSpace:
         self._known: dict[Architecture, Architecture | None] = {}
 
     def canonical(self, architecture: Architecture) -> Architecture | None:
-        """The row of the table that is the same graph with its nodes renumbered; None without one."""
+        """The row of the table with the same graph up to the numbering of nodes; None if there is none."""
         if architecture not in self._known:
             self._known[architecture] = next((a for a in renumbered(architecture) if a in self.scores), None)
         return self._known[architecture]
 
-    def random(self, rng: np.random.Generator, draw: Callable = draw_uniformly) -> Architecture:
+    def random(self, rng: np.random.Generator, choose: Callable = choose_uniformly) -> Architecture:
         links = self.links[int(rng.integers(len(self.links)))]
-        return self._legal(lambda: (links, tuple(draw(OPERATIONS, rng) for _ in NODES)))
+        return self._legal(lambda: (links, tuple(choose(OPERATIONS, rng) for _ in NODES)))
 
-    def mutate(self, genome: Architecture, rng: np.random.Generator, draw: Callable = draw_uniformly) -> Architecture:
-        """One change: of the links, or of the operation of one node (which is drawn by the strategy)."""
+    def mutate(
+        self, genome: Architecture, rng: np.random.Generator, choose: Callable = choose_uniformly
+    ) -> Architecture:
+        """Change the links, or the operation of one node, which the strategy chooses."""
         links, operations = genome
 
         def child() -> Architecture:
@@ -88,7 +92,7 @@ class GraphSpace:
                 return self.links[int(rng.integers(len(self.links)))], operations
             node = int(rng.integers(len(NODES)))
             others = [name for name in OPERATIONS if name != operations[node]]
-            return links, (*operations[:node], draw(others, rng), *operations[node + 1 :])
+            return links, (*operations[:node], choose(others, rng), *operations[node + 1 :])
 
         return self._legal(child)
 
@@ -99,7 +103,7 @@ class GraphSpace:
         raise AssertionError("no architecture of the table in 100 tries")
 
     def crossover(self, genome: Architecture, other: Architecture, rng: np.random.Generator) -> Architecture:
-        """The links of one, and the operation of each node of one of the two."""
+        """The links of the first, and the operation of each node from either of them."""
         links = genome[0]
         pairs = list(zip(genome[1], other[1], strict=True))
         return self._legal(lambda: (links, tuple(pair[int(rng.integers(2))] for pair in pairs)))
@@ -119,10 +123,10 @@ class GraphSpace:
 
 
 def renumbered(architecture: Architecture) -> list[Architecture]:
-    """All ways to number the nodes in which every node comes after its input."""
+    """All numberings of the nodes in which every node follows its input."""
     links, operations = architecture
     found = []
-    for order in itertools.permutations(NODES):  # order[i]: which old node becomes node i + 1
+    for order in itertools.permutations(NODES):  # order[i] is the old node that becomes node i + 1
         number = {0: 0} | {old + 1: new + 1 for new, old in enumerate(order)}
         new_links = tuple(number[links[old]] for old in order)
         if all(source <= node for node, source in enumerate(new_links)):
@@ -133,7 +137,7 @@ def renumbered(architecture: Architecture) -> list[Architecture]:
 class EncoderSpace:
     """The pool as a space: a genome is the number of an encoder."""
 
-    NEAR = 20  # most similar encoders, of which a mutation is one
+    NEAR = 20  # number of most similar encoders that are mutations
 
     def __init__(self, path: Path):
         with gzip.open(path, "rt", encoding="utf-8") as file:
@@ -164,7 +168,7 @@ class EncoderSpace:
 
     @staticmethod
     def _parameters(encoder: dict) -> int:
-        """Matrices alone: embeddings, maps of the mixers (a linear transform has none), feed-forward parts."""
+        """Parameters in matrices: embeddings, maps of the mixers (a linear transform has none), feed-forward parts."""
         width = encoder["hidden_size"]
         total = 30522 * width
         for layer in encoder["layers"]:
@@ -172,13 +176,13 @@ class EncoderSpace:
             total += layer["num_feed_forward"] * 2 * width * layer["feed_forward_dimension"]
         return total
 
-    def random(self, rng: np.random.Generator, draw: Callable = draw_uniformly) -> int:
+    def random(self, rng: np.random.Generator, choose: Callable = choose_uniformly) -> int:
         return int(rng.integers(len(self.scores)))
 
-    def mutate(self, genome: int, rng: np.random.Generator, draw: Callable = draw_uniformly) -> int:
-        """Of the most similar encoders one with an operation that is drawn."""
+    def mutate(self, genome: int, rng: np.random.Generator, choose: Callable = choose_uniformly) -> int:
+        """One of the most similar encoders, with an operation that the strategy chooses."""
         near = self._near[genome]
-        name = draw(sorted({name for other in near for name in self._operations[other]}), rng)
+        name = choose(sorted({name for other in near for name in self._operations[other]}), rng)
         having = [other for other in near if name in self._operations[other]]
         return having[int(rng.integers(len(having)))]
 
@@ -209,7 +213,7 @@ STRATEGIES: dict[str, Callable[[Any], Any]] = {
 LOOKAHEAD = {"OP-NAS, lookahead 1": 1}
 
 
-# Budgets are smaller on the pool, so are generations; its "largest first" looks at more.
+# Budgets and generations are smaller on the pool, and "largest first" compares more encoders.
 ENCODER_STRATEGIES: dict[str, Callable[[Any], Any]] = {
     "random": lambda space: RandomSearch(space, 10),
     "largest first": lambda space: LargestFirst(space, 10, pool_size=40),
@@ -223,11 +227,10 @@ ENCODER_STRATEGIES: dict[str, Callable[[Any], Any]] = {
 def regrets(space: Any, strategy: Any, seed: int, evaluations: int, lookahead: int = 0) -> list[float]:
     """Regret after each evaluation."""
 
-    def submit(record: Record, archive: Archive) -> Callable[[], Record]:
-        return lambda: record.evaluated(score=space.scores[record.genome])
+    def submit(record: Record, archive: Archive) -> Completed:
+        return Completed(Outcome(score=space.scores[record.genome]))
 
-    history: list[Record] = []
-    evolve(space, strategy, submit, history, seed, evaluations, lookahead)
+    history = list(evolve(space, strategy, submit, [], seed, evaluations, lookahead))
     return (space.best - np.maximum.accumulate([record.score for record in history])).tolist()
 
 
@@ -250,8 +253,8 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def summarise(curves: dict[str, np.ndarray], baseline: str, checkpoints: Sequence[int]) -> dict[str, Any]:
-    """Mean regrets with standard errors, and paired differences of the last one to the baseline."""
+def summarize(curves: dict[str, np.ndarray], baseline: str, checkpoints: Sequence[int]) -> dict[str, Any]:
+    """Mean regrets with standard errors, and the paired difference of the last one to the baseline."""
     random_final = curves["random"][:, -1].mean()
     summary = {}
     for name, curve in curves.items():
@@ -288,12 +291,12 @@ def main() -> None:
         "--data", required=True, help="folder with graph_<data set>.csv.gz and bert_encoders_glue.jsonl.gz"
     )
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--seeds", type=int, default=100, help="paired repetitions, seeds 0, 1, ...")
+    parser.add_argument("--seeds", type=int, default=100, help="number of paired repetitions, with seeds 0, 1, ...")
     parser.add_argument("--data_sets", nargs="+", default=[*GRAPHS, ENCODERS])
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--processes", type=int, default=None)
     args = parser.parse_args()
-    commit, start, baseline = reporting.commit(), time.perf_counter(), "regularized evolution"
+    commit, start, baseline = current_commit(), time.perf_counter(), "regularized evolution"
     results: dict[str, Any] = {}
     with Pool(args.processes) as pool:
         for data_set in args.data_sets:
@@ -301,16 +304,16 @@ def main() -> None:
             names = [name for name in known if name in {*args.strategies, "random", baseline}]
             jobs = [(args.data, name, data_set, seed) for name in names for seed in range(args.seeds)]
             curves = np.array(pool.map(run, jobs, chunksize=5)).reshape(len(names), args.seeds, -1)
-            results[data_set] = summarise(dict(zip(names, curves, strict=True)), baseline, CHECKPOINTS[data_set])
+            results[data_set] = summarize(dict(zip(names, curves, strict=True)), baseline, CHECKPOINTS[data_set])
             print(table({data_set: results[data_set]}, baseline), flush=True)
     if args.output:
-        provenance = {
-            **reporting.provenance(commit),
+        facts = {
+            **provenance(commit),
             "seeds": args.seeds,
             "seconds": round(time.perf_counter() - start),
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        reporting.write_json(args.output, {**provenance, "results": json.loads(json.dumps(results))})
+        write_json(args.output, {**facts, "results": json.loads(json.dumps(results))})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Does data starve pre-training? Tokens per second of `run_pretraining.py` against a bare loop on batches in memory.
+"""Does the data pipeline slow down pre-training? Tokens per second of `run_pretraining.py` relative to a bare loop on
+batches in memory.
 
     python benchmarks/pretraining.py --genome autobert-zero-small --train_file text.txt --max_steps 40 \\
-        --per_device_train_batch_size 16 --output_dir runs/speed --results results/pretraining.json
+        --per_device_train_batch_size 16 --output_dir runs/speed --results results/pretraining_speed.json
 
-Takes the arguments of `run_pretraining.py`. Both train the same model with AdamW and clipped gradients, in turn, several
-times, in one process; the first fifth of the updates of each turn is not timed.
+Accepts the arguments of `run_pretraining.py`. Both train the same model with AdamW and clipped gradients, in turn, several
+times, in one process; the first fifth of the steps of each turn is not timed.
 """
 
 import dataclasses
@@ -21,24 +22,26 @@ from transformers import HfArgumentParser, Trainer, TrainerCallback
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 import run_pretraining
-from packing import join_blocks
 
-from autobert_zero.search import reporting
+from autobert_zero.search.files import write_json
+from autobert_zero.search.provenance import commit as current_commit
+from autobert_zero.search.provenance import provenance
 from autobert_zero.search.settings import TextSettings
+from autobert_zero.search.text.packing import join_blocks
 
 
-# Batches that the bare loop takes in turn.
+# Number of batches that the bare loop cycles through.
 BATCHES = 8
 
 
 @dataclasses.dataclass
 class SpeedSettings:
-    rounds: int = dataclasses.field(default=5, metadata={"help": "Turns of each."})
-    results: str | None = dataclasses.field(default=None, metadata={"help": "JSON file for what was measured."})
+    rounds: int = dataclasses.field(default=5, metadata={"help": "Turns of each loop."})
+    results: str | None = dataclasses.field(default=None, metadata={"help": "JSON file of the results."})
 
 
 class Clock(TrainerCallback):
-    """Seconds from the end of update number `first` to the end of the last."""
+    """Seconds from the end of step `first` to the end of the last step."""
 
     def __init__(self, first: int):
         self.first = first
@@ -89,7 +92,7 @@ def main() -> None:
     args.eval_strategy = args.save_strategy = "no"
     args.disable_tqdm = True
     first = max(1, args.max_steps // 5)
-    commit = reporting.commit()
+    commit = current_commit()
     rates: dict[str, list[float]] = {"bare loop": [], "run_pretraining.py": []}
     tokens = (args.max_steps - first) * args.per_device_train_batch_size * options.max_seq_length
     for _ in range(speed.rounds):
@@ -105,15 +108,15 @@ def main() -> None:
             rates["run_pretraining.py"].append(tokens / (clock.end - clock.start))
             print({name: round(values[-1]) for name, values in rates.items()}, flush=True)
     ratios = [a / b for a, b in zip(rates["run_pretraining.py"], rates["bare loop"], strict=True)]
-    print(f"share of the bare loop: median {statistics.median(ratios):.3f} of {[round(r, 3) for r in ratios]}")
+    print(f"fraction of the bare loop: median {statistics.median(ratios):.3f} of {[round(r, 3) for r in ratios]}")
     if speed.results:
         result = {
-            **reporting.provenance(commit, args.device.type),
+            **provenance(commit, args.device.type),
             "threads": torch.get_num_threads(),
             "tokens_per_second": {name: [round(v, 1) for v in values] for name, values in rates.items()},
-            "share": {"median": round(statistics.median(ratios), 4), "each": [round(r, 4) for r in ratios]},
+            "fraction": {"median": round(statistics.median(ratios), 4), "each": [round(r, 4) for r in ratios]},
         }
-        reporting.write_json(Path(speed.results), result)
+        write_json(Path(speed.results), result)
 
 
 if __name__ == "__main__":

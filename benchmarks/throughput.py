@@ -3,13 +3,14 @@
     python benchmarks/throughput.py --output results/throughput/cpu.json --num_threads 2
     python benchmarks/throughput.py --output results/throughput/cpu.json --texts sst2.jsonl --vocab_file vocab.txt
 
-Within a row the models take turns, round after round, so that what else the machine does hits all alike; times are
-medians. Rows that the output file has already are not measured again. Every row is one step: a forward pass without
-gradients, or forward, loss and backward with dropout. Attention masks are given. Padding rows take whole files of real
+Within a row the models take turns, round after round, so that other load on the machine affects all alike; times are
+medians. Rows that the output file contains are not measured again. Every row is one step: a forward pass without
+gradients, or forward, loss and backward with dropout. Attention masks are given. Padding rows use whole files of real
 texts, batch by batch, padded to the longest of a batch, and count real tokens only.
 """
 
 import argparse
+import functools
 import gc
 import json
 import statistics
@@ -20,13 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, ConvBertConfig, ConvBertModel, ModernBertConfig, ModernBertModel
 
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, DepthwiseConvolution
-from autobert_zero.search import reporting
+from autobert_zero.search.evaluation.measure import count_flops
+from autobert_zero.search.files import write_json
+from autobert_zero.search.provenance import commit as current_commit
+from autobert_zero.search.provenance import provenance
 
 
 POSITIONS = 2048
@@ -68,7 +70,7 @@ ROWS = {
 
 
 def step(model: torch.nn.Module, mode: str, inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """One step, waited for. Training keeps weights in float32 and runs in `dtype` by autocast."""
+    """One step, synchronized. Training keeps weights in float32 and uses autocast to `dtype`."""
     device = inputs["input_ids"].device
     if mode.endswith("inference"):
         with torch.inference_mode():
@@ -97,7 +99,7 @@ def random_inputs(batch: int, tokens: int, device: torch.device) -> dict[str, to
 
 
 def take_turns(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round. The order turns from round to round."""
+    """Seconds of each step in each round. The order rotates from round to round."""
     for run in steps.values():
         run()
         run()
@@ -112,7 +114,7 @@ def take_turns(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, l
 
 
 def summary(seconds: list[float], baseline: list[float]) -> dict[str, float]:
-    """Median, and the median of the ratios to the baseline of the same round with its quartiles."""
+    """Median, and the median and quartiles of the ratios to the baseline of the same round."""
     ratios = [b / s for s, b in zip(seconds, baseline, strict=True)]
     quartiles = statistics.quantiles(ratios, n=4)
     return {
@@ -123,7 +125,7 @@ def summary(seconds: list[float], baseline: list[float]) -> dict[str, float]:
 
 
 def matmul_rate(tokens: int, dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
-    """Measures the rate, in FLOP/s, of the largest product of the models: the machine's practical peak."""
+    """Measure the FLOP/s of the largest matrix product of the models: the practical peak of the machine."""
     a = torch.randn(tokens, 768, device=device, dtype=dtype)
     b = torch.randn(768, 3072, device=device, dtype=dtype)
 
@@ -140,7 +142,7 @@ def matmul_rate(tokens: int, dtype: torch.dtype, device: torch.device) -> Callab
 
 
 def peak_memory(name: str, mode: str, batch: int, tokens: int, dtype: str, device: torch.device) -> float:
-    """Peak of the process or the GPU in MiB, in a process of its own."""
+    """Peak memory of a separate process, or of the GPU, in MiB."""
     command = [sys.executable, __file__, "--peak_memory", name, mode, str(batch), str(tokens), dtype, device.type]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -151,7 +153,7 @@ def measure_peak(name, mode, batch, tokens, dtype, device) -> float:
     step(model, mode, random_inputs(int(batch), int(tokens), device), getattr(torch, dtype))
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    # Not `ru_maxrss`: it begins with the peak of the process that started this one.
+    # Not `ru_maxrss`: it starts at the peak of the parent process.
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 2**10
 
@@ -177,20 +179,20 @@ def measure_row(row, rounds: int, device: torch.device) -> dict:
 
 
 def count_costs(row, device: torch.device) -> dict:
-    """Operations and parameters of the models of a row.
+    """FLOPs and parameters of the models of a row.
 
-    A backward pass is counted as twice the forward pass: torch's counter takes a depth-wise backward for a dense one.
+    A backward pass is counted as twice the forward pass: torch's counter counts a depth-wise backward as a dense one.
     """
     names, mode, batch, tokens, _ = row
     costs = {}
     for name in names:
         model = prepare(name, "inference", torch.float32, device)
-        # By plain products: the counter does not know what fused attention on a CPU is made of.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            step(model, "inference", random_inputs(batch, tokens, device), torch.float32)
+        flops = count_flops(
+            functools.partial(step, model), "inference", random_inputs(batch, tokens, device), torch.float32
+        )
         passes = 1 if mode.endswith("inference") else 3
         costs[name] = {
-            "gflop": round(passes * counter.get_total_flops() / 1e9, 2),
+            "gflop": round(passes * flops / 1e9, 2),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
     return {"costs": costs}
@@ -202,7 +204,7 @@ def measure_memory(row, device: torch.device) -> dict:
 
 
 def measure_padding(texts: Path, vocab_file: str, batch: int, rounds: int, device: torch.device) -> dict:
-    """Useful tokens per second on the real lengths of a file of JSON lines with one or two texts each."""
+    """Real tokens per second on the texts of a file of JSON lines with one or two texts each."""
     from datasets import load_dataset
     from transformers import BertTokenizerFast
 
@@ -246,7 +248,7 @@ def measure_padding(texts: Path, vocab_file: str, batch: int, rounds: int, devic
 
 
 def measure_convolutions(batch: int, tokens: int, rounds: int, device: torch.device, dtype: torch.dtype) -> dict:
-    """Milliseconds of the depth-wise convolution alone, forward and with backward, beside a linear map of the size."""
+    """Milliseconds of the depth-wise convolution alone, forward and with backward, beside a linear map of this width."""
     x = torch.randn(batch, tokens, 768, device=device, dtype=dtype, requires_grad=True)
     results = {}
     modules: dict[str, torch.nn.Module] = {f"convolution {k}": DepthwiseConvolution(768, k) for k in (3, 9, 31, 65)}
@@ -286,8 +288,8 @@ def table(results: dict) -> str:
             cells = ["", "", ""]
             if name in costs:
                 cost = costs[name]
-                share = cost["gflop"] / m["seconds"] / row["matmul_gflops"]
-                cells = [f"{share:.0%}", f"{cost['gflop']:,.0f}", f"{cost['parameters']:,}"]
+                fraction = cost["gflop"] / m["seconds"] / row["matmul_gflops"]
+                cells = [f"{fraction:.0%}", f"{cost['gflop']:,.0f}", f"{cost['parameters']:,}"]
             cells.append(f"{peaks[name]:,}" if name in peaks else "")
             lines.append(f"| {label} | {name} | {speed:,} | {m['relative']:.2f} | {' | '.join(cells)} |")
     lines += ["", "| row | module | inference ms | with backward ms |", "| --- | --- | ---: | ---: |"]
@@ -312,7 +314,7 @@ def main() -> None:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    commit = reporting.commit()  # now: the output file is a change, too
+    commit = current_commit()  # before the output file changes
     results = {"rows": {}}
     if args.output and args.output.exists():
         results = json.loads(args.output.read_text(encoding="utf-8"))
@@ -339,14 +341,14 @@ def main() -> None:
         gc.collect()
         results["rows"][label] = {
             **measured,
-            **reporting.provenance(commit, device.type),
+            **provenance(commit, device.type),
             "num_threads": torch.get_num_threads(),
             "measured_in_seconds": round(time.perf_counter() - start),
         }
         print(label, results["rows"][label]["measured_in_seconds"], "s", flush=True)
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            reporting.write_json(args.output, results)
+            write_json(args.output, results)
     print(table(results))
 
 

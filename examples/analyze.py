@@ -1,113 +1,87 @@
-"""What the layers of encoders do to tokens, and what the encoders cost: numbers, and a picture each.
+"""What the layers of encoders do to tokens, and what the encoders cost, as numbers and pictures.
 
     python examples/analyze.py --models runs/found/model runs/bert --trust_remote_code --text_file text.txt --output_dir analysis
 
-- `token_uniformity.png`: mean cosine similarity of two tokens of a sequence, after each layer. Where it comes near 1, all tokens say
-  the same; that stacked self-attention leads there is an argument of the paper for other layers.
-- `singular_values.png`: of each layer's matrix of tokens, relative to the largest; the fewer are large, the less it holds.
-- `costs.png`: parameters, operations of a forward pass, and its time.
+- `token_uniformity.png`: mean cosine similarity of two tokens of a sequence, after each layer. Near 1 all tokens are alike;
+  that stacked self-attention leads there is an argument of the paper for other layers.
+- `singular_values.png`: singular values of each layer's matrix of tokens, relative to the largest: the faster they fall, the
+  less the matrix holds.
+- `costs.png`: parameters, FLOPs of a forward pass, and its duration.
 
-Everything is in `analysis.json`, too. Models are any encoders of transformers.
+All numbers are in `analysis.json`. Models are any encoders of transformers.
 """
 
 import argparse
+import functools
 import itertools
 import json
-import statistics
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 
-matplotlib.use("Agg")  # files only, wherever it runs
+matplotlib.use("Agg")  # writes files, needs no display
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
-from autobert_zero.search import own_operations, reporting
-from autobert_zero.search.data import cut
+from autobert_zero.search import custom_operations
+from autobert_zero.search.evaluation.measure import count_backbone_flops, median_latencies
+from autobert_zero.search.files import write_json
+from autobert_zero.search.provenance import commit as current_commit
+from autobert_zero.search.provenance import provenance
 from autobert_zero.search.settings import TextSettings
-from autobert_zero.search.text import expect_vocabulary, stream_documents, tokenize
+from autobert_zero.search.text.corpus import cut
+from autobert_zero.search.text.documents import stream_documents
+from autobert_zero.search.text.tokens import check_fit, expect_vocabulary, tokenize
 
 
-# Distinct also in print and to the colour-blind (Okabe and Ito's palette), and by their marks.
+# Distinct for colour-blind readers (Okabe and Ito's palette) and, with the markers, in print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-
-
-def backbone_flops(backbone: PreTrainedModel, tokens: int) -> int:
-    """Operations of matrix products and convolutions in a forward pass over one sequence."""
-    # By plain products: the counter does not know what fused attention on a CPU is made of.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        backbone(torch.ones((1, tokens), dtype=torch.long, device=backbone.device))
-    return counter.get_total_flops()
 
 
 def token_similarity(states: torch.Tensor) -> float:
     """Mean cosine similarity of two different tokens of a sequence; `states` (sequences, tokens, width)."""
     unit = torch.nn.functional.normalize(states.double(), dim=-1)
     count = states.shape[1]
-    # The sum of all products is the square of the sum; the products of tokens with themselves are 1 each.
+    # The sum of all products is the squared norm of the sum, minus 1 for each token with itself.
     sums = unit.sum(1).square().sum(-1)
     return float(((sums - unit.square().sum((1, 2))) / (count * (count - 1))).mean())
 
 
 def relative_singular_values(states: torch.Tensor) -> np.ndarray:
-    """Of the matrices of tokens, relative to the largest of each, mean over sequences; (values,), descending."""
+    """Singular values of the matrices of tokens, relative to the largest, as a mean over sequences; (values,)."""
     values = torch.linalg.svdvals(states.double())
     return (values / values[:, :1]).mean(0).numpy()
 
 
 def effective_rank(values: np.ndarray) -> float:
-    """The exponential of the entropy of singular values as shares (Roy and Vetterli, 2007)."""
-    shares = values[values > 0] / values.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-@torch.no_grad()
-def latencies(runs: Sequence[tuple[PreTrainedModel, torch.Tensor]], rounds: int) -> list[float]:
-    """Median milliseconds of each model's forward pass, after three for warm-up; they take turns, so that what else the
-    machine does hits all alike."""
-    seconds: list[list[float]] = [[] for _ in runs]
-    for _ in range(3 + rounds):
-        for (model, ids), times in zip(runs, seconds, strict=True):
-            start = time.perf_counter()
-            model(ids)
-            if ids.device.type != "cpu":
-                torch.accelerator.synchronize()
-            times.append(time.perf_counter() - start)
-    return [1000 * statistics.median(times[3:]) for times in seconds]
+    """The exponential of the entropy of the normalized singular values (Roy and Vetterli, 2007)."""
+    fractions = values[values > 0] / values.sum()
+    return float(np.exp(-(fractions * np.log(fractions)).sum()))
 
 
 def load(name: str, arguments: argparse.Namespace) -> tuple[PreTrainedModel, torch.Tensor]:
-    """A model, and the sequences that it reads.
+    """A model, and its input: (sequences, tokens) ids.
 
-    Raises: ValueError for a text too short, and a model without so many positions; OSError for no model.
+    Raises: ValueError if the text is too short or the model has too few positions; OSError for no model.
     """
     if arguments.trust_remote_code:
-        own_operations.load_beside(AutoConfig.from_pretrained(name, trust_remote_code=True), name)
+        custom_operations.load_for_model(AutoConfig.from_pretrained(name, trust_remote_code=True), name)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     expect_vocabulary(tokenizer, name)
     model = AutoModel.from_pretrained(name, trust_remote_code=arguments.trust_remote_code).eval()
     length = arguments.sequence_length
-    if length > model.config.max_position_embeddings:
-        raise ValueError(
-            f"sequence_length: expected at most {model.config.max_position_embeddings}, the positions of {name!r}, got {length}"
-        )
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
-            f"models: expected a tokenizer of at most {model.config.vocab_size} tokens, the vocabulary of {name!r}, "
-            f"got one of {len(tokenizer)}"
-        )
+    try:
+        check_fit(model.config, tokenizer, length, "sequence_length")
+    except ValueError as error:
+        raise ValueError(f"models: {name!r}: {error}") from None
     documents = itertools.islice(stream_documents(TextSettings(train_file=[arguments.text_file])), 1000)
     rows = cut(tokenize(documents, tokenizer), tokenizer.cls_token_id, length)[: arguments.sequences]
     if len(rows) < arguments.sequences:
@@ -120,7 +94,7 @@ def load(name: str, arguments: argparse.Namespace) -> tuple[PreTrainedModel, tor
 
 @torch.no_grad()
 def analyze(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
-    """What is in the pictures but times, for sequences (sequences, tokens)."""
+    """All measurements but latency, for ids (sequences, tokens)."""
     states = [state.float().cpu() for state in model(ids, output_hidden_states=True).hidden_states]
     spectra = [relative_singular_values(state) for state in states]
     return {
@@ -128,14 +102,15 @@ def analyze(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
         "effective_rank": [round(effective_rank(values), 2) for values in spectra],
         "singular_values": [[round(float(v), 6) for v in values] for values in spectra],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": backbone_flops(model, ids.shape[1]),
+        "flops": count_backbone_flops(model, ids.shape[1]),
     }
 
 
 def distinct_labels(names: list[str]) -> list[str]:
-    """Names without the folders that all begin or end with, where they differ without; of a single one its last folder.
+    """Names without the leading and trailing folders that all have, if they remain distinct; the last folder of a single
+    name.
 
-    Raises: ValueError for a name that comes twice.
+    Raises: ValueError for a repeated name.
     """
     parts = [Path(name).parts for name in names]
     if len(set(parts)) < len(parts):
@@ -183,7 +158,7 @@ def draw_singular_values(results: dict[str, dict[str, Any]], path: Path) -> None
 
 def draw_costs(results: dict[str, dict[str, Any]], path: Path) -> None:
     panels = {"parameters": 1e6, "flops": 1e6, "milliseconds": 1}
-    titles = ("million parameters", "million operations, one sequence", "milliseconds, one sequence")
+    titles = ("million parameters", "MFLOPs, one sequence", "milliseconds, one sequence")
     figure, all_axes = plt.subplots(1, 3, figsize=(11, 1 + 0.5 * len(results)), sharey=True, layout="constrained")
     for axes, (key, unit), title in zip(all_axes, panels.items(), titles, strict=True):
         bars = axes.barh(list(results), [r[key] / unit for r in results.values()], color=COLORS[0])
@@ -197,17 +172,17 @@ def draw_costs(results: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    commit = reporting.commit()
+    commit = current_commit()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--models", nargs="+", required=True, help="Folders or Hub names.")
-    parser.add_argument("--text_file", required=True, help="Text that the models read.")
+    parser.add_argument("--text_file", required=True, help="Text to analyze the models on.")
     parser.add_argument("--output_dir", required=True, type=Path, help="Folder for numbers and pictures.")
     parser.add_argument("--sequence_length", type=int, default=64, help="Tokens in a sequence (default: 64).")
     parser.add_argument("--sequences", type=int, default=64, help="Sequences (default: 64).")
     parser.add_argument("--rounds", type=int, default=21, help="Timed forward passes (default: 21).")
-    parser.add_argument("--trust_remote_code", action="store_true", help="Run the code beside a model.")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Run the code saved with a model.")
     given = parser.parse_args(arguments)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -216,20 +191,21 @@ def main(arguments: list[str] | None = None) -> None:
         runs = [load(name, given) for name in given.models]
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    times = latencies([(model, ids[:1]) for model, ids in runs], given.rounds)
+    calls = [functools.partial(model, ids[:1]) for model, ids in runs]
+    times = median_latencies(calls, runs[0][1].device, given.rounds)
     results = {
         label: {**analyze(*run), "milliseconds": round(milliseconds, 3)}
         for label, run, milliseconds in zip(labels, runs, times, strict=True)
     }
     given.output_dir.mkdir(parents=True, exist_ok=True)
-    provenance = {
+    facts = {
         "text": Path(given.text_file).name,
         "sequences": given.sequences,
         "sequence_length": given.sequence_length,
-        **reporting.provenance(commit, "cuda" if torch.cuda.is_available() else "cpu"),
+        **provenance(commit, "cuda" if torch.cuda.is_available() else "cpu"),
         "threads": torch.get_num_threads(),
     }
-    reporting.write_json(given.output_dir / "analysis.json", {**provenance, "models": results})
+    write_json(given.output_dir / "analysis.json", {**facts, "models": results})
     draw_similarity(results, given.output_dir / "token_uniformity.png")
     draw_singular_values(results, given.output_dir / "singular_values.png")
     draw_costs(results, given.output_dir / "costs.png")

@@ -1,18 +1,18 @@
-"""Convert a checkpoint of another layout into one that this model loads.
+"""Convert a checkpoint of another model into one of AutoBERT-Zero.
 
     python examples/convert_checkpoint.py bert-base-uncased converted/
     python examples/convert_checkpoint.py path/to/AutoBERT-Zero-pytorch converted/
 
-Two layouts are known, told apart by their names:
+Two layouts are supported:
 
-- BERT, as transformers saves it. The result has self-attention in every layer and BERT's outputs.
-- The community port JunnYu/AutoBERT-Zero-pytorch with light convolutions, the published architecture at any size. Three
-  things differ there: all channels of a head share a kernel (it is repeated), a softmax may be taken over a kernel
-  (`weight_softmax`; it is taken once and for all), and the feed-forward half of a convolution layer adds its input
-  twice, LayerNorm(2x + f(x)), which is LayerNorm(x + f(x)/2): the last map is halved. The port masks query rows instead of key
-  columns, so its outputs on padded batches differ, on purpose; they agree where nothing is padded.
+- BERT, as transformers saves it. The result has self-attention in every layer and the same outputs as BERT.
+- The community port JunnYu/AutoBERT-Zero-pytorch with light convolutions: the published architecture at any size. It has
+  three differences: all channels of a head share a kernel (the kernel is repeated), a softmax may be applied to a kernel
+  (`weight_softmax`; it is applied once), and the feed-forward half of a convolution layer adds its input twice,
+  LayerNorm(2x + f(x)), which is LayerNorm(x + f(x)/2) (the last map is halved). The port masks query rows instead of key
+  columns, so its outputs on padded batches differ, deliberately; without padding they agree.
 
-The head of the class that saved the checkpoint is kept. A tokenizer beside the checkpoint is copied.
+The head of the class that saved the checkpoint is kept. A tokenizer saved with the checkpoint is copied.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from autobert_zero.configuration_autobert_zero import (
     Genome,
 )
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, AutoBertZeroPreTrainedModel
-from autobert_zero.search.text import expect_vocabulary
+from autobert_zero.search.text.tokens import expect_vocabulary
 
 
 Weights = dict[str, torch.Tensor]
 
-# Fields that mean the same in all three configurations.
+# Fields with the same meaning in all three configurations.
 SHARED_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -59,7 +59,7 @@ SHARED_FIELDS = (
     "label2id",
 )
 
-# Parts of names, in the order in which they are replaced.
+# Parts of parameter names, in the order of replacement.
 BERT_NAMES = {
     r"^bert\.": "autobert_zero.",
     r"\.attention\.self\.": ".mixer.",
@@ -70,7 +70,7 @@ BERT_NAMES = {
     r"\.output\.LayerNorm\.": ".output_norm.",
     r"^cls\.": "",
     r"^predictions\.transform\.": "predictions.",
-    # Names of checkpoints that were once converted from TensorFlow.
+    # Names in checkpoints converted from TensorFlow.
     r"\.gamma$": ".weight",
     r"\.beta$": ".bias",
 }
@@ -94,7 +94,7 @@ PORT_NAMES = {
     r"^cls\.": "",
     r"^predictions\.transform\.": "predictions.",
 }
-# The decoder's bias under a second name, and constants.
+# The decoder's bias under a second name, and constant buffers.
 IGNORED = re.compile(r"(^|\.)(predictions\.bias|position_ids|token_type_ids)$")
 
 
@@ -102,7 +102,7 @@ def rename(weights: Weights, names: dict[str, str]) -> Weights:
     renamed = {}
     for name, weight in weights.items():
         if name.endswith("predictions.bias"):
-            renamed["predictions.decoder.bias"] = weight  # the decoder's own may be missing
+            renamed["predictions.decoder.bias"] = weight  # its other name may be missing
         if IGNORED.search(name):
             continue
         for old, new in names.items():
@@ -172,9 +172,12 @@ def read_weights(path: str) -> Weights:
 
 
 def convert(path: str) -> AutoBertZeroPreTrainedModel:
-    """The model of the checkpoint at `path`, a folder or a name on the Hub.
+    """The converted model.
 
-    Raises: ValueError for a layout that is not known or does not fit, naming what differs.
+    Args:
+        path: folder or Hub name of the checkpoint.
+
+    Raises: ValueError if its layout is unknown or its weights do not fit.
     """
     config, _ = PretrainedConfig.get_config_dict(path)
     if config.get("model_type") not in LAYOUTS:
@@ -185,15 +188,15 @@ def convert(path: str) -> AutoBertZeroPreTrainedModel:
     if isinstance(model, AutoBertZeroModel):
         weights = {name.removeprefix("autobert_zero."): weight for name, weight in weights.items()}
     missing, unknown = model.load_state_dict(weights, strict=False)
-    # A checkpoint may leave out the tied decoder, and bring the pooler and the sentence-pair head of BERT's pre-training.
-    # The port's bare encoder has no pooler; there it stays at random.
+    # A checkpoint may lack the tied decoder, and may have the pooler and the sentence-pair head of BERT's pre-training.
+    # The port's bare encoder has no pooler; its weights remain random.
     if model.config.tie_word_embeddings:
         missing = [name for name in missing if name != "predictions.decoder.weight"]
     if isinstance(model, AutoBertZeroModel):
         missing = [name for name in missing if not name.startswith("pooler.")]
     unknown = [n for n in unknown if "pooler." not in n and not n.startswith("seq_relationship.")]
     if missing or unknown:
-        raise ValueError(f"weights: expected also {missing}, got also {unknown}")
+        raise ValueError(f"weights: missing {missing}, unexpected {unknown}")
     return model.eval()
 
 

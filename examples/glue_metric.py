@@ -1,9 +1,9 @@
-"""The official numbers of GLUE, as a metric that needs no network: `evaluate.load("examples/glue_metric.py", "mrpc")`."""
+"""The official metrics of GLUE, without a network: `evaluate.load("examples/glue_metric.py", "mrpc")`."""
 
 import datasets
 import evaluate
 
-from autobert_zero.search.glue import TASKS, glue_metrics
+from autobert_zero.search.evaluation.glue import TASKS, glue_metrics
 
 
 class GlueMetric(evaluate.Metric):
@@ -14,7 +14,7 @@ class GlueMetric(evaluate.Metric):
         return evaluate.MetricInfo(
             description=glue_metrics.__doc__,
             citation="",
-            inputs_description="predictions and references: numbers of labels; of stsb scores.",
+            inputs_description="predictions and references: label ids; scores for stsb.",
             features=datasets.Features({"predictions": kind, "references": kind}),
             format="numpy",
         )

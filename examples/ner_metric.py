@@ -1,6 +1,6 @@
-"""Entities found and right, as a metric that needs no network: `evaluate.load("examples/ner_metric.py")`.
+"""Precision, recall and F1 of entities, without a network: `evaluate.load("examples/ner_metric.py")`.
 
-Counted by seqeval as the official script of CoNLL does: an entity is right if its first word, its last word and its type are.
+Counted by seqeval as the official script of CoNLL does: an entity is correct if its first word, last word and type are.
 """
 
 import datasets
@@ -12,7 +12,7 @@ class NerMetric(evaluate.Metric):
     def _info(self):
         tags = datasets.Sequence(datasets.Value("string"))
         return evaluate.MetricInfo(
-            description="Precision, recall and F1 of entities and accuracy of tags, in points; F1 of each type.",
+            description="Precision, recall and F1 of entities, accuracy of tags, and F1 of each type, in points.",
             citation="",
             inputs_description="predictions and references: for each sentence its tags, as O, B-TYPE, I-TYPE, E-TYPE, S-TYPE.",
             features=datasets.Features({"predictions": tags, "references": tags}),
@@ -20,7 +20,7 @@ class NerMetric(evaluate.Metric):
 
     def _compute(self, predictions, references):
         report = {"micro avg": {"precision": 0.0, "recall": 0.0, "f1-score": 0.0}}
-        # seqeval takes a mean of nothing where neither side has an entity.
+        # Without an entity on either side, seqeval would average nothing.
         if any(tag != "O" for tags in (*references, *predictions) for tag in tags):
             report = classification_report(references, predictions, output_dict=True, zero_division=0)
         types = sorted(name for name in report if not name.endswith(" avg"))

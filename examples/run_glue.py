@@ -1,21 +1,19 @@
 """Fine-tune on GLUE: one task or all, over a small grid and several seeds, in one table.
 
-    python examples/run_glue.py --model runs/small --trust_remote_code --task_name mrpc --output_dir runs/small-mrpc
-    python examples/run_glue.py --model runs/small --trust_remote_code --task_name all --data_dir glue \\
+    python examples/run_glue.py --model_name_or_path runs/small --trust_remote_code --task_name mrpc --output_dir runs/mrpc
+    python examples/run_glue.py --model_name_or_path runs/small --trust_remote_code --task_name all --data_dir glue \\
         --learning_rates 1e-4 3e-4 --seeds 3 --output_dir runs/small-glue
 
-Tasks come from the Hub (`nyu-mll/glue`) or from a folder with `TASK/{train,validation,test}.jsonl.gz` (also `.jsonl`) in its
-columns. Of several learning rates the best is chosen on a tenth of the training part; then all of it is trained on, once for
-each seed, and the official validation part reports. Every training is a line of `rows.jsonl`, and the same command continues.
-Predictions for test parts, and by MNLI's model for the diagnostic part (`ax/test.jsonl.gz`), are written in the format that
-gluebenchmark.com takes. The trainings are transformers' `Trainer`, so its arguments hold.
+Tasks come from the Hub (`nyu-mll/glue`) or from a folder with `TASK/{train,validation,test}.jsonl.gz` (also `.jsonl`) in
+its columns. Of several learning rates the best is chosen on a tenth of the train part; then the model is trained on all
+of it, once for each seed, and evaluated on the official validation part. Every training is a line of `rows.jsonl`, and
+the same command resumes. Predictions for test parts, and by MNLI's model for the diagnostic part (`ax/test.jsonl.gz`),
+are written in the format of gluebenchmark.com. Training uses transformers' `Trainer` and accepts its arguments.
 """
 
 import copy
 import dataclasses
 import functools
-import hashlib
-import json
 import statistics
 import sys
 import time
@@ -29,45 +27,68 @@ import evaluate
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from continuing import differences, end_together, model_identity, steps_identity
-from fine_tuning import FineTuningArguments, has_diverged, load_parts, make_trainer, parse
+from training_scripts import (
+    FineTuningArguments,
+    ModelArguments,
+    has_diverged,
+    load_parts,
+    make_trainer,
+    model_identity,
+    parse,
+    shut_down_together,
+    steps_identity,
+)
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     Trainer,
 )
 
-from autobert_zero.search import own_operations, reporting
-from autobert_zero.search.glue import DIAGNOSTIC, TASKS, decide, headline, load_diagnostic, load_task, unlike_official
+from autobert_zero.search import custom_operations
+from autobert_zero.search.evaluation.glue import (
+    DIAGNOSTIC,
+    TASKS,
+    decide,
+    headline,
+    load_diagnostic,
+    load_task,
+    unlike_official,
+)
+from autobert_zero.search.files import JsonLines, differing_keys, json_digest, write_json
+from autobert_zero.search.provenance import commit as current_commit
+from autobert_zero.search.provenance import provenance
+from autobert_zero.search.report.tables import mean
 
 
 METRIC = str(Path(__file__).with_name("glue_metric.py"))
 
 
-# Submissions of these name the label, those of the others have its number.
+# Submissions of these tasks name the label; those of the others have its id.
 NAMED_LABELS = ("mnli", "qnli", "rte")
 
-
-# Options that say which rows there are, or where things lie, but nothing of what a row is.
-OF_NO_ROW = ("model", "revision", "task_name", "data_dir", "learning_rates", "seeds", "save_models")
+# Options that select rows or locate files, but do not change a row.
+IRRELEVANT = (
+    "model_name_or_path",
+    "model_revision",
+    "task_name",
+    "data_dir",
+    "learning_rates",
+    "seeds",
+    "save_models",
+)
 
 
 @dataclass
-class GlueArguments:
-    model: str = field(metadata={"help": "Folder or Hub name of a pre-trained model with its tokenizer."})
+class GlueArguments(ModelArguments):
     task_name: str = field(
-        metadata={"help": f"One of {', '.join(TASKS)}; all: those that there is something to train on."}
+        kw_only=True, metadata={"help": f"One of {', '.join(TASKS)}, or all that there is training data for: all."}
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the tasks; without it: from the Hub."})
-    learning_rates: list[float] = field(default_factory=list, metadata={"help": "The grid; default: --learning_rate."})
-    seeds: int = field(default=3, metadata={"help": "Trainings of each task; the first seed is --seed."})
-    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are cut."})
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on the first so many rows, shuffled."}
-    )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Report on the first so many rows: a trial."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code beside the model."})
-    revision: str = field(default="main", metadata={"help": "Revision of a model of the Hub."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the tasks. Without it: the Hub."})
+    learning_rates: list[float] = field(default_factory=list, metadata={"help": "Grid; default: --learning_rate."})
+    seeds: int = field(default=3, metadata={"help": "Trainings per task; the first seed is --seed."})
+    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are truncated."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Maximum number of validation rows."})
     save_models: bool = field(default=False, metadata={"help": "Keep the fine-tuned models, by task and seed."})
 
 
@@ -85,10 +106,7 @@ class FineTuning:
         self.config.problem_type = "single_label_classification" if self.task.labels else "regression"
         parts = load_task(name, options.data_dir)
         self.notes = unlike_official(name, parts)
-        digest = hashlib.sha256()
-        for part in sorted(parts):
-            digest.update(json.dumps([part, parts[part][:]], sort_keys=True).encode())
-        self.data = digest.hexdigest()[:16]
+        self.data = json_digest({part: rows[:] for part, rows in parts.items()})
         self.parts = {part: self._encode(rows) for part, rows in parts.items()}
         self.submissions = dict(self.task.tests)
         if name == "mnli":
@@ -139,17 +157,17 @@ class FineTuning:
         return trainer
 
     def try_rate(self, learning_rate: float, seed: int) -> dict[str, Any]:
-        """Trained on nine tenths of the training part, measured on the rest of it; the score is None if that diverged."""
-        halves = self._training_part().train_test_split(0.1, seed=0, keep_in_memory=True)
-        trainer = self.train(halves["train"], learning_rate, seed)
+        """Train on nine tenths of the train part and evaluate on the rest; the score is None if it diverged."""
+        parts = self._training_part().train_test_split(0.1, seed=0, keep_in_memory=True)
+        trainer = self.train(parts["train"], learning_rate, seed)
         if has_diverged(trainer):
             return {"metrics": {}, "score": None}
-        metrics = self._metrics(trainer, {"held out": halves["test"]})
+        metrics = self._metrics(trainer, {"held out": parts["test"]})
         return {"metrics": metrics, "score": round(headline(metrics), 4)}
 
     def report(self, learning_rate: float, seed: int) -> dict[str, Any]:
-        """Trained on all of the training part, measured on the official validation part, predicted for the test part; the
-        score is None if that diverged."""
+        """Train on all of the train part, evaluate on the official validation part, and predict the test part; the score is
+        None if it diverged."""
         rows = self._training_part()
         trainer = self.train(rows, learning_rate, seed)
         limit = self.options.max_eval_samples
@@ -165,7 +183,7 @@ class FineTuning:
         if self.options.save_models:
             trainer.save_model()
             if trainer.is_world_process_zero():
-                own_operations.carry(self.folder(seed))
+                custom_operations.save_with_model(self.folder(seed))
         return {"metrics": metrics, "score": round(headline(metrics), 4), "rows": counts}
 
     def _submit(self, trainer: Trainer, rows: datasets.Dataset, submission: str, seed: int) -> None:
@@ -182,59 +200,49 @@ class FineTuning:
 
 
 class Rows:
-    """Trainings that are done, in a file of JSON lines, by what they are. A torn last line is one that is not done.
+    """Finished trainings by key, in a file of JSON lines that starts with what they depend on.
 
-    Raises: ValueError for a file of another run.
+    Raises: ValueError if the file is of another run.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
-        self.path = path
-        self.done: dict[str, dict[str, Any]] = {}
         self.writes = PartialState().is_main_process
         found: list[Any] = [None]
         if self.writes:
+            self.lines = JsonLines(path)
             found[0] = self._read(identity)
-        # All processes go on from what the main one has read.
-        [self.done] = broadcast_object_list(found)
-        if isinstance(self.done, str):
-            raise ValueError(self.done)
+        # All processes continue from what the main process has read.
+        [self.finished] = broadcast_object_list(found)
+        if isinstance(self.finished, str):
+            raise ValueError(self.finished)
 
     def _read(self, identity: dict[str, Any]) -> dict[str, Any] | str:
-        """The rows, or why they cannot be taken."""
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.path.write_text(whole, encoding="utf-8")
-        if not whole:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(identity)
+        """The rows, or why they cannot be used."""
+        if not self.lines.values:
+            self.lines.append(identity)
             return {}
-        header, *rows = map(json.loads, whole.splitlines())
-        if different := differences(header, identity):
-            return f"output_dir: {self.path} is of a run that differs in {', '.join(different)}"
+        header, *rows = self.lines.values
+        if different := differing_keys(header, identity):
+            return f"output_dir: {self.lines.path} is of a run that differs in {', '.join(different)}"
         return {row["key"]: row for row in rows}
 
-    def _write(self, value: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(value) + "\n")
-
     def add(self, key: str, row: dict[str, Any]) -> None:
-        self.done[key] = {"key": key, **row}
+        self.finished[key] = {"key": key, **row}
         if self.writes:
-            self._write(self.done[key])
+            self.lines.append(self.finished[key])
             print(key, row, flush=True)
 
 
 def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, Any]:
-    """The rate that did best on the held-out tenth, and what its seeds report."""
+    """Choose the best learning rate on the held-out tenth, and evaluate it with every seed."""
     first = tuning.args.seed
 
-    def row(key: str, make: Callable[[], dict[str, Any]], is_there: bool = True) -> dict[str, Any]:
-        if key not in rows.done or not is_there:
+    def row(key: str, make: Callable[[], dict[str, Any]], is_complete: bool = True) -> dict[str, Any]:
+        if key not in rows.finished or not is_complete:
             start = time.perf_counter()
-            known = {"task": tuning.name, "data": tuning.data}
-            rows.add(key, {**known, **make(), "seconds": round(time.perf_counter() - start, 1)})
-        return rows.done[key]
+            task = {"task": tuning.name, "data": tuning.data}
+            rows.add(key, {**task, **make(), "seconds": round(time.perf_counter() - start, 1)})
+        return rows.finished[key]
 
     grid = {}
     if len(rates) > 1:
@@ -245,8 +253,8 @@ def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, An
         row(
             f"{tuning.name}, rate {best}, seed {seed}",
             functools.partial(tuning.report, best, seed),
-            # A training that is done is done again for its model.
-            is_there=not tuning.options.save_models or (tuning.folder(seed) / "config.json").exists(),
+            # A finished training is repeated if its model is requested and missing.
+            is_complete=not tuning.options.save_models or (tuning.folder(seed) / "config.json").exists(),
         )
         for seed in range(first, first + tuning.options.seeds)
     ]
@@ -261,7 +269,7 @@ def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, An
 
 
 def median_and_spread(values: list[float | None]) -> str:
-    """Median and standard deviation over seeds; neither where one of them diverged."""
+    """Median and standard deviation over seeds; `diverged` if one of them did."""
     if None in values:
         return f"{'diverged':>8}{'':8}"
     spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -278,13 +286,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         scores = result["scores"]
         lines.append(f"{name:8}{median_and_spread(scores)}{result['learning_rate']:>9g}  {shown(scores)}")
     if len(results) > 1:
-        means = list(map(reporting.mean, zip(*(r["scores"] for r in results.values()), strict=True)))
+        means = list(map(mean, zip(*(r["scores"] for r in results.values()), strict=True)))
         lines.append(f"{'mean':8}{median_and_spread(means)}{'':9}  {shown(means)}")
     return "\n".join(lines)
 
 
 def names_of(task_name: str, data_dir: str | None) -> list[str]:
-    """Tasks to run: of `all`, those that can be trained on. Raises: ValueError for no known task."""
+    """Tasks to run; for `all`, those with training data. Raises: ValueError for an unknown task."""
     if task_name != "all":
         if task_name not in TASKS:
             raise ValueError(f"task_name: expected all or one of {sorted(TASKS)}, got {task_name!r}")
@@ -300,23 +308,23 @@ def names_of(task_name: str, data_dir: str | None) -> list[str]:
 def main() -> None:
     parser, options, args = parse(GlueArguments, FineTuningArguments, __doc__)
     datasets.disable_progress_bars()
-    transformers.utils.logging.set_verbosity_error()  # or every training would say that its head is new
+    transformers.utils.logging.set_verbosity_error()  # every training would warn that its head is new
     transformers.utils.logging.disable_progress_bar()
-    commit, rates = reporting.commit(), options.learning_rates or [args.learning_rate]
+    commit, rates = current_commit(), options.learning_rates or [args.learning_rate]
     folder = Path(args.output_dir)
     try:
         if options.seeds < 1:
             raise ValueError(f"seeds: expected at least 1, got {options.seeds}")
         identity = {
-            **{k: v for k, v in dataclasses.asdict(options).items() if k not in OF_NO_ROW},
+            **{k: v for k, v in dataclasses.asdict(options).items() if k not in IRRELEVANT},
             **{k: v for k, v in steps_identity(args).items() if k != "learning_rate"},
-            "model": model_identity(options.model, options.revision),
+            "model": model_identity(options),
         }
         tunings = {name: FineTuning(name, options, args) for name in names_of(options.task_name, options.data_dir)}
         rows = Rows(folder / "rows.jsonl", identity)
-        for key, row in rows.done.items():
+        for key, row in rows.finished.items():
             if row["task"] in tunings and row["data"] != tunings[row["task"]].data:
-                raise ValueError(f"data_dir: {row['task']} is not what it was when {key!r} was trained in {folder}")
+                raise ValueError(f"data_dir: {row['task']} has changed since {key!r} was trained in {folder}")
     except (OSError, ValueError) as error:
         parser.error(str(error))
     notes = [note for tuning in tunings.values() for note in tuning.notes]
@@ -324,12 +332,10 @@ def main() -> None:
         print("\n".join(notes), file=sys.stderr)
     results = {name: run_task(tuning, rates, rows) for name, tuning in tunings.items()}
     if args.process_index == 0:
-        provenance = reporting.provenance(commit, args.device.type)
-        reporting.write_json(
-            folder / "results.json", {**provenance, "identity": identity, "notes": notes, "tasks": results}
-        )
+        facts = provenance(commit, args.device.type)
+        write_json(folder / "results.json", {**facts, "identity": identity, "notes": notes, "tasks": results})
         print(table(results))
-    end_together()
+    shut_down_together()
 
 
 if __name__ == "__main__":

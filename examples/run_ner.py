@@ -1,12 +1,12 @@
-"""Named entities, from files in the columns of CoNLL: a word and its tag on each line, an empty line after each sentence.
+"""Named entity recognition, from files in CoNLL columns: one word and its tag per line, an empty line after each sentence.
 
-    python examples/run_ner.py --model runs/small --trust_remote_code --train_file train.txt --validation_file valid.txt \\
-        --output_dir runs/small-ner
+    python examples/run_ner.py --model_name_or_path runs/small --trust_remote_code --train_file train.txt \\
+        --validation_file valid.txt --output_dir runs/small-ner
 
 The first column is the word, the last one (or `--label_column`) its tag in IOB or IOBES: O, B-TYPE, I-TYPE, E-TYPE, S-TYPE. The
-first token of a word tells its tag; of long sentences the pieces are read one by one, so every word has one. The training is
-transformers' `Trainer`, so its arguments hold; a run that was interrupted goes on from its last checkpoint, one that is done is
-measured again. Writes `predictions.txt` (word, tag, predicted tag: what the official evaluation takes) and `results.json`.
+first token of a word predicts its tag. Long sentences are split into pieces, so that every word has a tag. Training uses
+transformers' `Trainer` and accepts its arguments. An interrupted run resumes from its last checkpoint; a finished one is
+evaluated again. Writes `predictions.txt` (word, tag, predicted tag: the format of the official evaluation) and `results.json`.
 """
 
 import re
@@ -17,14 +17,14 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from continuing import end_together
-from fine_tuning import (
+from training_scripts import (
     FileArguments,
     FineTuningArguments,
-    hold_training,
+    claim_folder_for_file,
     load_parts,
     make_trainer,
     parse,
+    shut_down_together,
     train_and_predict,
     write_results,
 )
@@ -34,19 +34,19 @@ from transformers import (
     Trainer,
 )
 
-from autobert_zero.search import reporting
+from autobert_zero.search.provenance import commit as current_commit
 
 
 METRIC = str(Path(__file__).with_name("ner_metric.py"))
 OUTSIDE = "O"
-IGNORED = -100  # what the loss leaves out
+IGNORED = -100  # ignored by the loss
 _TAG = re.compile(r"O|[BIES]-\S+")
 
 
 @dataclass
 class NerArguments(FileArguments):
-    label_column: int = field(default=-1, metadata={"help": "Column of the tag, from 0; -1: the last one."})
-    max_seq_length: int = field(default=128, metadata={"help": "Tokens of a piece of a sentence."})
+    label_column: int = field(default=-1, metadata={"help": "Column of the tag, counted from 0; -1 for the last one."})
+    max_seq_length: int = field(default=128, metadata={"help": "Maximum number of tokens of a piece of a sentence."})
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_columns(path: str, label_column: int = -1) -> list[Sentence]:
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 in {path!r}, got {error.reason} at byte {error.start}") from None
     for number, line in enumerate([*lines, ""], start=1):
-        # Other spaces than these may be words.
+        # Other white space may be a word.
         columns = [column for column in re.split(r"[ \t\r]+", line) if column]
         if not columns or columns[0] == "-DOCSTART-":
             if words:
@@ -86,7 +86,7 @@ def read_columns(path: str, label_column: int = -1) -> list[Sentence]:
 
 
 def make_pieces(sentences: list[Sentence], tokenizer: Any, max_seq_length: int) -> dict[str, list]:
-    """Tokens of each piece, the number of its sentence, and of each token the word that begins with it (or None)."""
+    """Tokens of each piece, the number of its sentence, and for each token the word that starts with it (or None)."""
     encoded = tokenizer(
         [list(sentence.words) for sentence in sentences],
         is_split_into_words=True,
@@ -95,15 +95,15 @@ def make_pieces(sentences: list[Sentence], tokenizer: Any, max_seq_length: int) 
         return_overflowing_tokens=True,
     )
     numbers = encoded.pop("overflow_to_sample_mapping")
-    begun: set[tuple[int, int]] = set()
+    started: set[tuple[int, int]] = set()
     firsts: list[list[int | None]] = []
     for piece, number in enumerate(numbers):
         first: list[int | None] = []
         for word in encoded.word_ids(piece):
-            is_first = word is not None and (number, word) not in begun
+            is_first = word is not None and (number, word) not in started
             first.append(word if is_first else None)
             if is_first:
-                begun.add((number, word))
+                started.add((number, word))
         firsts.append(first)
     return {**encoded, "sentence": numbers, "words": firsts}
 
@@ -111,10 +111,10 @@ def make_pieces(sentences: list[Sentence], tokenizer: Any, max_seq_length: int) 
 def tags_of_words(
     sentences: list[Sentence], pieces: dict[str, list], predicted: np.ndarray, labels: list[str]
 ) -> list[list[str]]:
-    """The predicted tag of every word; of one that has no token, `O`.
+    """The predicted tag of every word; `O` for a word without a token.
 
     Args:
-        predicted: (pieces, tokens) numbers of labels.
+        predicted: (pieces, tokens) label ids.
     """
     found = [[OUTSIDE] * len(sentence.words) for sentence in sentences]
     for row, (number, firsts) in enumerate(zip(pieces["sentence"], pieces["words"], strict=True)):
@@ -130,12 +130,14 @@ def set_up(
     """Raises: ValueError for bad input, before anything is trained."""
     config, tokenizer, remote = load_parts(options)
     if not tokenizer.is_fast:
-        raise ValueError(f"model: expected a fast tokenizer, which knows its words, got {type(tokenizer).__name__}")
+        raise ValueError(
+            f"model: expected a fast tokenizer, which knows the words of its tokens, got {type(tokenizer).__name__}"
+        )
     train = read_columns(options.train_file, options.label_column)
     validation = read_columns(options.validation_file, options.label_column)
     labels = [OUTSIDE, *sorted({tag for sentence in train for tag in sentence.tags} - {OUTSIDE})]
     if len(labels) == 1:
-        raise ValueError(f"expected entities in {options.train_file!r}, got only words outside of any")
+        raise ValueError(f"expected entities in {options.train_file!r}, got only words outside entities")
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
@@ -155,17 +157,17 @@ def set_up(
         (config, tokenizer, remote),
         datasets.Dataset.from_dict({**columns(pieces), "labels": targets}),
         DataCollatorForTokenClassification,
-        # Only the best label of each token is kept in memory.
+        # Keeps only the best label of each token in memory.
         preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
     )
-    hold_training(options, args, of_no_step=())
+    claim_folder_for_file(options, args, irrelevant=())
     pieces = make_pieces(validation, tokenizer, options.max_seq_length)
     return trainer, datasets.Dataset.from_dict(columns(pieces)), validation, pieces, labels
 
 
 def main() -> None:
     parser, options, args = parse(NerArguments, FineTuningArguments, __doc__)
-    commit, folder = reporting.commit(), Path(args.output_dir)
+    commit, folder = current_commit(), Path(args.output_dir)
     try:
         trainer, evaluated, validation, pieces, labels = set_up(options, args)
     except (OSError, ValueError) as error:
@@ -180,11 +182,11 @@ def main() -> None:
         counts = {
             "sentences": len(validation),
             "words": sum(len(sentence.words) for sentence in validation),
-            "pieces_to_train_on": len(trainer.train_dataset),
+            "training_pieces": len(trainer.train_dataset),
         }
         scores = evaluate.load(METRIC).compute(predictions=predictions, references=[s.tags for s in validation])
         write_results(args, commit, counts, scores)
-    end_together()
+    shut_down_together()
 
 
 if __name__ == "__main__":

@@ -4,21 +4,19 @@
         --max_steps 10000 --per_device_train_batch_size 32
 
 A genome comes from a preset, a JSON file, or the folder of a search; `--model_type bert` or `convbert` trains another
-architecture of transformers on the same batches, for comparison. All training is transformers' `Trainer`, so its
-arguments hold: `--bf16`, `--gradient_accumulation_steps`, `--torch_compile`, `--report_to`, … Batches are counted in blocks of
-`--max_seq_length` tokens (one sequence, or several short ones), and never hold pads.
+architecture of transformers on the same batches, for comparison. Training uses transformers' `Trainer` and accepts its
+arguments: `--bf16`, `--gradient_accumulation_steps`, `--torch_compile`, `--report_to`, … A batch is counted in blocks of
+`--max_seq_length` tokens (one sequence, or several short ones), without padding.
 
-Whole documents are held out as the search holds them out (`--split_seed`, `--select_fraction`, `--report_fraction`): choose
-settings by `eval_select_loss`; `eval_report_loss` is of text that neither this training nor a search has seen. (With
-`--streaming` the first documents are held out; a streamed search may have seen them.) Losses that are reported are those
-of masked language modelling alone. The same command continues what was interrupted, as if it had not been, and does
-nothing where it is done. What came out is in `results.json`; the model loads by
-`AutoModel.from_pretrained(output_dir, trust_remote_code=True)`.
+Whole documents are held out as in a search (`--split_seed`, `--validation_fraction`, `--test_fraction`): choose settings
+by `eval_validation_loss`; `eval_test_loss` is on text that neither this training nor a search has seen. (With
+`--streaming` the first documents are held out; a streamed search may have seen them.) Reported losses are those of
+masked language modelling alone. The same command resumes an interrupted training exactly, and does nothing if it is
+finished. Results are in `results.json`; load the model by `AutoModel.from_pretrained(output_dir, trust_remote_code=True)`.
 """
 
 import dataclasses
 import functools
-import hashlib
 import inspect
 import itertools
 import math
@@ -29,9 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from continuing import HelpFormatter, end_together, hold_settings, last_checkpoint, steps_identity
 from huggingface_hub.errors import StrictDataclassError
-from packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
+from training_scripts import HelpFormatter, claim_folder, last_checkpoint, shut_down_together, steps_identity
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForMaskedLM,
@@ -44,11 +41,18 @@ from transformers import TrainingArguments as TransformersArguments
 
 from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
-from autobert_zero.search import own_operations, reporting
-from autobert_zero.search.data import unigram_loss
-from autobert_zero.search.factory import load_genome
-from autobert_zero.search.settings import TextSettings, stream
-from autobert_zero.search.text import Text, load_tokenizer, prepare, stream_documents, tokenize
+from autobert_zero.search import custom_operations
+from autobert_zero.search.files import bytes_digest, write_json
+from autobert_zero.search.genomes import read_genome
+from autobert_zero.search.provenance import commit as current_commit
+from autobert_zero.search.provenance import provenance
+from autobert_zero.search.seeding import random_stream
+from autobert_zero.search.settings import TextSettings
+from autobert_zero.search.text.corpus import unigram_loss
+from autobert_zero.search.text.documents import stream_documents
+from autobert_zero.search.text.packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
+from autobert_zero.search.text.prepared import Text, prepare
+from autobert_zero.search.text.tokens import load_tokenizer, tokenize
 
 
 @dataclass
@@ -61,28 +65,41 @@ class ModelArguments:
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of the configuration: hidden_size=128,num_attention_heads=2"}
     )
-    own_operations: str | None = field(
+    custom_operations: str | None = field(
         default=None,
-        metadata={"help": "Python file with operations and layer kinds of one's own that the genome uses."},
+        metadata={
+            "help": "Python file with custom operations and layer kinds that the genome uses.",
+            "aliases": ["--own_operations"],
+        },
     )
 
 
 @dataclass
 class PretrainingArguments:
-    objective: str = field(default="mlm", metadata={"help": f"One of {list(OBJECTIVES)}; sentence pairs add to mlm."})
-    whole_word_masking: bool = field(default=False, metadata={"help": "The pieces of a word are masked together."})
-    max_seq_length: int = field(default=128, metadata={"help": "Tokens in the longest sequences, and in a block."})
+    objective: str = field(
+        default="mlm", metadata={"help": f"One of {list(OBJECTIVES)}; nsp and sop add sentence pairs to mlm."}
+    )
+    whole_word_masking: bool = field(default=False, metadata={"help": "Mask all pieces of a word together."})
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens of the longest sequences, and of a block."})
     short_seq_length: int | None = field(
-        default=None, metadata={"help": "Tokens in the sequences of the first updates, a divisor of the longest."}
+        default=None, metadata={"help": "Tokens of the sequences of the first steps, a divisor of the longest."}
     )
-    short_fraction: float = field(default=0.9, metadata={"help": "Share of the updates with short sequences, if any."})
-    split_seed: int = field(default=42, metadata={"help": "Seed of the search whose split of the text this keeps."})
-    eval_file: list[str] = field(default_factory=list, metadata={"help": "More text to take losses on, by file."})
-    max_eval_sequences: int = field(default=1024, metadata={"help": "Sequences that a loss is taken on, at most."})
-    streamed_documents: int = field(
-        default=10000, metadata={"help": "With --streaming: documents in memory; the first of all report."}
+    short_fraction: float = field(
+        default=0.9, metadata={"help": "Fraction of the steps with short sequences, if any."}
     )
-    streamed_report: int = field(default=1000, metadata={"help": "With --streaming: so many documents are held out."})
+    split_seed: int = field(default=42, metadata={"help": "Seed of the search whose split of the text is used."})
+    validation_file: list[str] = field(
+        default_factory=list, metadata={"help": "More text to evaluate on, by file.", "aliases": ["--eval_file"]}
+    )
+    max_eval_sequences: int = field(default=1024, metadata={"help": "Maximum number of sequences of an evaluation."})
+    streaming_buffer: int = field(
+        default=10000,
+        metadata={"help": "With --streaming: documents in memory.", "aliases": ["--streamed_documents"]},
+    )
+    streaming_test_documents: int = field(
+        default=1000,
+        metadata={"help": "With --streaming: the first documents, held out.", "aliases": ["--streamed_report"]},
+    )
 
 
 @dataclass
@@ -90,55 +107,45 @@ class TrainingArguments(TransformersArguments):
     """transformers' own, with defaults for pre-training."""
 
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Updates, or their share, in which the rate rises."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Of all but biases and norms."})
-    logging_steps: float = field(default=50, metadata={"help": "Updates between two logged losses."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or their fraction of all steps."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of all but biases and norms."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two logged losses."})
     eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
-    eval_steps: float = field(default=0.25, metadata={"help": "Updates, or their share, between two evaluations."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    eval_steps: float = field(
+        default=0.25, metadata={"help": "Steps between two evaluations, or their fraction of all steps."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints that are kept."})
     train_sampling_strategy: str = field(
-        default="sequential", metadata={"help": "No choice here: the order is the data set's own."}
+        default="sequential", metadata={"help": "Fixed: the order is determined by the data set."}
     )
 
 
-def set_fields(config: PretrainedConfig) -> dict[str, Any]:
-    """Fields that are not at their defaults: another version of a class, with fields of which nobody knew, has the same."""
+def changed_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """Fields that are not at their defaults; the same for a later version of the class with more fields."""
     default = type(config)().to_dict()
     return {name: value for name, value in config.to_dict().items() if default.get(name) != value}
 
 
 def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_seq_length: int) -> Any:
-    """Configuration of the model, at the size of the vocabulary and with positions enough.
+    """Configuration of the model, with the size of the vocabulary and enough positions.
 
-    Raises: ValueError for what names no model or is not known of one.
+    Raises: ValueError for an unknown model or field.
     """
     if (model.genome is None) == (model.model_type is None):
         raise ValueError("genome: expected either --genome or --model_type")
-    if model.own_operations is not None:
-        own_operations.load(model.own_operations)
+    digest = None
+    if model.custom_operations is not None:
+        digest = custom_operations.load(model.custom_operations).digest
     if model.model_type is not None:
         if model.model_type not in CONFIG_MAPPING:
-            raise ValueError(f"model_type: expected one that transformers knows, got {model.model_type!r}")
+            raise ValueError(f"model_type: expected a model type of transformers, got {model.model_type!r}")
         config = CONFIG_MAPPING[model.model_type]()
     elif model.genome in PRESETS:
         config = AutoBertZeroConfig.preset(model.genome)
     else:
-        path = Path(model.genome)
-        folder = path / "model" if (path / "model" / "config.json").exists() else path
-        try:
-            if path.is_dir():
-                found = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
-                if found != AutoBertZeroConfig.model_type:
-                    raise ValueError(
-                        f"a model of type {found!r} has no genome; --model_type trains another architecture"
-                    )
-                config = AutoBertZeroConfig.from_pretrained(folder)
-            else:
-                config = AutoBertZeroConfig(genome=load_genome(path).to_list())
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"genome: expected a preset, a JSON file or a folder, got {model.genome!r}: {error}"
-            ) from None
+        config = _config_of_genome(model.genome)
+    if digest and getattr(config, "custom_operations", None):
+        config.custom_operations_digest = digest
     overrides = model.config_overrides or ""
     try:
         if overrides:
@@ -155,33 +162,49 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
             )
         config.max_position_embeddings = max_seq_length
     sizes = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
-    return type(config).from_dict({**config.to_dict(), **sizes})  # anew, so that it is checked as a whole
+    return type(config).from_dict({**config.to_dict(), **sizes})  # checks all fields together
+
+
+def _config_of_genome(source: str) -> AutoBertZeroConfig:
+    """The configuration of a model's folder, or of the model of a run; else that of a genome, at base size."""
+    path = Path(source)
+    folder = path / "model" if (path / "model" / "config.json").exists() else path
+    try:
+        if (folder / "config.json").exists():
+            found = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
+            if found != AutoBertZeroConfig.model_type:
+                raise ValueError(f"a model of type {found!r} has no genome; --model_type trains another architecture")
+            return AutoBertZeroConfig.from_pretrained(folder)
+        genome = read_genome(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"genome: expected a preset, a JSON file or a folder, got {source!r}: {error}") from None
+    return AutoBertZeroConfig(genome=genome.to_list(), custom_operations=genome.custom_operations() or None)
 
 
 def predict_where_labelled(model: transformers.PreTrainedModel) -> None:
-    """Let a model of transformers compute logits only where a label stands, as ours do: its head sees no other token. The
-    mean over labels stays what it is."""
+    """Let a model of transformers compute logits only at labelled tokens, as AutoBERT-Zero does. The mean over labels is
+    unchanged."""
     labelled: torch.Tensor | None = None
 
-    def take_labels(module, arguments, inputs):
+    def select_labels(module, arguments, inputs):
         nonlocal labelled
         labels = inputs.get("labels")
         labelled = None if labels is None else labels != -100
         return arguments, inputs if labels is None else {**inputs, "labels": labels[labelled][None]}
 
-    def take_hidden_states(module, arguments, output):
+    def select_hidden_states(module, arguments, output):
         if labelled is not None:
             output.last_hidden_state = output.last_hidden_state[labelled][None]
         return output
 
-    model.register_forward_pre_hook(take_labels, with_kwargs=True)
-    model.base_model.register_forward_hook(take_hidden_states)
+    model.register_forward_pre_hook(select_labels, with_kwargs=True)
+    model.base_model.register_forward_hook(select_hidden_states)
 
 
 def make_model(config: Any, objective: str) -> transformers.PreTrainedModel:
-    """With random weights, and the heads of the objective. Raises: ValueError for a model without them."""
+    """The model with random weights and the heads of the objective. Raises: ValueError if it has none."""
     if isinstance(config, AutoBertZeroConfig):
-        config.sparse_prediction = True  # logits only where a label stands
+        config.sparse_prediction = True  # logits only at labelled tokens
         return (AutoBertZeroForMaskedLM if objective == "mlm" else AutoBertZeroForPreTraining)(config)
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForPreTraining
     try:
@@ -189,34 +212,33 @@ def make_model(config: Any, objective: str) -> transformers.PreTrainedModel:
     except ValueError as error:
         raise ValueError(f"model_type: {error}") from None
     if objective != "mlm" and "next_sentence_label" not in inspect.signature(model.forward).parameters:
-        raise ValueError(f"objective: {type(model).__name__} takes no sentence pairs: expected mlm, got {objective!r}")
+        raise ValueError(
+            f"objective: expected mlm for {type(model).__name__}, without sentence pairs, got {objective!r}"
+        )
     predict_where_labelled(model)
     return model
 
 
 def digest_of(*arrays: np.ndarray) -> str:
-    """16 hexadecimal digits of tokens in their order."""
-    digest = hashlib.sha256()
-    for tokens in arrays:
-        digest.update(np.ascontiguousarray(tokens, dtype="<i4").tobytes())
-    return digest.hexdigest()[:16]
+    """16 hexadecimal digits of tokens in order."""
+    return bytes_digest(np.ascontiguousarray(tokens, dtype="<i4").tobytes() for tokens in arrays)
 
 
 def prepared_or_streamed(settings: TextSettings, options: PretrainingArguments) -> Text:
-    """Of a stream only the part to *report*, its first documents. Raises: ValueError for bad text."""
+    """The tokenized text; of a stream only the test part, its first documents. Raises: ValueError for bad text."""
     if not settings.streaming:
         return prepare(settings, options.split_seed, options.max_seq_length)
-    if not settings.tokenizer:
-        raise ValueError("tokenizer: expected one with streaming, got none")
+    if not settings.tokenizer_name:
+        raise ValueError("tokenizer_name: expected one with streaming, got none")
     if settings.prepared_dir:
         raise ValueError(f"prepared_dir: expected none with streaming, got {settings.prepared_dir!r}")
-    tokenizer = load_tokenizer(settings.tokenizer)
-    held_out = itertools.islice(stream_documents(settings), options.streamed_report)
-    return Text(tokenizer, {"report": tokenize(held_out, tokenizer)})
+    tokenizer = load_tokenizer(settings.tokenizer_name)
+    held_out = itertools.islice(stream_documents(settings), options.streaming_test_documents)
+    return Text(tokenizer, {"test": tokenize(held_out, tokenizer)})
 
 
 def make_blocks(settings: TextSettings, options: PretrainingArguments, text: Text, seed: int, count: int, batch: int):
-    """The data set of `count` updates of `batch` blocks each."""
+    """The data set of `count` steps of `batch` blocks each."""
     short = options.short_seq_length
     short_blocks = round(count * options.short_fraction) * batch if short else 0
     curriculum = Curriculum(options.max_seq_length, short or options.max_seq_length, short_blocks)
@@ -224,61 +246,63 @@ def make_blocks(settings: TextSettings, options: PretrainingArguments, text: Tex
         Packer, tokenizer=text.tokenizer, objective=options.objective, whole_word_masking=options.whole_word_masking
     )
     if not settings.streaming:
-        return Blocks(pack(text.parts["search"], seed=seed), curriculum, count * batch)
+        return Blocks(pack(text.parts["train"], seed=seed), curriculum, count * batch)
 
     def read():
-        return itertools.islice(stream_documents(settings), options.streamed_report, None)
+        return itertools.islice(stream_documents(settings), options.streaming_test_documents, None)
 
     def pack_documents(documents: list[str], number: int) -> Packer:
-        own_seed = int(stream(seed, "documents", number).integers(1 << 31))
-        return pack(tokenize(documents, text.tokenizer), seed=own_seed)
+        buffer_seed = int(random_stream(seed, "documents", number).integers(1 << 31))
+        return pack(tokenize(documents, text.tokenizer), seed=buffer_seed)
 
-    return StreamedBlocks(read, pack_documents, curriculum, options.streamed_documents)
+    return StreamedBlocks(read, pack_documents, curriculum, options.streaming_buffer)
 
 
 def evaluation_sets(settings: TextSettings, options: PretrainingArguments, text: Text) -> dict[str, Blocks]:
-    """By name, sequences that are the same, under the same masks, for every model and seed.
+    """By name, evaluation sequences: the same ones, with the same masks, for every model and seed.
 
     Raises: ValueError for files of one name, and for bad text.
     """
     if options.max_eval_sequences < 1:
         raise ValueError(f"max_eval_sequences: expected at least 1, got {options.max_eval_sequences}")
-    arrays = {role: tokens for role, tokens in text.parts.items() if role != "search"}
-    for path in options.eval_file:
+    arrays = {part: tokens for part, tokens in text.parts.items() if part != "train"}
+    for path in options.validation_file:
         name = Path(path).name.split(".")[0]
         if name in arrays:
-            raise ValueError(f"eval_file: expected files of different names, other than {list(arrays)}, got {path!r}")
+            raise ValueError(
+                f"validation_file: expected files of different names, other than {list(arrays)}, got {path!r}"
+            )
         try:
             documents = stream_documents(TextSettings(train_file=[path], text_column=settings.text_column))
             arrays[name] = tokenize(documents, text.tokenizer)
         except ValueError as error:
-            raise ValueError(f"eval_file: {path!r}: {error}") from None
+            raise ValueError(f"validation_file: {path!r}: {error}") from None
     found = {}
     for name, tokens in arrays.items():
         packer = Packer(tokens, text.tokenizer, 0, options.objective)
         total = min(options.max_eval_sequences, packer.count(options.max_seq_length))
         if not total:
-            where = "eval_file" if name not in text.parts else "train_file: part to"
-            raise ValueError(f"{where} {name}: expected {options.max_seq_length} tokens or more, got {len(tokens)}")
+            where = "validation_file" if name not in text.parts else "train_file"
+            part = name if name not in text.parts else f"the {name} part"
+            raise ValueError(f"{where} {part}: expected {options.max_seq_length} tokens or more, got {len(tokens)}")
         found[name] = Blocks(packer, Curriculum(options.max_seq_length, options.max_seq_length, 0), total)
     return found
 
 
-def losses_by_share(log: list[dict[str, Any]], max_steps: int) -> dict[str, dict[str, float | None]]:
-    """Of each evaluation set, its loss after shares of the updates; None where it was not finite."""
+def losses_by_fraction(log: list[dict[str, Any]], max_steps: int) -> dict[str, dict[str, float | None]]:
+    """For each evaluation set its loss after fractions of the steps; None if it was not finite."""
     found: dict[str, dict[str, float | None]] = {}
     for entry in log:
         for key, value in entry.items():
             if key.startswith("eval_") and key.endswith("_loss"):
                 name = key.removeprefix("eval_").removesuffix("_loss")
-                share = f"{entry['step'] / max_steps:.4g}"
-                found.setdefault(name, {})[share] = value if math.isfinite(value) else None
+                fraction = f"{entry['step'] / max_steps:.4g}"
+                found.setdefault(name, {})[fraction] = value if math.isfinite(value) else None
     return found
 
 
 class PretrainingTrainer(Trainer):
-    """Evaluates masked language modelling alone, also where sentence pairs are trained on; saves, also in between, what
-    others can load."""
+    """Evaluates masked language modelling alone, also if it trains on sentence pairs; all checkpoints can be loaded."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -291,19 +315,19 @@ class PretrainingTrainer(Trainer):
         config = self.model.config
         sparse = getattr(config, "sparse_prediction", False)
         if sparse:
-            config.sparse_prediction = False  # who loads it expects logits everywhere
+            config.sparse_prediction = False  # a loaded model returns all logits
         try:
             super()._save(output_dir, state_dict)
         finally:
             if sparse:
                 config.sparse_prediction = True
-        if self.args.should_save:  # all processes come here
-            own_operations.carry(Path(output_dir or self.args.output_dir))
+        if self.args.should_save:  # in all processes
+            custom_operations.save_with_model(Path(output_dir or self.args.output_dir))
 
 
 @dataclass
 class Pretraining:
-    """All that a training needs, checked: nothing has been trained yet."""
+    """A checked training that has not started."""
 
     trainer: Trainer
     text: Text
@@ -316,14 +340,20 @@ class Pretraining:
         cls, model_arguments: ModelArguments, settings: TextSettings, options: PretrainingArguments, args
     ) -> "Pretraining":
         """Raises: ValueError for bad input."""
-        commit = reporting.commit()
+        commit = current_commit()
         with args.main_process_first(desc="text"):
             text = prepared_or_streamed(settings, options)
         if args.n_gpu > 1:
-            raise ValueError(f"{args.n_gpu} GPUs: expected a process for each (accelerate launch, torchrun), got one")
-        if settings.streaming and settings.max_documents and settings.max_documents <= options.streamed_report:
             raise ValueError(
-                f"max_documents: expected more than streamed_report={options.streamed_report}, which are held out, "
+                f"{args.n_gpu} GPUs: expected one process per GPU (accelerate launch, torchrun), got one process"
+            )
+        if (
+            settings.streaming
+            and settings.max_documents
+            and settings.max_documents <= options.streaming_test_documents
+        ):
+            raise ValueError(
+                f"max_documents: expected more than streaming_test_documents={options.streaming_test_documents}, which are held out, "
                 f"got {settings.max_documents}"
             )
         batch = steps_identity(args)["batch"]
@@ -331,10 +361,10 @@ class Pretraining:
             if settings.streaming:
                 raise ValueError("max_steps: expected a number with streaming, got none")
             args.max_steps = math.ceil(
-                args.num_train_epochs * len(text.parts["search"]) / options.max_seq_length / batch
+                args.num_train_epochs * len(text.parts["train"]) / options.max_seq_length / batch
             )
         config = make_config(model_arguments, len(text.tokenizer), text.tokenizer.pad_token_id, options.max_seq_length)
-        args.train_sampling_strategy = "sequential"  # the order is the data set's own
+        args.train_sampling_strategy = "sequential"  # the data set determines the order
         args.remove_unused_columns = False
         args.dataloader_pin_memory &= torch.accelerator.is_available()
         transformers.set_seed(args.seed)
@@ -347,19 +377,17 @@ class Pretraining:
             eval_dataset=evaluated,
             processing_class=text.tokenizer,
         )
-        # Models of transformers take what it would pass and leave it alone: then the mean over micro-batches is right.
+        # transformers' models accept the number of items in a batch and ignore it: the mean over micro-batches is right.
         trainer.model_accepts_loss_kwargs = False
         identity = {
-            **{k: v for k, v in dataclasses.asdict(options).items() if k != "eval_file"},
+            **{k: v for k, v in dataclasses.asdict(options).items() if k != "validation_file"},
             **steps_identity(args),
-            "config": set_fields(config),
-            "own_operations": [own_operations.digest(n) for n in getattr(config, "own_operations", None) or ()]
-            or None,
-            "text": digest_of(*(text.parts[role] for role in sorted(text.parts))),
+            "config": changed_fields(config),
+            "text": digest_of(*(text.parts[part] for part in sorted(text.parts))),
             "evaluated": {name: digest_of(blocks.packer.tokens) for name, blocks in evaluated.items()},
             "streamed": dataclasses.asdict(settings) if settings.streaming else None,
         }
-        hold_settings(args, identity)
+        claim_folder(args, identity)
         source = {"files": [Path(name).name for name in settings.train_file], "data_set": settings.dataset_name}
         return cls(trainer, text, identity, source, commit)
 
@@ -367,7 +395,7 @@ class Pretraining:
         trainer, args = self.trainer, self.trainer.args
         output = trainer.train(resume_from_checkpoint=last_checkpoint(Path(args.output_dir)))
         log = trainer.state.log_history
-        if not any("eval_report_loss" in entry and entry["step"] == args.max_steps for entry in log):
+        if not any("eval_test_loss" in entry and entry["step"] == args.max_steps for entry in log):
             trainer.evaluate()
         trainer.save_model()
         if trainer.is_world_process_zero():
@@ -375,14 +403,14 @@ class Pretraining:
 
     def _write_results(self, metrics: dict[str, float]) -> None:
         args, trainer, text = self.trainer.args, self.trainer, self.text
-        frequencies = text.parts.get("search", text.parts["report"])
+        frequencies = text.parts.get("train", text.parts["test"])
         unigram = {
             name: unigram_loss(frequencies, (blocks[i]["labels"] for i in range(len(blocks))), text.tokenizer)
             for name, blocks in trainer.eval_dataset.items()
         }
         block = self.identity["max_seq_length"]
         results = {
-            "losses": losses_by_share(trainer.state.log_history, args.max_steps),
+            "losses": losses_by_fraction(trainer.state.log_history, args.max_steps),
             "unigram_losses": unigram,
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "tokens": args.max_steps * self.identity["batch"] * block,
@@ -392,9 +420,9 @@ class Pretraining:
             "source": self.source,
             "processes": args.world_size,
             "threads": torch.get_num_threads(),
-            **reporting.provenance(self.commit, args.device.type),
+            **provenance(self.commit, args.device.type),
         }
-        reporting.write_json(Path(args.output_dir) / "results.json", results)
+        write_json(Path(args.output_dir) / "results.json", results)
         for name, losses in results["losses"].items():
             loss = "not finite" if losses["1"] is None else f"{losses['1']:.4f}"
             print(f"{name}: loss {loss} after {results['tokens']:,} tokens (unigram {unigram[name]:.4f})")
@@ -412,10 +440,10 @@ def main() -> None:
     except (ValueError, StrictDataclassError) as error:
         parser.error(str(error))
     if (Path(pretraining.trainer.args.output_dir) / "results.json").exists():
-        print(f"{pretraining.trainer.args.output_dir} holds this training, finished.")
+        print(f"{pretraining.trainer.args.output_dir} contains this training, finished.")
     else:
         pretraining.run()
-    end_together()
+    shut_down_together()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Extractive question answering on SQuAD 1.1 or 2.0, from its official JSON files.
 
-    python examples/run_squad.py --model runs/small --trust_remote_code --train_file train-v1.1.json \\
+    python examples/run_squad.py --model_name_or_path runs/small --trust_remote_code --train_file train-v1.1.json \\
         --validation_file dev-v1.1.json --output_dir runs/small-squad
 
-Questions without an answer (2.0) are known by `is_impossible`; then the model may also answer with nothing. Long contexts
-are read through windows that overlap. The training is transformers' `Trainer`, so its arguments hold; a run that was
-interrupted goes on from its last checkpoint, one that is done is measured again. Writes `predictions.json`, as the official
-evaluation takes it, and `results.json`.
+Questions without an answer (2.0) are marked by `is_impossible`; then the model may also give no answer. Long contexts are
+split into overlapping windows. Training uses transformers' `Trainer` and accepts its arguments. An interrupted run
+resumes from its last checkpoint; a finished one is evaluated again. Writes `predictions.json`, in the format of the
+official evaluation, and `results.json`.
 """
 
 import json
@@ -18,14 +18,14 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from continuing import end_together
-from fine_tuning import (
+from training_scripts import (
     FileArguments,
     FineTuningArguments,
-    hold_training,
+    claim_folder_for_file,
     load_parts,
     make_trainer,
     parse,
+    shut_down_together,
     train_and_predict,
     write_results,
 )
@@ -35,7 +35,8 @@ from transformers import (
     Trainer,
 )
 
-from autobert_zero.search import reporting
+from autobert_zero.search.files import write_json
+from autobert_zero.search.provenance import commit as current_commit
 
 
 MAX_QUESTION_LENGTH = 64  # tokens, as in BERT's own script
@@ -45,19 +46,21 @@ METRIC = str(Path(__file__).with_name("squad_metric.py"))
 @dataclass
 class SquadArguments(FileArguments):
     max_seq_length: int = field(
-        default=384, metadata={"help": "Tokens of a window: question and part of the context."}
+        default=384, metadata={"help": "Tokens per window: the question and a part of the context."}
     )
-    doc_stride: int = field(default=128, metadata={"help": "Tokens by which two windows of a context overlap."})
-    max_answer_length: int = field(default=30, metadata={"help": "Tokens of the longest answer."})
-    n_best: int = field(default=20, metadata={"help": "Best starts and ends of a window that are combined."})
+    doc_stride: int = field(default=128, metadata={"help": "Overlap of two windows of a context in tokens."})
+    max_answer_length: int = field(default=30, metadata={"help": "Maximum number of tokens of an answer."})
+    n_best: int = field(default=20, metadata={"help": "Number of best starts and ends of a window that are combined."})
 
 
 @dataclass
 class SquadTrainingArguments(FineTuningArguments):
-    """Those of fine-tuning, with defaults for windows of text."""
+    """Those of fine-tuning, with defaults for windows."""
 
-    num_train_epochs: float = field(default=2.0, metadata={"help": "Times that the training part is seen."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Windows of a device in an update."})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "Training epochs."})
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "Training batch size per device, in windows."}
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Question:
 
 
 def read_squad(path: str) -> list[Question]:
-    """All questions of an official file. Raises: ValueError for what is not one, and answers that do not stand there."""
+    """All questions of an official file. Raises: ValueError if it is not one, or an answer is not in its context."""
     try:
         articles = json.loads(Path(path).read_text(encoding="utf-8"))["data"]
         found = [
@@ -91,7 +94,7 @@ def read_squad(path: str) -> list[Question]:
         raise ValueError(f"expected questions in {path!r}, got none")
     [(twice, count)] = Counter(question.id for question in found).most_common(1)
     if count > 1:
-        raise ValueError(f"{path!r}: expected every id once, got {twice!r} more often")
+        raise ValueError(f"{path!r}: expected every id once, got {twice!r} several times")
     for question in found:
         if not isinstance(question.context, str):
             raise ValueError(f"{path!r}, question {question.id!r}: expected text as context, got {question.context!r}")
@@ -109,8 +112,8 @@ def read_squad(path: str) -> list[Question]:
 
 
 def make_windows(questions: list[Question], tokenizer: Any, options: SquadArguments) -> dict[str, list]:
-    """Tokens of each window, the number of its question, and of each token its place in the context (or None)."""
-    # So much of a question that its windows have room for the context.
+    """Tokens of each window, the number of its question, and the position of each token in the context (or None)."""
+    # Tokens of a question, so that its windows have room for the context.
     room = min(MAX_QUESTION_LENGTH, options.max_seq_length - options.doc_stride - 4)
     places = tokenizer([q.text for q in questions], add_special_tokens=False, return_offsets_mapping=True)
     ends = [places[room - 1][1] if len(places) > room else None for places in places["offset_mapping"]]
@@ -132,7 +135,7 @@ def make_windows(questions: list[Question], tokenizer: Any, options: SquadArgume
 
 
 def answer_span(question: Question, offsets: list) -> tuple[int, int]:
-    """First and last token of the first answer; where it is not wholly in the window, those of `[CLS]`: 0."""
+    """First and last token of the first answer; 0, the position of `[CLS]`, if the window does not contain all of it."""
     if not question.answers:
         return 0, 0
     low, high = question.starts[0], question.starts[0] + len(question.answers[0])
@@ -145,12 +148,12 @@ def answer_span(question: Question, offsets: list) -> tuple[int, int]:
 def best_answers(
     questions: list[Question], windows: dict[str, list], starts: np.ndarray, ends: np.ndarray, options: SquadArguments
 ) -> dict[str, str]:
-    """For each question the text of the best span of all its windows.
+    """For each question the text of the best span in all its windows.
+
+    If there are questions without an answer, the answer is empty if `[CLS]` scores higher than every span.
 
     Args:
         starts, ends: (windows, tokens) logits.
-
-    Where there are questions without an answer, nothing is the answer if `[CLS]` scores higher than any span.
     """
     may_be_empty = not all(question.answers for question in questions)
     best = dict.fromkeys(range(len(questions)), (-np.inf, ""))
@@ -178,10 +181,10 @@ def set_up(
 ) -> tuple[Trainer, datasets.Dataset, list[Question], dict]:
     """Raises: ValueError for bad input, before anything is trained."""
     _, tokenizer, _ = parts = load_parts(options)
-    most = options.max_seq_length // 2 - 4
-    if not 0 <= options.doc_stride <= most:
+    maximum = options.max_seq_length // 2 - 4
+    if not 0 <= options.doc_stride <= maximum:
         raise ValueError(
-            f"doc_stride: expected from 0 to {most}, a little less than half of max_seq_length, got {options.doc_stride}"
+            f"doc_stride: expected from 0 to {maximum}, which leaves room for the question, got {options.doc_stride}"
         )
     train, validation = read_squad(options.train_file), read_squad(options.validation_file)
     windows = make_windows(train, tokenizer, options)
@@ -191,7 +194,7 @@ def set_up(
         {**columns, "start_positions": [a for a, _ in spans], "end_positions": [b for _, b in spans]}
     )
     trainer = make_trainer(AutoModelForQuestionAnswering, options, args, parts, rows, DataCollatorWithPadding)
-    hold_training(options, args, of_no_step=("n_best", "max_answer_length"))
+    claim_folder_for_file(options, args, irrelevant=("n_best", "max_answer_length"))
     windows = make_windows(validation, tokenizer, options)
     evaluated = datasets.Dataset.from_dict(
         {name: windows[name] for name in tokenizer.model_input_names if name in windows}
@@ -201,7 +204,7 @@ def set_up(
 
 def main() -> None:
     parser, options, args = parse(SquadArguments, SquadTrainingArguments, __doc__)
-    commit, folder = reporting.commit(), Path(args.output_dir)
+    commit, folder = current_commit(), Path(args.output_dir)
     try:
         trainer, evaluated, validation, windows = set_up(options, args)
     except (OSError, ValueError) as error:
@@ -209,18 +212,18 @@ def main() -> None:
     starts, ends = train_and_predict(trainer, evaluated)
     if trainer.is_world_process_zero():
         predictions = best_answers(validation, windows, starts, ends, options)
-        reporting.write_json(folder / "predictions.json", predictions)
+        write_json(folder / "predictions.json", predictions)
         counts = {
             "questions": len(validation),
             "windows": len(evaluated),
-            "windows_to_train_on": len(trainer.train_dataset),
+            "training_windows": len(trainer.train_dataset),
         }
         scores = evaluate.load(METRIC).compute(
             predictions=[predictions[question.id] for question in validation],
             references=[list(question.answers) for question in validation],
         )
         write_results(args, commit, counts, scores)
-    end_together()
+    shut_down_together()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Exact match and F1 of SQuAD 1.1 and 2.0, as a metric that needs no network.
+"""Exact match and F1 of SQuAD 1.1 and 2.0, without a network: `evaluate.load("examples/squad_metric.py")`.
 
-`evaluate.load("examples/squad_metric.py")`. An answer counts by its words: lower-case, without punctuation and articles
-(Rajpurkar et al. 2016 and 2018). Where a question has no answer, only the empty prediction is right.
+Answers are compared by their words, in lower case, without punctuation and articles (Rajpurkar et al. 2016 and 2018). If a
+question has no answer, only the empty prediction is correct.
 """
 
 import collections
@@ -26,7 +26,7 @@ def exact(prediction: str, answer: str) -> float:
 
 
 def f1(prediction: str, answer: str) -> float:
-    """Harmonic mean of the shares of words that both have; with no words on one side, whether both have none."""
+    """Harmonic mean of precision and recall of the words; without words on one side, whether both have none."""
     found, expected = words(prediction), words(answer)
     if not found or not expected:
         return float(found == expected)
@@ -38,9 +38,9 @@ class SquadMetric(evaluate.Metric):
     def _info(self):
         texts = datasets.Sequence(datasets.Value("string"))
         return evaluate.MetricInfo(
-            description="Exact match and F1 in points; of questions with and without an answer, if there are both.",
+            description="Exact match and F1 in points; also for questions with and without an answer, if there are both.",
             citation="",
-            inputs_description="predictions: texts; references: for each a list of right answers, empty if there is none.",
+            inputs_description="predictions: texts; references: for each a list of correct answers, empty if there is none.",
             features=datasets.Features({"predictions": datasets.Value("string"), "references": texts}),
         )
 
@@ -55,7 +55,7 @@ class SquadMetric(evaluate.Metric):
         if len(set(has_answer)) == 2:
             groups |= {"HasAns_": has_answer, "NoAns_": [not has for has in has_answer]}
         return {
-            group + name: 100 * statistics.fmean(v for v, taken in zip(values, members, strict=True) if taken)
+            group + name: 100 * statistics.fmean(v for v, is_member in zip(values, members, strict=True) if is_member)
             for group, members in groups.items()
             for name, values in scores.items()
         }

@@ -1,18 +1,18 @@
-"""Backbones side by side: searched, pre-trained and fine-tuned by the same commands, on the same batches, at equal size.
+"""Compare backbones: searched, pre-trained and fine-tuned by the same commands, on the same batches, at equal size.
 
-    python examples/reproduce/compare.py --scale tiny --rows bert ours --output_dir runs/compare --data_dir glue
+    python examples/reproduce/compare.py --scale tiny --rows bert searched --output_dir runs/compare --data_dir glue
 
-A row (`rows/*.yaml`) says what a backbone is, a scale (`scales/*.yaml`) how large everything is. For each row, in stages:
+A row (`rows/*.yaml`) describes a backbone, a scale (`scales/*.yaml`) all sizes and budgets. For each row, in stages:
 
-1. a search, if the row is of one;
-2. pre-trainings at a share of the budget, one for each learning rate and warm-up of a grid; the best *select* loss chooses
-   (`grid_of` takes the choice of another row);
-3. pre-trainings by that choice, one for each seed (`budget` times as long as those of the others);
-4. fine-tunings of each on GLUE, if `--data_dir` or `--hub_glue` says where it is.
+1. a search, if the row has one;
+2. pre-trainings for a fraction of the budget, one for each learning rate and warm-up of a grid; the best validation loss
+   decides (`grid_of` uses the choice of another row);
+3. pre-trainings with this choice, one for each seed (`budget` multiplies their length);
+4. fine-tunings of each on GLUE, if `--data_dir` or `--hub_glue` is given.
 
-The width of the feed-forward part is chosen so that all have BERT's number of parameters. Every command is printed, can be
-run by hand, and goes on where it stopped; so does this one. What is there so far is printed as a table in the end, and by
-`--table_only`.
+The width of the feed-forward part is chosen so that all rows have as many parameters as BERT. Every command is printed, can
+be run by hand, and resumes if it was interrupted; so does this one. The results so far are printed as a table at the end,
+and by `--table_only`.
 """
 
 import argparse
@@ -35,36 +35,38 @@ HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent
 sys.path.insert(0, str(EXAMPLES))
 
-from analyze import backbone_flops  # noqa: E402
-from continuing import HelpFormatter  # noqa: E402
 from run_pretraining import ModelArguments, make_config, make_model  # noqa: E402
+from training_scripts import HelpFormatter  # noqa: E402
 
 from autobert_zero.configuration_autobert_zero import (  # noqa: E402
     SELF_ATTENTION,
     Convolution,
     Genome,
 )
-from autobert_zero.search import reporting  # noqa: E402
-from autobert_zero.search.costs import Sizes  # noqa: E402
-from autobert_zero.search.factory import load_genome, read_genome  # noqa: E402
+from autobert_zero.search.evaluation.measure import count_backbone_flops  # noqa: E402
+from autobert_zero.search.files import write_json  # noqa: E402
+from autobert_zero.search.genomes import read_genome  # noqa: E402
+from autobert_zero.search.provenance import num_cores  # noqa: E402
+from autobert_zero.search.report.tables import markdown_table, mean, mean_and_error, with_error  # noqa: E402
 from autobert_zero.search.settings import SearchSettings, flags  # noqa: E402
-from autobert_zero.search.text import prepare  # noqa: E402
+from autobert_zero.search.space.costs import CostModel  # noqa: E402
+from autobert_zero.search.text.prepared import prepare  # noqa: E402
 
 
-# Widths of the feed-forward part are multiples of it.
+# Widths of the feed-forward part are multiples of this.
 WIDTH_STEP = 8
-DEFAULT_ROWS = ["bert", "hybrid", "convbert", "published", "ours"]
+DEFAULT_ROWS = ["bert", "hybrid", "convbert", "published", "searched"]
 
 
 @dataclass
 class Comparison:
-    """What there is to run, and where its results lie."""
+    """The commands of a comparison, and the folders of their results."""
 
     scale: dict[str, Any]
     rows: dict[str, dict[str, Any]]
     folder: Path
     train_file: list[str]
-    eval_file: list[str]
+    validation_file: list[str]
     data_dir: str | None
     launch: list[str]
 
@@ -82,7 +84,7 @@ class Comparison:
     # What a row is
 
     def genome(self, row: str) -> Genome | None:
-        """None for another architecture. Raises: FileNotFoundError before the search of the row is done."""
+        """None for another architecture. Raises: FileNotFoundError if the search of the row is not finished."""
         layers = self.scale["model"]["num_hidden_layers"]
         given = self.rows[row]
         if "model_type" in given:
@@ -91,7 +93,7 @@ class Comparison:
             summary = self.search_folder(row) / "summary.json"
             if not summary.exists():
                 raise FileNotFoundError(summary)
-            return load_genome(summary)
+            return read_genome(str(summary))
         if given["genome"] == "hybrid":
             return Genome(Convolution(7) if layer % 2 == 0 else SELF_ATTENTION for layer in range(layers))
         return read_genome(given["genome"], layers)
@@ -106,26 +108,26 @@ class Comparison:
         return sum(p.numel() for p in model.parameters())
 
     def intermediate_size(self, row: str) -> int:
-        """Width of the feed-forward part with which the row has as many parameters as self-attention throughout."""
+        """Width of the feed-forward part at which the row has as many parameters as BERT."""
         width = self.scale["model"]["intermediate_size"]
-        sizes = Sizes(
+        costs = CostModel(
             *(self.scale["model"][name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")),
             self.scale["vocab_size"],
             self.scale["pretraining"]["max_seq_length"],
             tokens=1,
         )
-        target = sizes.parameters(read_genome("bert", self.scale["model"]["num_hidden_layers"]))
+        target = costs.parameters(read_genome("bert", self.scale["model"]["num_hidden_layers"]))
         count = self._count(row, width)
         each = (self._count(row, 2 * width) - count) / width
         return max(WIDTH_STEP, WIDTH_STEP * round((width + (target - count) / each) / WIDTH_STEP))
 
     def flops(self, row: str) -> int:
-        """Of a forward pass of the backbone over one sequence."""
+        """FLOPs of a forward pass of the backbone over one sequence."""
         model = make_model(self._config(row, self.intermediate_size(row)), "mlm")
-        return backbone_flops(model.base_model, self.scale["pretraining"]["max_seq_length"])
+        return count_backbone_flops(model.base_model, self.scale["pretraining"]["max_seq_length"])
 
     def check(self) -> None:
-        """Raises: ValueError or OSError for what would otherwise end a later stage."""
+        """Check the input of all stages before anything runs. Raises: ValueError or OSError."""
         for row, given in self.rows.items():
             if not {"genome", "model_type", "search"} & set(given):
                 raise ValueError(f"rows: expected genome, model_type or search in {row}, got {sorted(given)}")
@@ -133,9 +135,9 @@ class Comparison:
                 self.genome(row)
         if (steps := self.scale["pretraining"]["max_steps"]) % 4:
             raise ValueError(f"scale: expected a multiple of 4 as max_steps, for losses at each quarter, got {steps}")
-        for path in self.eval_file:
+        for path in self.validation_file:
             if not Path(path).is_file():
-                raise ValueError(f"eval_file: expected a file, got {path!r}")
+                raise ValueError(f"validation_file: expected a file, got {path!r}")
         tasks = self.scale["glue"]["tasks"]
         for task in tasks if self.data_dir is not None and tasks != ["all"] else []:
             if not any(Path(self.data_dir, task).glob("train.jsonl*")):
@@ -152,11 +154,11 @@ class Comparison:
             what = {"model_type": given["model_type"]}
         else:
             what = {"genome": str(self.folder / row / "genome.json")}
-            del overrides["num_hidden_layers"]  # the genome says it
+            del overrides["num_hidden_layers"]  # the length of the genome
         return {**what, "config_overrides": ",".join(f"{k}={v}" for k, v in overrides.items())}
 
     def _resolved(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A value may be the name of one of the model."""
+        """Replace values that name a size of the model by that size."""
         model = self.scale["model"]
         return {k: model.get(v, v) if isinstance(v, str) else v for k, v in values.items()}
 
@@ -168,20 +170,20 @@ class Comparison:
         }
 
     def prepare_text(self) -> None:
-        """Before anything runs, for all of it. Raises: ValueError for bad text."""
-        settings = SearchSettings(**self._text())
-        prepare(settings, settings.seed, self.scale["pretraining"]["max_seq_length"])
+        """Tokenize the text once, for all commands. Raises: ValueError for bad text."""
+        settings = SearchSettings.from_dict(self._text())
+        prepare(settings.text, settings.run.seed, self.scale["pretraining"]["max_seq_length"])
 
-    def _pretraining(self, row: str, choice: dict[str, float], seed: int, share: float, folder: Path) -> list[str]:
-        given = {k: v for k, v in self.scale["pretraining"].items() if k not in ("grid", "grid_share", "seeds")}
+    def _pretraining(self, row: str, choice: dict[str, float], seed: int, fraction: float, folder: Path) -> list[str]:
+        given = {k: v for k, v in self.scale["pretraining"].items() if k not in ("grid", "grid_fraction", "seeds")}
         values = {
             **self._model_arguments(row, self.intermediate_size(row)),
             **self._text(),
             **given,
             **choice,
             "seed": seed,
-            "max_steps": round(given["max_steps"] * share),
-            "eval_file": self.eval_file,
+            "max_steps": round(given["max_steps"] * fraction),
+            "validation_file": self.validation_file,
             "output_dir": str(folder),
             "disable_tqdm": "true",
         }
@@ -206,22 +208,22 @@ class Comparison:
         for row in self.rows:
             if genome := self.genome(row):
                 (self.folder / row).mkdir(parents=True, exist_ok=True)
-                reporting.write_json(self.folder / row / "genome.json", genome.to_list())
+                write_json(self.folder / row / "genome.json", genome.to_list())
 
     def grids(self) -> Iterable[list[str]]:
         plan = self.scale["pretraining"]
         for row, given in self.rows.items():
             for choice in plan["grid"] if len(plan["grid"]) > 1 and "grid_of" not in given else []:
                 folder = self.grid_folder(row, choice)
-                yield self._pretraining(row, choice, plan["seeds"][0], plan["grid_share"], folder)
+                yield self._pretraining(row, choice, plan["seeds"][0], plan["grid_fraction"], folder)
 
     def grid(self, row: str) -> list[float | None]:
-        """*Select* losses at the end of the short pre-trainings; None where one is not done, or was not finite."""
+        """Validation losses at the end of the short pre-trainings; None if one is not finished, or not finite."""
         row = self.rows[row].get("grid_of", row)
         results = (
             _read(self.grid_folder(row, choice) / "results.json") for choice in self.scale["pretraining"]["grid"]
         )
-        return [result and result["losses"]["select"]["1"] for result in results]
+        return [result and result["losses"]["validation"]["1"] for result in results]
 
     def choice(self, row: str) -> dict[str, float]:
         known = [
@@ -232,7 +234,9 @@ class Comparison:
         return min(known, key=lambda pair: pair[0])[1] if known else self.scale["pretraining"]["grid"][0]
 
     def pretrainings(self) -> Iterable[list[str]]:
-        for seed in self.scale["pretraining"]["seeds"]:  # outside, so that all rows have one before any has a second
+        for seed in self.scale["pretraining"][
+            "seeds"
+        ]:  # the outer loop: all rows have a first seed before any has a second
             for row, given in self.rows.items():
                 yield self._pretraining(
                     row, self.choice(row), seed, given.get("budget", 1), self.seed_folder(row, seed)
@@ -246,7 +250,7 @@ class Comparison:
                 for task in tasks:
                     folder = self.seed_folder(row, seed)
                     values = {
-                        "model": str(folder),
+                        "model_name_or_path": str(folder),
                         "task_name": task,
                         "data_dir": self.data_dir,
                         **given,
@@ -259,7 +263,7 @@ class Comparison:
     # Results
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """By row, what there is so far. Means over seeds, with standard errors where there are several."""
+        """The results so far, by row: means over seeds, with standard errors if there are several."""
         found = {}
         for row, given in self.rows.items():
             seeds = self.scale["pretraining"]["seeds"]
@@ -268,9 +272,9 @@ class Comparison:
                 continue
             losses: dict[str, dict[str, list[float | None]]] = {}
             for result in trained.values():
-                for name, by_share in result["losses"].items():
-                    for share, loss in by_share.items():
-                        losses.setdefault(name, {}).setdefault(share, []).append(loss)
+                for name, by_fraction in result["losses"].items():
+                    for fraction, loss in by_fraction.items():
+                        losses.setdefault(name, {}).setdefault(fraction, []).append(loss)
             glue = self._glue(row, list(trained))
             first = next(iter(trained.values()))
             genome = self.genome(row)
@@ -283,8 +287,8 @@ class Comparison:
                 "chosen": name_of(self.choice(row)),
                 "tokens": first["tokens"],
                 "losses": {
-                    name: {share: mean_and_error(values) for share, values in by_share.items()}
-                    for name, by_share in losses.items()
+                    name: {fraction: mean_and_error(values) for fraction, values in by_fraction.items()}
+                    for name, by_fraction in losses.items()
                 },
                 "unigram_losses": first["unigram_losses"],
                 "tokens_per_second": [r["tokens_per_second"] for r in trained.values()],
@@ -299,7 +303,7 @@ class Comparison:
         return found
 
     def _glue(self, row: str, seeds: list[int]) -> dict[str, Any]:
-        """Of each task, and of their mean, the scores of all fine-tunings: a list for each pre-training seed."""
+        """Scores of all fine-tunings, by task and for their mean: one list for each pre-training seed."""
         tasks: dict[str, list[list[float | None]]] = {}
         means = []
         for seed in seeds:
@@ -310,7 +314,7 @@ class Comparison:
                 tasks.setdefault(name, []).append(values)
             expected = set(self.scale["glue"]["tasks"])
             if done and (expected == {"all"} or set(done) == expected):
-                means.append([reporting.mean(each) for each in zip(*done.values(), strict=True)])
+                means.append([mean(each) for each in zip(*done.values(), strict=True)])
         return {
             "tasks": {name: of_seeds(values) for name, values in tasks.items()},
             "mean": of_seeds(means) if means else None,
@@ -319,67 +323,51 @@ class Comparison:
 
 
 def name_of(choice: dict[str, float]) -> str:
-    """`{"learning_rate": 0.001, "warmup_steps": 0.1}` as `rate 0.001, warm-up 0.1`."""
-    return f"rate {choice['learning_rate']:g}, warm-up {choice['warmup_steps']:g}"
+    """`{"learning_rate": 0.001, "warmup_steps": 0.1}` as `rate-0.001-warmup-0.1`, also the name of a folder."""
+    return f"rate-{choice['learning_rate']:g}-warmup-{choice['warmup_steps']:g}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def mean_and_error(values: list[float | None]) -> list[float | None]:
-    """None for both where one was not finite, and for the error of a single one."""
-    average = reporting.mean(values)
-    if average is None:
-        return [None, None]
-    error = reporting.standard_error(values)
-    return [round(average, 4), None if error is None else round(error, 4)]
-
-
-def of_seeds(scores: list[list[float | None]]) -> list[float | None]:
-    """Mean and standard error of fine-tunings by pre-training. Those of one pre-training are no independent values: where
-    there are several, the error is that of their means."""
-    return mean_and_error(list(map(reporting.mean, scores)) if len(scores) > 1 else list(scores[0]))
-
-
-def shown(value: list[float | None] | None, digits: int) -> str:
-    if value is None:
-        return ""
-    mean, error = value
-    if mean is None:
-        return "diverged"
-    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+def of_seeds(scores: list[list[float | None]]) -> tuple[float | None, float | None]:
+    """Mean and standard error of fine-tuning scores, given by pre-training seed. Fine-tunings of one pre-training are not
+    independent: with several pre-trainings, the error is that of their means."""
+    return mean_and_error(list(map(mean, scores)) if len(scores) > 1 else list(scores[0]))
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: sizes, losses after shares of the budget, and GLUE."""
-    evaluated = list(dict.fromkeys(name for r in results.values() for name in r["losses"] if name != "select"))
+    """Markdown: sizes, losses after fractions of the budget, and GLUE."""
+    evaluated = list(dict.fromkeys(name for r in results.values() for name in r["losses"] if name != "validation"))
     tasks = list(dict.fromkeys(name for r in results.values() for name in r["glue"]["tasks"]))
-    shares = ("0.25", "0.5", "1")
+    fractions = ("0.25", "0.5", "1")
     head = [
         "",
         "parameters",
         "MFLOP",
         "tokens",
         "chosen of the grid",
-        *(f"{name}, {share}" for name in evaluated for share in shares),
+        *(f"{name}, {fraction}" for name in evaluated for fraction in fractions),
     ]
     head += [*tasks, *(["GLUE"] if tasks else [])]
     lines = []
     for result in results.values():
         cells = [result["name"], f"{result['parameters']:,}", f"{result['flops'] / 1e6:,.0f}"]
         cells += [f"{result['tokens'] / 1e6:,.1f} M", result["chosen"]]
-        cells += [shown(result["losses"].get(name, {}).get(share), 3) for name in evaluated for share in shares]
-        cells += [shown(result["glue"]["tasks"].get(name), 1) for name in tasks]
-        lines.append(cells + ([shown(result["glue"]["mean"], 2)] if tasks else []))
+        cells += [with_error(result["losses"].get(n, {}).get(f), 3) for n in evaluated for f in fractions]
+        cells += [with_error(result["glue"]["tasks"].get(name), 1) for name in tasks]
+        lines.append(cells + ([with_error(result["glue"]["mean"], 2)] if tasks else []))
     unigram = {name: loss for r in results.values() for name, loss in r["unigram_losses"].items()}
-    last = ["unigram", "", "", "", ""] + [f"{unigram[n]:.3f}" if s == "1" else "" for n in evaluated for s in shares]
+    last = ["unigram", "", "", "", ""] + [
+        f"{unigram[n]:.3f}" if f == "1" else "" for n in evaluated for f in fractions
+    ]
     lines.append(last + [""] * (len(head) - len(last)))
-    return markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def grid_table(comparison: Comparison) -> str:
-    """Markdown: the *select* losses of the short pre-trainings, by which learning rate and warm-up are chosen; empty
+    """Markdown: the validation losses of the short pre-trainings, which decide on learning rate and warm-up; empty
     before there is one."""
     choices = comparison.scale["pretraining"]["grid"]
     lines = []
@@ -388,24 +376,21 @@ def grid_table(comparison: Comparison) -> str:
             continue
         results = [_read(comparison.grid_folder(row, choice) / "results.json") for choice in choices]
         if any(results):
-            losses = [result and [result["losses"]["select"]["1"], None] for result in results]
-            lines.append([given["name"], *(shown(loss, 3) for loss in losses)])
-    return markdown(["", *map(name_of, choices)], lines) if lines else ""
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-    """A table whose first column stands to the left."""
-    divider = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, divider, *lines))
+            losses = [result and [result["losses"]["validation"]["1"], None] for result in results]
+            lines.append([given["name"], *(with_error(loss, 3) for loss in losses)])
+    return markdown_table(["", *map(name_of, choices)], lines) if lines else ""
 
 
 def run_all(commands: list[list[str]], jobs: int, folder: Path) -> None:
-    """Commands, so many at a time, each with its share of the cores; what they say goes to files in `logs`.
+    """Run commands, `jobs` at a time, each with its part of the cores; their output goes to files in `logs`.
 
-    Raises: RuntimeError after all are done, if some failed, with the end of what each said.
+    Raises: RuntimeError after all have ended, if some failed, with the end of their output.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, num_cores() // jobs)),
+        "TOKENIZERS_PARALLELISM": "false",
+        **os.environ,
+    }
     (folder / "logs").mkdir(parents=True, exist_ok=True)
 
     def run(command: list[str]) -> str | None:
@@ -424,12 +409,12 @@ def run_all(commands: list[list[str]], jobs: int, folder: Path) -> None:
 
 
 def known(kind: str) -> list[str]:
-    """Names of the files beside this one."""
+    """Names of the row or scale files."""
     return sorted(path.stem for path in (HERE / kind).glob("*.yaml"))
 
 
 def load_yaml(kind: str, name: str) -> dict[str, Any]:
-    """A file beside this one by its name, or any other by its path. Raises: ValueError where there is none."""
+    """A row or scale file by its name, or any file by its path. Raises: ValueError if there is none."""
     path = HERE / kind / f"{name}.yaml"
     path = path if path.exists() else Path(name)
     if not path.is_file():
@@ -446,14 +431,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--rows", nargs="+", default=DEFAULT_ROWS, help=f"Any of {', '.join(known('rows'))}, or paths."
     )
-    parser.add_argument("--output_dir", required=True, type=Path, help="Folder of all that is run.")
+    parser.add_argument("--output_dir", required=True, type=Path, help="Folder of all results.")
     parser.add_argument("--train_file", nargs="*", default=[], help="Text; default: Python's language reference.")
-    parser.add_argument("--eval_file", nargs="*", default=[], help="More text to take losses on.")
+    parser.add_argument(
+        "--validation_file", "--eval_file", nargs="*", default=[], help="More text to evaluate the losses on."
+    )
     parser.add_argument("--data_dir", help="Folder of the GLUE tasks.")
-    parser.add_argument("--hub_glue", action="store_true", help="Take the GLUE tasks from the Hub.")
-    parser.add_argument("--launch", help="What starts each command instead of this Python: 'accelerate launch'.")
-    parser.add_argument("--jobs", type=int, default=1, help="Commands at a time.")
-    parser.add_argument("--table_only", action="store_true", help="Run nothing.")
+    parser.add_argument("--hub_glue", action="store_true", help="Load the GLUE tasks from the Hub.")
+    parser.add_argument(
+        "--launch", help="Launcher of each command, such as 'accelerate launch'; default: this Python."
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="Commands run at the same time.")
+    parser.add_argument("--table_only", action="store_true", help="Only print the table.")
     parser.add_argument("--results", type=Path, help="JSON file for the table.")
     given = parser.parse_args(arguments)
     if given.jobs < 1:
@@ -468,13 +457,13 @@ def main(arguments: list[str] | None = None) -> None:
         rows,
         given.output_dir,
         given.train_file,
-        given.eval_file,
+        given.validation_file,
         given.data_dir,
         shlex.split(given.launch) if given.launch else [sys.executable],
     )
     for row, what in rows.items():
         if (other := what.get("grid_of")) and other not in rows and None in comparison.grid(row):
-            parser.error(f"rows: expected {other} with {row}, whose learning rate it takes")
+            parser.error(f"rows: expected {other} with {row}, which uses its learning rate")
     if not given.table_only:
         try:
             comparison.check()
@@ -496,7 +485,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(results) if results else "No row is pre-trained yet.")
     if given.results:
         processes = {"jobs": given.jobs, "launch": given.launch or "python"}
-        reporting.write_json(given.results, {"scale": scale, "rows": results, **processes})
+        write_json(given.results, {"scale": scale, "rows": results, **processes})
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from autobert_zero.search.settings import ModelSettings
 WARMUP_ROUNDS = 3
 
 
-def count_flops(module: nn.Module, *inputs: Any) -> int:
-    """Multiplications and additions in the matrix products and convolutions of a forward pass."""
+def count_flops(function: Callable[..., Any], *inputs: Any) -> int:
+    """Multiplications and additions in the matrix products and convolutions of a call, such as a forward pass."""
     # By plain products: the counter does not know the FLOPs of fused attention on a CPU. With gradients enabled, or
     # torch's own transformer modules would be fused, too.
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+        function(*inputs)
     return counter.get_total_flops()
 
 

@@ -6,6 +6,7 @@ Evaluation is handed in; a history is a list of records, in memory or on disk.
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from autobert_zero.search.evolution.archive import Archive, Outcome, Record
@@ -27,6 +28,16 @@ class Future(Protocol):
 
     def result(self) -> Outcome:
         """Wait for the outcome."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The future of an evaluation that is complete."""
+
+    outcome: Outcome
+
+    def result(self) -> Outcome:
+        return self.outcome
 
 
 def propose(
