@@ -8,12 +8,12 @@
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 
-# The search ends in order two minutes before the time is over, and the job, put into the queue again, goes on with it.
+# The search stops gracefully two minutes before the time limit; the job is requeued and resumes it.
 trap 'kill -TERM $(jobs -p); wait; scontrol requeue "$SLURM_JOB_ID"' TERM
 
 export MAIN_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# In single quotes: each node puts in its own rank.
+# In single quotes: each node substitutes its own rank.
 srun bash -c 'accelerate launch \
     --multi_gpu \
     --num_machines "$SLURM_NNODES" \
