@@ -60,18 +60,26 @@ class ProgressBar:
 
 
 class Console:
-    """What a process prints; nothing if it is not enabled."""
+    """What a process prints.
 
-    def __init__(self, enabled: bool):
-        self.enabled = enabled
+    Args:
+        verbosity: 1 for everything, -1 for nothing.
+    """
+
+    def __init__(self, verbosity: int):
+        self.verbosity = verbosity
 
     def say(self, text: str = "") -> None:
-        if self.enabled:
+        if self.verbosity >= 0:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
+    def say_verbosely(self, text: str) -> None:
+        if self.verbosity > 0:
+            self.say(text)
+
     def bar(self, description: str, total: int, initial: int = 0, unit: str = "step") -> ProgressBar:
-        return ProgressBar(description, total, initial, unit, self.enabled)
+        return ProgressBar(description, total, initial, unit, self.verbosity >= 0)
 
 
 class LivePage:

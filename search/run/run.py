@@ -19,31 +19,23 @@ from accelerate.utils import broadcast_object_list, gather_object
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search import custom_operations
 from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
-from autobert_zero.search.evolution.archive import Archive, Record
 from autobert_zero.search.evolution.history import History
-from autobert_zero.search.evolution.loop import HistoryMismatch, evolve
 from autobert_zero.search.files import lock_output_dir, write_json, write_text
 from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.provenance import commit, num_cores, provenance
 from autobert_zero.search.report.model_card import describe
 from autobert_zero.search.report.page import page
 from autobert_zero.search.report.recorded_run import RecordedRun
-from autobert_zero.search.run.errors import SearchFailed, UsageError, usage_errors
+from autobert_zero.search.run.candidates import search_candidates
+from autobert_zero.search.run.errors import UsageError, usage_errors
 from autobert_zero.search.run.final import rank_finalists, train_final
-from autobert_zero.search.run.jobs import JobRunner, ScoreFuture, make_checkpoint, score_job
+from autobert_zero.search.run.jobs import JobRunner, make_checkpoint
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.progress import Console, LivePage
 from autobert_zero.search.run.summary import closing_text, summarize
 from autobert_zero.search.run.workers import Workers
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.stopping import Stop, Stopped
-
-
-# Consecutive failures after which a search ends: they have a common cause, which is not in the candidates.
-MAX_CONSECUTIVE_FAILURES = 20
-
-# Failures whose cause is the candidate.
-_LIMITS = ("LatencyExceeded", "TimeoutError")
 
 
 class Run:
@@ -63,8 +55,7 @@ class Run:
         self.accelerator = accelerator
         self.stop = stop
         self.main = accelerator.is_main_process
-        self.verbosity = verbosity
-        self.console = Console(self.main and verbosity >= 0)
+        self.console = Console(verbosity if self.main else -1)
         self.folder = Path(settings.run.output_dir)
         self.seconds: dict[str, float] = {}
         self.commit = commit() if self.main else None  # of the running code, even if files change later
@@ -179,7 +170,7 @@ class Run:
             return None
         try:
             with self._phase("search"):
-                status = self._evolve(history, workers, live_page)
+                status = search_candidates(self.problem, history, workers, live_page, self.console, self._log)
             with self._phase("finalists"):
                 finalists = rank_finalists(self.problem, history, workers)
             with self._phase("final training"):
@@ -228,62 +219,9 @@ class Run:
         self._require_equal(_weights_digest(supernet), "processes hold different super-networks: start them again")
         return supernet
 
-    def _evolve(self, history: History, workers: Workers, live_page: LivePage) -> str:
-        """The search. Returns why it ended: "budget spent" or "space exhausted"."""
-        problem, settings = self.problem, self.settings.strategy
-        pruning = self.settings.candidates
-        bar = self.console.bar("candidates", settings.max_evaluations, len(history), "candidate")
-        [best] = Archive(history).best(1) or [None]
-        failures = 0
-
-        def submit(record: Record, archive: Archive) -> ScoreFuture:
-            threshold = None
-            if pruning.prune_after is not None:
-                threshold = archive.pruning_threshold(pruning.prune_fraction)
-            job = score_job(problem, record.genome, threshold)
-            return ScoreFuture(workers.submit(f"candidate-{record.index}", job), problem.costs.costs(record.genome))
-
-        try:
-            for record in evolve(
-                problem.space,
-                problem.strategy,
-                submit,
-                history,
-                self.settings.run.seed,
-                settings.max_evaluations,
-                settings.lookahead,
-            ):
-                workers.forget(f"candidate-{record.index}")
-                outcome = record.result
-                if outcome.score is not None and (best is None or outcome.score > best.score):
-                    best = record
-                bar(record.index + 1, best=best and best.score)
-                live_page.write(history)
-                if self.verbosity > 0:
-                    result = outcome.reason if outcome.score is None else f"{outcome.score:.4f}"
-                    self.console.say(f"#{record.index}: {result} in {outcome.seconds:.1f} s: {record.genome}")
-                self._log_candidate(record, best)
-                is_failure = outcome.status == "failed" and not str(outcome.reason).startswith(_LIMITS)
-                failures = failures + 1 if is_failure else 0
-                if failures >= MAX_CONSECUTIVE_FAILURES:
-                    raise SearchFailed(f"{failures} candidates in a row failed, the last one: {outcome.reason}")
-        except HistoryMismatch as error:  # no other ValueError: one from a candidate's training is a bug
-            raise UsageError(str(error)) from None
-        finally:
-            bar.close()
-            live_page.end(history)
-        return "budget spent" if len(history) >= settings.max_evaluations else "space exhausted"
-
     def _log(self, values: dict[str, Any], step: int) -> None:
         if self.main and self.settings.run.log_with:
             self.accelerator.log(values, step=step)
-
-    def _log_candidate(self, record: Record, best: Record | None) -> None:
-        values = {f"candidate/{name}": value for name, value in record.result.costs.items()}
-        values |= {"candidate/generation": record.generation, "candidate/seconds": record.result.seconds}
-        if record.score is not None and best:
-            values |= {"candidate/score": record.score, "candidate/best_score": best.score}
-        self._log(values, self.settings.supernet.supernet_steps + record.index + 1)
 
     def _provenance(self) -> dict[str, Any]:
         facts = provenance(self.commit, self.accelerator.device.type)
