@@ -139,7 +139,7 @@ class Expression:
             type_ = INPUT_TYPE
         elif self.name in INPUTS:
             raise ValueError(f"{self.name} is an input and takes no operands, got {len(self.operands)}")
-        elif rule := OPERATIONS.get(self.name, self.rule):
+        elif (rule := OPERATIONS.get(self.name, self.rule)) and rule != LAYER_RULE:
             type_ = _result_type(self.name, rule, tuple(operand.type for operand in self.operands))
         else:
             raise ValueError(

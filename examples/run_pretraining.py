@@ -20,6 +20,7 @@ import functools
 import inspect
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,9 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
     """
     if (model.genome is None) == (model.model_type is None):
         raise ValueError("genome: expected either --genome or --model_type")
-    digest = None
+    custom = custom_operations.CustomOperations()
     if model.custom_operations is not None:
-        digest = custom_operations.load(model.custom_operations).digest
+        custom = custom_operations.load(model.custom_operations)
     if model.model_type is not None:
         if model.model_type not in CONFIG_MAPPING:
             raise ValueError(f"model_type: expected a model type of transformers, got {model.model_type!r}")
@@ -143,9 +144,9 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
     elif model.genome in PRESETS:
         config = AutoBertZeroConfig.preset(model.genome)
     else:
-        config = _config_of_genome(model.genome)
-    if digest and getattr(config, "custom_operations", None):
-        config.custom_operations_digest = digest
+        config = _config_of_genome(model.genome, custom.rules)
+    if custom.digest and getattr(config, "custom_operations", None):
+        config.custom_operations_digest = custom.digest
     overrides = model.config_overrides or ""
     try:
         if overrides:
@@ -165,7 +166,7 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
     return type(config).from_dict({**config.to_dict(), **sizes})  # checks all fields together
 
 
-def _config_of_genome(source: str) -> AutoBertZeroConfig:
+def _config_of_genome(source: str, rules: Mapping[str, str]) -> AutoBertZeroConfig:
     """The configuration of a model's folder, or of the model of a run; else that of a genome, at base size."""
     path = Path(source)
     folder = path / "model" if (path / "model" / "config.json").exists() else path
@@ -175,7 +176,7 @@ def _config_of_genome(source: str) -> AutoBertZeroConfig:
             if found != AutoBertZeroConfig.model_type:
                 raise ValueError(f"a model of type {found!r} has no genome; --model_type trains another architecture")
             return AutoBertZeroConfig.from_pretrained(folder)
-        genome = read_genome(source)
+        genome = read_genome(source, custom_operations=rules)
     except (OSError, ValueError) as error:
         raise ValueError(f"genome: expected a preset, a JSON file or a folder, got {source!r}: {error}") from None
     return AutoBertZeroConfig(genome=genome.to_list(), custom_operations=genome.custom_operations() or None)

@@ -1,6 +1,7 @@
 """One reader of genomes: presets, expressions, files, folders of runs and models, and models of the Hub."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ def decode_genome(value: Any, header: dict[str, Any]) -> Genome:
     return Genome.from_list(value, header.get("custom_operations"))
 
 
-def read_genome(source: str, num_layers: int | None = None) -> Genome:
+def read_genome(
+    source: str, num_layers: int | None = None, custom_operations: Mapping[str, str] | None = None
+) -> Genome:
     """Read a genome.
 
     Args:
@@ -30,6 +33,8 @@ def read_genome(source: str, num_layers: int | None = None) -> Genome:
             layer of attention); a JSON file (a list of genes, or the `config.json` or `summary.json` of a found
             model); the folder of a model or a run (during a search, its best candidate so far); a model of the Hub.
         num_layers: number of layers that the genome must have.
+        custom_operations: rules by name of custom operations and layer kinds that an expression or a list of genes may
+            use; other sources name their own.
 
     Raises: ValueError if the source is none of these or has another number of layers; OSError for a model that cannot
         be loaded.
@@ -37,24 +42,24 @@ def read_genome(source: str, num_layers: int | None = None) -> Genome:
     if num_layers is not None and source in ("bert", "published"):
         layers = [SELF_ATTENTION] if source == "bert" else PUBLISHED_GENOME
         return Genome(layers[i % len(layers)] for i in range(num_layers))
-    genome = _read(source)
+    genome = _read(source, custom_operations or {})
     if num_layers is not None and len(genome) != num_layers:
         raise ValueError(f"expected {num_layers} layers, got {len(genome)} in {source!r}")
     return genome
 
 
-def _read(source: str) -> Genome:
+def _read(source: str, rules: Mapping[str, str]) -> Genome:
     if source in PRESETS:
         return PRESETS[source][0]
     if "(" in source:
-        return Genome([Attention(Expression.parse(source))])
+        return Genome([Attention(Expression.parse(source, rules))])
     path = Path(source)
     if path.is_file():
-        return _read_file(path)
+        return _read_file(path, rules)
     if path.is_dir():
         for name in ("summary.json", "config.json", "model/config.json"):
             if (path / name).exists():
-                return _read_file(path / name)
+                return _read_file(path / name, rules)
         if not (path / "history.jsonl").exists():
             raise ValueError(f"expected a summary.json, config.json or history.jsonl in {source!r}, got none")
         best = Archive(read_history(path / "history.jsonl", decode_genome)[1]).best(1)
@@ -67,15 +72,15 @@ def _read(source: str) -> Genome:
     return _from_config(AutoBertZeroConfig.get_config_dict(source)[0], source)
 
 
-def _read_file(path: Path) -> Genome:
+def _read_file(path: Path, rules: Mapping[str, str]) -> Genome:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
-            return Genome.from_list(value)
+            return Genome.from_list(value, rules)
         if "model_type" in value:
             return _from_config(value, str(path))
         genome = value["genome"] if "genome" in value else value["best"]["genome"]
-        return Genome.from_list(genome, value.get("custom_operations"))
+        return Genome.from_list(genome, value.get("custom_operations", value.get("own_operations")))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"expected a JSON file with a genome, got {str(path)!r}: {error}") from None
 

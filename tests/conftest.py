@@ -10,17 +10,16 @@ from types import ModuleType
 import pytest
 import torch
 
-from autobert_zero import configuration_autobert_zero as configuration
-from autobert_zero import modeling_autobert_zero as modeling
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig, Genome
-from autobert_zero.search import costs, functional_key, grammar
-from autobert_zero.search.settings import SearchSettings, stream
-from autobert_zero.search.space import BackboneSpace
+from autobert_zero.search.seeding import random_stream
+from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.space.backbone import BackboneSpace
+from autobert_zero.search.space.bounds import Bounds
 
 
 BATCH, TOKENS, VOCAB, HIDDEN, HEADS = 5, 7, 99, 24, 3
 
-SPACE = BackboneSpace(num_layers=3, kernel_sizes=(3, 5, 7), max_nodes=12, min_attention_layers=1)
+SPACE = BackboneSpace(Bounds(num_layers=3, kernel_sizes=(3, 5, 7), max_nodes=12, min_attention_layers=1))
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +45,7 @@ def tiny_config(genome: Genome, **kwargs) -> AutoBertZeroConfig:
 
 
 def random_genome(number: int) -> Genome:
-    return SPACE.random(stream(number, "test genome"))
+    return SPACE.random(random_stream(number, "test genome"))
 
 
 def padding_mask() -> torch.Tensor:
@@ -58,7 +57,7 @@ def padding_mask() -> torch.Tensor:
 
 
 def run_without_package(code: str, *arguments: str, cwd) -> tuple[str, str]:
-    """What `code` writes to standard output and error, in a process that has all of the environment but this package."""
+    """What `code` writes to standard output and error, in a process with the whole environment but this package."""
     path = f"import sys; sys.path[:0] = {site.getsitepackages()!r}\n"
     missing = "import importlib.util; assert importlib.util.find_spec('autobert_zero') is None\n"
     # -S: no site, so no trace of an editable install; -P: not the current folder.
@@ -117,7 +116,7 @@ TINY_RUN = {
 @pytest.fixture
 def tiny_settings(tmp_path) -> SearchSettings:
     corpus = write_corpus(tmp_path / "corpus.txt")
-    return SearchSettings(output_dir=str(tmp_path / "run"), train_file=[corpus], **TINY_RUN)
+    return SearchSettings.from_dict({"output_dir": str(tmp_path / "run"), "train_file": [corpus], **TINY_RUN})
 
 
 def command_line(settings: SearchSettings) -> list[str]:
@@ -130,22 +129,3 @@ def command_line(settings: SearchSettings) -> list[str]:
         if value is not True:
             arguments += [str(v) for v in (value if isinstance(value, list) else [value])]
     return arguments
-
-
-@pytest.fixture
-def language():
-    """The language as it was, after the test."""
-    before = dict(configuration.OPERATIONS)
-    kinds = set(configuration.LAYER_KINDS)
-    yield
-    for name in configuration.LAYER_KINDS - kinds:
-        configuration.LAYER_KINDS.discard(name)
-        for table in (modeling.LAYER_MAKERS, costs.OWN_LAYERS):
-            table.pop(name, None)
-    for name in set(configuration.OPERATIONS) - set(before):
-        del configuration.OPERATIONS[name]
-        for table in (modeling.EXECUTORS, functional_key.OPERATIONS):
-            table.pop(name, None)
-        modeling.MAY_OVERFLOW.discard(name)
-    configuration._parse.cache_clear()
-    grammar.draw_from()

@@ -1,7 +1,7 @@
-"""Every command and code block of the documentation, run; every link, followed.
+"""Runs every command and code block of the documentation, and follows every link.
 
-Commands run as they stand, page by page and in order, in a folder with text, tasks and entities of a few lines. What would take
-minutes gets more flags, that make it small; what would need other machines is read by what would read it there.
+Commands run page by page and in order, in a folder with text, tasks and entities of a few lines. Those that would take
+minutes get more flags, which make them small. Files for other machines are parsed by the tools that read them there.
 """
 
 import dataclasses
@@ -22,12 +22,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from transformers import TrainingArguments
 
 from autobert_zero.configuration_autobert_zero import Expression
-from autobert_zero.search import commands
-from autobert_zero.search.settings import SearchSettings, flags
-
-from .conftest import TINY_RUN, write_corpus
-from .test_run_glue import write_task
-from .test_run_ner import conll
+from autobert_zero.search.cli import main as cli
+from autobert_zero.search.settings import GROUP_OF, SearchSettings, flags
+from tests.conftest import TINY_RUN, write_corpus
+from tests.evaluation.glue_files import write_task
+from tests.examples.test_run_ner import conll
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,22 +42,22 @@ SMALL_TRAINING = {
     "report_to": "none",
 }
 SMALL_TUNING = {"data_dir": "glue", "max_steps": 2, "max_seq_length": 16, "seeds": 1, "report_to": "none"}
-# What makes a script small, by its name.
+# Flags that make a script small, by its name.
 SMALL = {
     "search": {**TINY_RUN, "glue_steps": 2},
     "run_pretraining.py": SMALL_TRAINING,
     "run_glue.py": SMALL_TUNING,
     "run_ner.py": {"max_steps": 2, "max_seq_length": 16, "report_to": "none"},
 }
-# What is not run here, and what is tested in its place.
+# Commands that are not run here, and the reason or the test that covers them.
 ELSEWHERE = {
-    "pip": "the environment is there",
+    "pip": "the environment exists",
     "make": "test_commands_that_are_not_run_exist",
     "sbatch": "test_the_job_script",
-    "convert_checkpoint.py": "tests/test_convert_checkpoint.py: weights of the Hub",
-    "run_squad.py": "tests/test_run_squad.py: the official files",
-    "analyze.py": "tests/test_analyze.py: weights of the Hub",
-    "compare.py": "tests/test_compare.py: minutes",
+    "convert_checkpoint.py": "tests/examples/test_convert_checkpoint.py: weights of the Hub",
+    "run_squad.py": "tests/examples/test_run_squad.py: the official files",
+    "analyze.py": "tests/examples/test_analyze.py: weights of the Hub",
+    "compare.py": "tests/examples/test_compare.py: minutes",
 }
 
 
@@ -68,7 +67,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def commands_of(block: str) -> list[list[str]]:
-    """The commands of a block without a language; none of one that is output or a formula."""
+    """The commands of a block without a language; an empty list for output and formulas."""
     lines = block.replace("\\\n", " ").splitlines()
     if not re.match(r"(autobert-zero|accelerate|torchrun|python|make|pip) ", lines[0]):
         return []
@@ -76,14 +75,14 @@ def commands_of(block: str) -> list[list[str]]:
 
 
 def name_of(command: list[str]) -> str:
-    """`search` for every way to start one, else the script or the first word."""
+    """`search` for every command that starts one, else the script or the first word."""
     if "autobert_zero.search" in command or command[:2] == ["autobert-zero", "search"]:
         return "search"
     return next((Path(word).name for word in command if word.endswith(".py")), command[0])
 
 
 def made_small(command: list[str]) -> list[str]:
-    """With the flags that make it small; a search keeps what it says itself, for others go on with it."""
+    """The command with the flags that make it small; a search keeps its flags, because later commands use it."""
     small = SMALL.get(name_of(command), {})
     if name_of(command) == "search":
         given = {word.removeprefix("--") for word in command}
@@ -95,7 +94,7 @@ def made_small(command: list[str]) -> list[str]:
 def run(command: list[str], monkeypatch) -> None:
     command = [word.replace("multi_gpu.yaml", "cpu.yaml") for word in made_small(command)]
     if command[0] == "autobert-zero":
-        commands.main(command[1:])
+        cli.main(command[1:])
     elif command[0] == "python":
         monkeypatch.setattr(sys, "argv", command[1:])
         monkeypatch.syspath_prepend(str(Path(command[1]).resolve().parent))
@@ -110,8 +109,8 @@ def run(command: list[str], monkeypatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, language) -> Path:
-    """A folder with all that the pages begin with."""
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with all files that the pages start with."""
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path / "text.txt", documents=120)
     for task in ("rte", "mrpc"):
@@ -123,21 +122,21 @@ def place(tmp_path, monkeypatch, language) -> Path:
     return tmp_path
 
 
-# The runs that a page takes for granted: what the page before it left.
-GRANTED = {
+# Runs that a page presupposes, left by an earlier page.
+PRESUPPOSED = {
     "README.md": ["runs/demo"],
     "docs/how-to.md": ["runs/mine", "runs/second"],
     "examples/README.md": ["runs/mine"],
 }
 
 
-# The longest of them runs with the slow tests.
+# The longest page runs with the slow tests.
 RUN_PAGES = [pytest.param(p, marks=pytest.mark.slow if p.name == "how-to.md" else ()) for p in PAGES]
 
 
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_code(page, place, monkeypatch, capfd):
-    for number, folder in enumerate(GRANTED.get(str(page.relative_to(ROOT)), [])):
+    for number, folder in enumerate(PRESUPPOSED.get(str(page.relative_to(ROOT)), [])):
         run(
             shlex.split(f"autobert-zero search --train_file text.txt --output_dir {folder} --seed {42 + number}"),
             monkeypatch,
@@ -149,10 +148,10 @@ def test_commands_and_code(page, place, monkeypatch, capfd):
             exec(compile(block, str(page), "exec"), {"__name__": "block"})
         elif language == "yaml":
             name = re.match(r"# (\S+)\n", block)[1]
-            SearchSettings(**yaml.safe_load(block))
+            SearchSettings.from_dict(yaml.safe_load(block))
             Path(name).write_text(block, encoding="utf-8")
         elif not (found := commands_of(block)):
-            # An expression, or what a command prints.
+            # An expression, or the output of a command.
             assert block.startswith(("Best of", "matmul")) and (
                 block.startswith("Best") or Expression.parse(block.strip())
             )
@@ -172,8 +171,8 @@ def test_commands_that_are_not_run_exist():
 
 
 def test_flags_of_the_benchmarks_exist():
-    """They take settings of a search, options of their own, and those of the script that they measure."""
-    known = {field.name for settings in (SearchSettings, TrainingArguments) for field in dataclasses.fields(settings)}
+    """Settings of a search, options of the benchmark, and those of the script that it measures."""
+    known = {*GROUP_OF, *(field.name for field in dataclasses.fields(TrainingArguments))}
     measured = (ROOT / "examples" / "run_pretraining.py").read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
     for line in makefile.splitlines():
@@ -184,7 +183,7 @@ def test_flags_of_the_benchmarks_exist():
 
 
 def test_options_in_the_text_exist():
-    """Words such as `--lookahead` in a sentence."""
+    """Flags such as `--lookahead` in sentences."""
     known = set(SearchSettings().to_dict()) | {
         "config",
         "output",
@@ -208,7 +207,7 @@ def test_options_in_the_text_exist():
 @pytest.mark.parametrize(
     "page", [*PAGES, ROOT / "results" / "README.md"], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_links_lead_somewhere(page):
+def test_links(page):
     for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
@@ -226,9 +225,9 @@ def test_accelerate_reads_the_configurations(file):
 
 
 def test_the_job_script(tmp_path):
-    """Bash reads it, and what it starts is a search whose options there are."""
+    """Bash runs it, and it starts a search with existing options."""
     script = ROOT / "docs" / "slurm.sh"
-    # Stand-ins for SLURM's commands: `srun` runs here, and what it would launch is printed.
+    # Stand-ins for SLURM's commands: `srun` runs its command here, and `accelerate` prints what it would launch.
     for name, body in {
         "scontrol": "echo node-a; echo node-b",
         "srun": '"$@"',
@@ -252,15 +251,17 @@ def test_the_reference(tmp_path):
     words = shlex.split(command.replace("docs/reference", str(tmp_path)))
     subprocess.run([sys.executable, *words], check=True, capture_output=True)
     pages = {page.stem for page in tmp_path.rglob("*.html")}
-    assert pages >= {path.stem for path in (ROOT / "search").glob("*.py") if not path.stem.startswith("__")}
+    assert pages >= {path.stem for path in (ROOT / "search").rglob("*.py") if not path.stem.startswith("__")}
 
 
 def test_the_notebook(place):
     notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
     nbformat.validate(notebook)
-    [cell] = [cell for cell in notebook.cells if cell.cell_type == "code" and "SearchSettings(" in cell.source]
+    [cell] = [
+        cell for cell in notebook.cells if cell.cell_type == "code" and "SearchSettings.from_dict(" in cell.source
+    ]
     small = {**TINY_RUN, "train_file": ["text.txt"], "output_dir": "runs/notebook"}
-    cell.source = cell.source.partition("settings =")[0] + f"settings = SearchSettings(**{small!r})"
+    cell.source = cell.source.partition("settings =")[0] + f"settings = SearchSettings.from_dict({small!r})"
     nbclient.NotebookClient(
         notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": place}}
     ).execute()

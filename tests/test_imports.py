@@ -1,9 +1,11 @@
-"""Who may import whom. The rule keeps the pure side free of torch, and the root files fit for the remote-code loader."""
+"""Which modules may import which, what stays free of torch, and files that the remote-code loader accepts."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,162 +15,149 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "autobert_zero."
 
-# What each module may import of the project; all of it, transitively.
-ALLOWED = {
-    "configuration_autobert_zero": set(),
-    "modeling_autobert_zero": {"configuration_autobert_zero"},
-    "search.settings": {"configuration_autobert_zero"},
-    "search.functional_key": {"configuration_autobert_zero"},
-    "search.grammar": {"configuration_autobert_zero"},
-    "search.mutation": {"configuration_autobert_zero", "search.grammar", "search.space"},  # space: for types only
-    "search.space": {"configuration_autobert_zero", "search.functional_key", "search.grammar", "search.mutation"},
-    "search.pareto": set(),
-    "search.records": {"search.pareto"},
-    "search.priority": {"search.records"},
-    "search.strategies": {"search.priority", "search.records"},
-    "search.evolution": {"search.costs", "search.records", "search.settings", "search.strategies"},
-    "search.history": {"configuration_autobert_zero", "search.records"},
-    "search.costs": {"configuration_autobert_zero"},
-    "search.factory": {
-        "configuration_autobert_zero",
-        "search.costs",
-        "search.settings",
-        "search.space",
-        "search.strategies",
-    },
-    "search.stopping": set(),
-    "search.masking": set(),
-    "search.text": {"search.reporting", "search.settings"},
-    "search.data": {"search.masking", "search.settings", "search.text"},
-    "search.training": {"search.settings", "search.stopping"},
-    "search.supernet": {
-        "configuration_autobert_zero",
-        "modeling_autobert_zero",
-        "search.costs",
-        "search.data",
-        "search.settings",
-        "search.space",
-        "search.stopping",
-        "search.training",
-    },
-    "search.proxy": {
-        "configuration_autobert_zero",
-        "modeling_autobert_zero",
-        "search.data",
-        "search.masking",
-        "search.settings",
-        "search.stopping",
-        "search.supernet",
-        "search.training",
-    },
-    "search.notation": {"configuration_autobert_zero"},
-    "search.drawing": {"configuration_autobert_zero", "search.notation"},
-    "search.glue": set(),
-    "search.glue_proxy": {
-        "configuration_autobert_zero",
-        "modeling_autobert_zero",
-        "search.data",
-        "search.glue",
-        "search.proxy",
-        "search.settings",
-        "search.stopping",
-        "search.training",
-    },
-    "search.workers": {"search.reporting", "search.stopping"},
-    "search.reporting": {"configuration_autobert_zero"},
-    "search.charts": set(),
-    "search.own_operations": {
-        "configuration_autobert_zero",
-        "modeling_autobert_zero",
-        "search.costs",
-        "search.functional_key",
-        "search.grammar",
-        "search.reporting",
-    },
-    "search.publishing": {
-        "configuration_autobert_zero",
-        "search.drawing",
-        "search.notation",
-        "search.reporting",
-    },
-    "search.report": {
-        "configuration_autobert_zero",
-        "search.charts",
-        "search.drawing",
-        "search.history",
-        "search.notation",
-        "search.pareto",
-        "search.priority",
-        "search.records",
-        "search.reporting",
-        "search.settings",
-        "search.space",
-    },
-    "search.progress": {"search.history", "search.report", "search.reporting"},
-    "search.__init__": set(),
-    "search.__main__": {"search.cli"},
-}
-PURE = [
-    "settings",
-    "functional_key",
-    "grammar",
-    "mutation",
-    "space",
-    "costs",
-    "pareto",
-    "records",
-    "priority",
-    "strategies",
-    "evolution",
-    "factory",
-    "history",
-    "stopping",
-    "notation",
-    "drawing",
-    "charts",
-    "publishing",
-    "report",
+# The parts of the project, lowest layer first. A module may import modules of its own part and of lower layers.
+LAYERS = [
+    {"configuration_autobert_zero"},
+    {"modeling_autobert_zero"},
+    {"settings", "seeding", "files", "provenance", "stopping"},
+    {"space"},
+    {"evolution", "text", "custom_operations"},
+    {"genomes"},
+    {"evaluation", "report"},
+    {"run"},
+    {"cli"},
+    {"__main__"},
 ]
+LEVELS = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+# Lower parts that a part must not import all the same: strategies know nothing of BERT.
+FORBIDDEN = {"evolution": {"space", "configuration_autobert_zero", "modeling_autobert_zero"}}
+
+# Need numpy and, for genomes, the configuration.
+PURE = ["space", "evolution"]
+WITHOUT_TORCH = [*PURE, "report", "genomes", "settings", "seeding", "files", "provenance", "stopping"]
 
 
 def modules() -> dict[str, Path]:
-    files = [*ROOT.glob("*_autobert_zero.py"), *ROOT.glob("search/*.py")]
-    return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+    """Files by module: `configuration_autobert_zero`, `search.settings`, `search.space.bounds`, `search.space`."""
+    found = {}
+    for file in (*ROOT.glob("*_autobert_zero.py"), *ROOT.glob("search/**/*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def part_of(module: str) -> str:
+    """`space` for `search.space.bounds`, `settings` for `search.settings`."""
+    return module.removeprefix("search.").partition(".")[0]
 
 
 def imported(file: Path) -> set[str]:
+    """Everything that a file imports anywhere; `from a import b` imports `a` and `a.b`."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = "autobert_zero" if node.level else node.module
-            module = f"{base}.{node.module}" if node.level else base
+            module = f"{PACKAGE}{node.module or ''}" if node.level else str(node.module)
             found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return found
 
 
-def test_modules_import_what_they_may():
+def project_imports() -> dict[str, set[str]]:
+    """The imports of each module among the modules of the project, without those of the empty package `search`."""
     names = modules()
-    assert set(names) == {*ALLOWED, "search.cli", "search.commands", "search.run"}
-    for name, allowed in ALLOWED.items():
-        project = {i.removeprefix(PACKAGE) for i in imported(names[name]) if i.startswith(PACKAGE)} & set(names)
-        assert project <= allowed, name
-        assert not imported(names[name]) & {"examples", "tests"}
+    targets = set(names) - {"search"}
+    return {
+        name: {each.removeprefix(PACKAGE) for each in imported(file) if each.startswith(PACKAGE)} & targets
+        for name, file in names.items()
+    }
+
+
+def violations(imports: Mapping[str, set[str]]) -> list[str]:
+    """Imports that the layers do not allow, and one circle of imports if there is any.
+
+    Args:
+        imports: the modules that each module imports.
+    """
+    found = []
+    for module, targets in sorted(imports.items()):
+        part = part_of(module)
+        for target in sorted(targets):
+            other = part_of(target)
+            allowed = LEVELS[other] < LEVELS[part] and other not in FORBIDDEN.get(part, ())
+            if part != other and not allowed:
+                found.append(f"{module} imports {target}")
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        found.append(f"circle: {' imports '.join(reversed(error.args[1]))}")
+    return found
+
+
+def test_modules_import_lower_layers_only():
+    imports = project_imports()
+    assert {part_of(module) for module in imports} - {"search"} == set(LEVELS)
+    assert not imported(modules()["search"]) and not imports.pop("search")
+    assert violations(imports) == []
+    for file in modules().values():
+        assert not {name.partition(".")[0] for name in imported(file)} & {"examples", "tests"}, file
+
+
+@pytest.mark.parametrize(
+    ("module", "target", "expected"),
+    [
+        ("search.space.costs", "search.settings", []),
+        ("search.space.backbone", "search.space.bounds", []),
+        ("search.settings", "search.space.bounds", ["search.settings imports search.space.bounds"]),
+        ("configuration_autobert_zero", "search.files", ["configuration_autobert_zero imports search.files"]),
+        ("search.report.page", "search.run.run", ["search.report.page imports search.run.run"]),
+        (
+            "search.report.page",
+            "search.evaluation.proxy",
+            ["search.report.page imports search.evaluation.proxy"],
+        ),
+        ("search.files", "search.seeding", ["search.files imports search.seeding"]),
+        ("search.evolution.loop", "search.space.bounds", ["search.evolution.loop imports search.space.bounds"]),
+        (
+            "search.space.grammar",
+            "search.space.mutation",
+            ["circle: search.space.grammar imports search.space.mutation imports search.space.grammar"],
+        ),
+    ],
+)
+def test_the_check_finds_upward_and_sideways_imports_and_circles(module, target, expected):
+    imports = {"search.space.mutation": {"search.space.grammar"}, "search.space.bounds": {"search.settings"}}
+    if module == "search.settings":
+        del imports["search.space.bounds"]  # or there is a circle as well
+    assert violations(imports) == []
+    found = violations({**imports, module: imports.get(module, set()) | {target}})
+    # A circle may be reported from any of its modules.
+    if expected and expected[0].startswith("circle"):
+        assert len(found) == 1 and {*re.findall(r"search\S+", found[0])} == {module, target}
+    else:
+        assert found == expected
+
+
+def test_strategies_and_space_need_numpy_only():
+    for name, file in modules().items():
+        if part_of(name) in PURE:
+            others = {each.partition(".")[0] for each in imported(file)} - set(sys.stdlib_module_names)
+            assert others <= {"numpy", "autobert_zero"}, name
+
+
+@pytest.mark.parametrize("part", WITHOUT_TORCH)
+def test_parts_that_do_not_load_torch(part):
+    """The base class of configurations loads torch if it is installed, so it is hidden here."""
+    names = [f"{PACKAGE}{name}" for name in modules() if name != "search" and part_of(name) == part]
+    code = f"import sys; sys.modules['torch'] = None; import {', '.join(names)}"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
 
 
 def test_only_the_command_line_prints():
     for name, file in modules().items():
         calls = [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
-        if name not in ("search.cli", "search.commands"):
+        if part_of(name) != "cli":
             assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], name
-
-
-@pytest.mark.parametrize("name", PURE)
-def test_the_pure_side_does_not_load_torch(name):
-    """transformers' configuration base loads it where it is installed, so it is taken away here."""
-    code = f"import sys; sys.modules['torch'] = None; import autobert_zero.search.{name}"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("name", ["configuration_autobert_zero", "modeling_autobert_zero"])
@@ -178,13 +167,14 @@ def test_root_files_fit_the_remote_code_loader(name):
     assert set(get_relative_imports(file)) <= {"configuration_autobert_zero"}
 
 
-def test_the_root_is_no_package():
+def test_the_root_is_not_a_package():
     assert not (ROOT / "__init__.py").exists()
 
 
-def test_readme_names_the_files_that_are_there():
+def test_the_readme_names_existing_files():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in re.findall(r"`((?:search/|tests/|examples/|benchmarks/)?\w+\.py)`", readme):
+    folders = "search|tests|examples|benchmarks|docs|results"
+    for name in re.findall(rf"`((?:(?:{folders})/(?:\w+/)*)?\w+\.py|(?:{folders})/(?:\w+/)*)`", readme):
         assert (ROOT / name).exists(), name
     for target in re.findall(r"\]\(([^)]+)\)", readme):
         assert target.startswith("https://") or (ROOT / target.split("#")[0]).exists(), target

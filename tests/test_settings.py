@@ -1,11 +1,34 @@
+"""Settings in groups, flat in files and flags; independent random streams."""
+
+import dataclasses
+
 import pytest
 
-from autobert_zero.search.settings import SearchSettings, stream
+from autobert_zero.search.seeding import random_stream
+from autobert_zero.search.settings import GROUP_OF, GROUPS, RENAMED, SearchSettings, StrategySettings
 
 
 def test_round_trip():
-    settings = SearchSettings(seed=7, kernel_sizes=[3, 9], train_file=["a.txt"])
-    assert SearchSettings(**settings.to_dict()) == settings
+    settings = SearchSettings.from_dict({"seed": 7, "kernel_sizes": [3, 9], "train_file": ["a.txt"]})
+    assert SearchSettings.from_dict(settings.to_dict()) == settings
+    assert (settings.run.seed, settings.space.kernel_sizes, settings.text.train_file) == (7, [3, 9], ["a.txt"])
+
+
+def test_groups():
+    """Every setting is in one group, so that a flat name is unique."""
+    names = [each.name for group in GROUPS.values() for each in dataclasses.fields(group)]
+    assert sorted(names) == sorted(GROUP_OF) == sorted(SearchSettings().to_dict())
+    changed = SearchSettings().replace(seed=7, strategy="random")
+    assert (changed.run.seed, changed.strategy) == (7, StrategySettings(strategy="random"))
+    assert dataclasses.replace(changed, run=SearchSettings().run, strategy=StrategySettings()) == SearchSettings()
+    with pytest.raises(ValueError, match=r"expected settings of a search, got 'sead'; did you mean seed\?"):
+        SearchSettings().replace(sead=7)
+
+
+def test_old_names_are_accepted():
+    assert RENAMED["hurdle"] == "prune_after"
+    values = {old: SearchSettings().to_dict()[new] for old, new in RENAMED.items()} | {"hurdle": 0.25}
+    assert SearchSettings.from_dict(values) == SearchSettings().replace(prune_after=0.25)
 
 
 @pytest.mark.parametrize(
@@ -15,11 +38,11 @@ def test_round_trip():
         ({"kernel_sizes": []}, "kernel_sizes: expected at least one size"),
         ({"kernel_sizes": [3, 3]}, "kernel_sizes: expected distinct sizes"),
         ({"num_attention_heads": 5}, "num_attention_heads: expected a divisor of hidden_size, got 5"),
-        ({"max_nodes": 33}, "max_nodes: expected from 5 to 32, got 33"),
+        ({"max_nodes": 33}, "max_nodes: expected a number from 5 to 32, got 33"),
         ({"min_attention_layers": 9}, "min_attention_layers: .*got 9"),
         ({"max_attention_layers": 0}, "max_attention_layers: expected at least min_attention_layers=1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate: expected a positive number"),
-        ({"select_fraction": 0.7}, "select_fraction"),
+        ({"validation_fraction": 0.7}, "validation_fraction: expected a number above 0 and below 0.5, got 0.7"),
         ({"strategy": "annealing"}, "strategy: .*'annealing'"),
         ({"train_file": ["a"], "dataset_name": "b"}, "either train_file or dataset_name"),
         ({"streaming": True, "dataset_name": "b"}, "streaming: expected max_documents"),
@@ -27,32 +50,34 @@ def test_round_trip():
         ({"seed": -1}, "seed: expected at least 0"),
         ({"max_parameters": 0}, "max_parameters: expected a positive number, got 0"),
         ({"priority_decay": 0.0}, "priority_decay: expected a number above 0 and at most 1, got 0.0"),
-        ({"hurdle": 1.0}, "hurdle: expected a number from 0 to below 1"),
+        ({"prune_after": 1.0}, "prune_after: expected a number from 0 to below 1"),
         ({"layer_mutations": [1.0, 1.0]}, "layer_mutations: expected 3 numbers"),
         ({"operation_mutations": [0.0, 0.0, 0.0, 0.0]}, "operation_mutations: expected 4 numbers .*not all"),
         ({"operation_mutations": [1.0, -1.0, 1.0, 1.0]}, "operation_mutations: expected 4 numbers of at least 0"),
         ({"objectives": ["latency"]}, "objectives: expected score and any others of"),
         ({"objectives": ["score", "beauty"]}, r"objectives: .*got \['score', 'beauty'\]"),
         ({"other_paths": "none"}, "other_paths: expected one of"),
-        ({"learning_rate": float("nan")}, "learning_rate: expected a positive number, got nan"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a finite number, got nan"),
     ],
 )
-def test_illegal_values_are_named(values, message):
+def test_errors_name_the_setting(values, message):
     with pytest.raises(ValueError, match=message):
-        SearchSettings(**values)
+        SearchSettings.from_dict(values)
 
 
-def test_identity_leaves_out_the_machine_and_how_long_a_run_goes_on():
-    a = SearchSettings(output_dir="a", num_threads=1).identity()
-    assert a == SearchSettings(output_dir="b", num_threads=2, max_seconds=5.0, max_evaluations=9).identity()
-    assert a != SearchSettings(seed=1).identity()
+def test_identity_omits_the_machine_and_the_budget():
+    defaults = SearchSettings()
+    identity = defaults.replace(output_dir="a", num_threads=1).identity()
+    longer = defaults.replace(output_dir="b", num_threads=2, max_seconds=5.0, max_evaluations=9)
+    assert identity == longer.identity() and longer.budget() == {**defaults.budget(), "max_evaluations": 9}
+    assert identity != defaults.replace(seed=1).identity()
 
 
 def test_streams_are_independent_and_named():
     draws = {
-        tuple(stream(seed, *names).integers(1 << 60, size=3).tolist())
+        tuple(random_stream(seed, *names).integers(1 << 60, size=3).tolist())
         for seed in (0, 1)
         for names in [(), ("a",), ("b",), ("a", 0), ("a", 1), ("a", 0, 0)]
     }
     assert len(draws) == 12
-    assert stream(3, "x", 2).random() == stream(3, "x", 2).random()
+    assert random_stream(3, "x", 2).random() == random_stream(3, "x", 2).random()

@@ -1,3 +1,5 @@
+"""Graceful shutdown: by time, by signals, and at once."""
+
 import os
 import signal
 
@@ -10,7 +12,7 @@ def test_time():
     assert not Stop()() and not Stop(1000)()
     stop = Stop(0)
     assert stop()
-    with pytest.raises(Stopped, match="max_seconds are over") as stopped:
+    with pytest.raises(Stopped, match="max_seconds have passed") as stopped:
         stop.check()
     assert stopped.value.code == 0
 
@@ -29,7 +31,7 @@ def test_signals(number):
     assert signal.getsignal(number) == before
 
 
-def test_an_impatient_user():
+def test_the_third_signal_ends_the_process_at_once():
     pid = os.fork()
     if pid == 0:
         with Stop().listening():

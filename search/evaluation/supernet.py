@@ -73,7 +73,8 @@ class SuperNetwork(nn.Module):
 
     def _make_layer(self, position: int, gene: Gene) -> AutoBertZeroLayer:
         """A layer without weights. One per position, because every module of a path has separate weights."""
-        config = self._skeleton[0].config if not _is_custom(gene) else self.builder.config(Genome([gene]))
+        genome = Genome([gene] * self.builder.settings.num_hidden_layers)
+        config = self._skeleton[0].config if not _is_custom(gene) else self.builder.config(genome)
         with torch.device("meta"):
             return AutoBertZeroLayer(config, gene)
 

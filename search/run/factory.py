@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.configuration_autobert_zero import LAYER_RULE, Genome
 from autobert_zero.search.custom_operations import CustomOperations
 from autobert_zero.search.evolution.limits import LimitedSpace
 from autobert_zero.search.evolution.strategies import (
@@ -69,10 +69,12 @@ def within_limits(space: BackboneSpace, settings: LimitSettings, costs: Callable
 
 def read_seed_genomes(sources: list[str], space: Any) -> tuple[Genome, ...]:
     """Raises: ValueError for genomes that cannot be read or are not in the space."""
+    bounds = space.bounds
+    rules = {**dict(bounds.grammar.custom_operations), **dict.fromkeys(bounds.layer_kinds, LAYER_RULE)}
     found = []
     for source in sources:
         try:
-            genome = read_genome(source, space.bounds.num_layers)
+            genome = read_genome(source, bounds.num_layers, rules)
         except (ValueError, OSError) as error:
             raise ValueError(f"seed_genomes: {error}") from None
         if not space.contains(genome):

@@ -1,8 +1,8 @@
-"""Fetches the source distribution of the installed transformers, whose tests are made to run on any model class.
+"""Fetches the source distribution of the installed transformers, whose common tests run on any model class.
 
     python -m tests.conformance.fetch
 
-puts it into `.cache/`, ready to import as `transformers_tests`. Nothing of it is part of this project.
+puts it into `.cache/`, importable as `transformers_tests`. It is not part of this project.
 """
 
 import shutil
@@ -18,7 +18,7 @@ import transformers
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 SOURCE = CACHE / f"transformers-{transformers.__version__}"
 
-# What the common tests import and the distribution lacks: nothing of it concerns an encoder.
+# Modules that the common tests import and the distribution lacks; none of them concerns an encoder.
 STAND_INS = {
     "__init__.py": "",
     "exporters/__init__.py": "",
@@ -44,7 +44,7 @@ def fetch() -> None:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
         source = Path(folder) / SOURCE.name
-        # Under a name of its own: `tests` is ours.
+        # Under another name: `tests` is this package.
         tests = (source / "tests").rename(source / "transformers_tests")
         for name, text in STAND_INS.items():
             path = tests / name

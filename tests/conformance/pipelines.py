@@ -1,7 +1,7 @@
-"""transformers' pipeline tests, on tiny models saved here instead of ones from the Hub.
+"""transformers' pipeline tests, on tiny models that are saved here instead of models of the Hub.
 
 The source distribution has the mixin that loads a model, builds a pipeline and runs it on batches, but not the classes
-that say what each task's pipeline should give. Those are ours.
+that check the output of each task. Those are here.
 """
 
 import json
@@ -13,7 +13,7 @@ from transformers import BertTokenizerFast, pipeline
 
 
 class TaskTest:
-    """What the mixin asks of a task: a pipeline with examples for it, and whether it does its work."""
+    """What the mixin needs of a task: a pipeline, examples, and a check of outputs."""
 
     task: str
     examples = ["This is a test", "A longer test, with more words in it, of what a pipeline does", "Short"]
@@ -102,12 +102,12 @@ HEADS = {
 
 
 def tasks(model_classes) -> dict[str, type]:
-    """The class that does each task."""
+    """The model class of each task."""
     return {test.task: next(c for c in model_classes if c.__name__.endswith(head)) for test, head in HEADS.items()}
 
 
 def save_tiny_models(models) -> None:
-    """Save `models`, each with a tokenizer, where the mixin looks for them."""
+    """Save `models`, each with a tokenizer, where the mixin loads them from."""
     for model in models:
         path = FOLDER / model.config.model_type / type(model).__name__
         model.save_pretrained(path)
@@ -117,7 +117,7 @@ def save_tiny_models(models) -> None:
 
 
 def pipeline_mixin(model_classes):
-    """The mixin, imported with the environment that makes it find the models of `model_classes`."""
+    """The mixin, imported with the environment in which it finds the models of `model_classes`."""
     SUMMARY.parent.mkdir()
     summary = {
         c.__name__: {"tokenizer_classes": ["BertTokenizerFast"], "processor_classes": []} for c in model_classes

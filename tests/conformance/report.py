@@ -1,4 +1,4 @@
-"""Counts of a conformance run, and what is skipped and why.
+"""Counts of a conformance run, and the reasons of skipped tests.
 
 python -m tests.conformance.report junit.xml [results.json]
 """
@@ -8,7 +8,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 
-from autobert_zero.search import reporting
+from autobert_zero.search.provenance import commit, versions
 
 
 def read(path: str) -> dict[str, dict[str, tuple[str, str]]]:
@@ -28,7 +28,7 @@ def main(junit: str, output: str | None = None) -> None:
     classes = read(junit)
     bert = classes["BertTest"]
     counts = {name: dict(Counter(outcome for outcome, _ in tests.values())) for name, tests in classes.items()}
-    # What BERT runs, and one of ours does not.
+    # Tests that BERT runs and one of our classes does not.
     more = {
         name: {
             test: reason
@@ -45,8 +45,8 @@ def main(junit: str, output: str | None = None) -> None:
     if output:
         summary = {
             "command": "make conformance",
-            "commit": reporting.commit(),
-            "versions": reporting.versions(),
+            "commit": commit(),
+            "versions": versions(),
             "counts": counts,
             "skipped_beyond_bert": more,
             "bert_skips": dict(reasons),

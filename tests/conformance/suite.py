@@ -1,7 +1,7 @@
-"""transformers' common tests on our model classes, and on BERT's to compare with.
+"""transformers' common tests on our model classes, and on BERT's for comparison.
 
-Run by `make conformance` (see README.md in this folder), not with the other tests: the tests that are run here are
-fetched first.
+Run by `make conformance` (see README.md in this folder), not with the other tests: the common tests must be fetched
+first.
 """
 
 import sys
@@ -13,9 +13,8 @@ from transformers.models.auto import modeling_auto
 
 from autobert_zero import modeling_autobert_zero
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Attention, AutoBertZeroConfig, Genome
-
-from . import pipelines
-from .fetch import SOURCE
+from tests.conformance import pipelines
+from tests.conformance.fetch import SOURCE
 
 
 sys.path.insert(0, str(SOURCE))
@@ -29,7 +28,7 @@ from transformers_tests.test_modeling_common import (
 from transformers_tests.test_training_mixin import TrainingTesterMixin
 
 
-# Each class, and the table of transformers' own models from which the tests learn what labels it takes.
+# Each class, and the table of models by which the common tests know its labels.
 HEADS = {
     "Model": "",
     "ForMaskedLM": "FOR_MASKED_LM_",
@@ -47,7 +46,7 @@ for head, table in HEADS.items():
 
 PipelineTesterMixin = pipelines.pipeline_mixin([*BERT_CLASSES, *OUR_CLASSES])
 
-# Small, and all different.
+# Small, and different from each other.
 SIZES = {
     "vocab_size": 99,
     "hidden_size": 32,
@@ -63,7 +62,7 @@ SIZES = {
 
 
 class ModelTester:
-    """What the common tests ask of a model: its configuration and its inputs."""
+    """What the common tests need of a model: its configuration and its inputs."""
 
     batch_size, seq_length, num_choices, is_training = 13, 7, 4, True
 
@@ -116,7 +115,7 @@ class CommonTests(ModelTesterMixin, PipelineTesterMixin, TrainingTesterMixin):
 
 
 class BertTest(CommonTests, unittest.TestCase):
-    """The measure: what transformers' own BERT passes and skips in the same suite."""
+    """For comparison: what transformers' BERT passes and skips in the same suite."""
 
     config_class = transformers.BertConfig
     all_model_classes = BERT_CLASSES

@@ -1,0 +1,46 @@
+"""Spaces within limits."""
+
+import pytest
+
+from autobert_zero.search.evolution.archive import Outcome
+from autobert_zero.search.evolution.limits import InfeasibleLimits, LimitedSpace
+from autobert_zero.search.evolution.strategies import OpNas, RandomSearch
+from autobert_zero.search.seeding import random_stream
+from autobert_zero.search.space.costs import CostModel
+from tests.conftest import HEADS, HIDDEN, SPACE, TOKENS, VOCAB, random_genome
+from tests.evolution.conftest import search
+
+
+COSTS = CostModel(HIDDEN, HEADS, 37, VOCAB, max_position_embeddings=32, tokens=TOKENS)
+
+
+def test_a_search_within_limits():
+    limit = sorted(COSTS.parameters(random_genome(i)) for i in range(100))[20]
+    space = LimitedSpace(SPACE, COSTS.costs, {"parameters": limit})
+    assert not space.contains(max((random_genome(i) for i in range(100)), key=COSTS.parameters))
+
+    def evaluate(record):
+        return Outcome(score=float(COSTS.parameters(record.genome)))
+
+    history = search(OpNas(space, 8, 2, 3, crossover_probability=0.5), count=80, evaluate=evaluate, space=space)
+    assert len(history) == 80 and all(space.contains(record.genome) for record in history)
+
+
+def test_a_search_at_the_edge_of_its_limits_continues():
+    """Random genomes within the limits are so rare that sometimes none is found: then the child is omitted."""
+    limit = COSTS.parameters(min((random_genome(i) for i in range(3000)), key=COSTS.parameters))
+    space = LimitedSpace(SPACE, COSTS.costs, {"parameters": limit})
+    history = search(RandomSearch(space, 3), count=6, evaluate=lambda record: Outcome(score=0.0), space=space)
+    assert all(space.within(record.genome) for record in history)
+    nothing = LimitedSpace(SPACE, COSTS.costs, {"parameters": 10})
+    assert search(RandomSearch(nothing, 3), count=6, space=nothing) == []
+
+
+def test_limits_that_no_genome_keeps():
+    space = LimitedSpace(SPACE, COSTS.costs, {"parameters": 10, "flops": 1e12})
+    with pytest.raises(
+        InfeasibleLimits, match=r"max_parameters=10, max_flops=.*: expected limits that some genomes keep"
+    ):
+        space.random(random_stream(0))
+    genome = random_genome(0)
+    assert space.mutate(genome, random_stream(0)) == genome

@@ -1,0 +1,374 @@
+"""The pre-training script: killed and resumed, its evaluation, streams, several processes, bad input."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import run_pretraining
+import torch
+from run_pretraining import losses_by_fraction
+from safetensors.torch import load_file
+from training_scripts import last_checkpoint
+from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertConfig
+
+from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
+from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.text import prepared
+from autobert_zero.search.text.corpus import Corpus
+from tests.conftest import TINY_RUN, run_without_package, write_corpus
+
+
+SCRIPT = Path(run_pretraining.__file__)
+SIZES = "hidden_size=12,num_attention_heads=3,intermediate_size=20"
+
+
+def command(folder, **arguments) -> list[str]:
+    values = {
+        "train_file": folder / "text.txt",
+        "genome": "bert-small",
+        "config_overrides": SIZES,
+        "vocab_size": 150,
+        "max_seq_length": 32,
+        "max_steps": 12,
+        "per_device_train_batch_size": 2,
+        "save_steps": 4,
+        "disable_tqdm": "true",
+        "output_dir": folder / "out",
+        "prepared_dir": folder / "prepared",
+        **arguments,
+    }
+    given = [
+        (f"--{name}", *(value if isinstance(value, list) else [value]))
+        for name, value in values.items()
+        if value is not None
+    ]
+    return [sys.executable, str(SCRIPT), *map(str, itertools.chain.from_iterable(given))]
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Runs the script in this process; returns its output, or the error message."""
+
+    def run_script(code: int = 0, **arguments) -> str:
+        monkeypatch.setattr(sys, "argv", command(folder, **arguments)[1:])
+        if code:
+            with pytest.raises(SystemExit, match=str(code)):
+                run_pretraining.main()
+            return capsys.readouterr().err
+        run_pretraining.main()
+        return capsys.readouterr().out
+
+    return run_script
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_corpus(tmp_path / "text.txt", documents=60)
+    return tmp_path
+
+
+def test_a_killed_run_resumes_exactly(folder, run):
+    """Killed after a checkpoint: the result has the same bits, and finished steps are not repeated."""
+    genome = [
+        {"kind": "convolution", "kernel_size": 5},
+        {"kind": "attention", "expression": "matmul(softmax(q), matmul(transpose(k), v))"},
+    ]
+    (folder / "genome.json").write_text(json.dumps(genome))
+    options = {
+        "genome": folder / "genome.json",
+        "objective": "sop",
+        "short_seq_length": 16,
+        "short_fraction": 0.5,
+        "gradient_accumulation_steps": 2,
+        "whole_word_masking": "true",
+    }
+    run(**options)
+    process = subprocess.Popen(
+        command(folder, **options, **{"output_dir": folder / "killed"}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "killed" / "checkpoint-4" / "trainer_state.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "killed" / "results.json").exists()
+    # A checkpoint without its last file, as if killed during writing, is ignored.
+    (folder / "killed" / "checkpoint-99").mkdir()
+    run(**options, output_dir=folder / "killed")
+    one, other = (load_file(folder / name / "model.safetensors") for name in ("out", "killed"))
+    assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+    results = [json.loads((folder / name / "results.json").read_text()) for name in ("out", "killed")]
+    assert results[0]["losses"] == results[1]["losses"]
+    assert set(results[0]["losses"]) == {"validation", "test"}
+    assert set(results[0]["losses"]["test"]) == {"0.25", "0.5", "0.75", "1"}
+    assert results[0]["tokens"] == 12 * 4 * 32
+    before = (folder / "out" / "model.safetensors").stat().st_mtime_ns
+    assert "finished" in run(**options)
+    assert (folder / "out" / "model.safetensors").stat().st_mtime_ns == before
+    done = run(code=2, **{**options, "genome": "bert-small"})
+    assert "holds a training that differs in config" in done
+
+    for place in (folder / "out", last_checkpoint(folder / "out")):
+        model = AutoModelForPreTraining.from_pretrained(place, trust_remote_code=True)
+        assert [dict(gene) for gene in model.config.genome] == genome and not model.config.sparse_prediction
+    output, _ = run_without_package(
+        "import sys, transformers as t\n"
+        "m = t.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "print(t.AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True).decode(m.config.pad_token_id))",
+        str(folder / "out"),
+        cwd=folder,
+    )
+    assert output.strip() == "[PAD]"
+
+
+def test_it_learns_and_other_architectures_train_on_the_same_batches(folder, run):
+    """The loss is below that of token frequencies; transformers' BERT has the same text and the same masks."""
+    (folder / "genome.json").write_text(json.dumps([{"kind": "convolution", "kernel_size": 5}] * 2))
+    learning = {
+        "genome": folder / "genome.json",
+        "max_steps": 150,
+        "learning_rate": 1e-2,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 8,
+    }
+    rows = [
+        {"body": text.replace("\n", " ")} for text in (folder / "text.txt").read_text().split("\n\n") if text.strip()
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [folder / "text.txt", folder / "rows.jsonl"]
+    run(
+        **learning,
+        config_overrides=f"{SIZES},initializer_range=0.2",
+        validation_file=files,
+        text_column="body",
+        prepared_dir=None,
+    )
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert results["losses"]["test"]["1"] < results["unigram_losses"]["test"] - 0.3
+    assert results["losses"]["text"]["1"] < results["unigram_losses"]["text"]
+    run(
+        max_steps=2,
+        genome=None,
+        model_type="bert",
+        config_overrides=f"{SIZES},num_hidden_layers=2",
+        output_dir=folder / "bert",
+    )
+    other = json.loads((folder / "bert" / "results.json").read_text())
+    assert other["unigram_losses"]["test"] == results["unigram_losses"]["test"]
+    assert other["identity"]["text"] == results["identity"]["text"]
+    model = AutoModelForMaskedLM.from_pretrained(folder / "bert")
+    assert model.config.model_type == "bert" and model.config.vocab_size == len(
+        AutoTokenizer.from_pretrained(folder / "bert")
+    )
+
+
+def test_the_tokens_of_a_search_are_used(folder, run, monkeypatch):
+    text_of_search = {"train_file": [str(folder / "text.txt")], "vocab_size": 150}
+    text_of_search["prepared_dir"] = str(folder / "prepared")
+    settings = SearchSettings.from_dict({**TINY_RUN, **text_of_search, "seed": 42})
+    Corpus.build(settings.text, settings.run.seed, settings.model.sequence_length)
+    with monkeypatch.context() as reading:
+        reading.setattr(prepared, "read_documents", lambda settings: pytest.fail("read again"))
+        run(max_steps=1)
+    assert AutoTokenizer.from_pretrained(folder / "out").model_max_length == 32 > settings.model.sequence_length
+    run(max_steps=1, output_dir=folder / "fresh", prepared_dir=None)
+    used, fresh = (json.loads((folder / name / "results.json").read_text()) for name in ("out", "fresh"))
+    assert used["identity"] == fresh["identity"]
+    write_corpus(folder / "text.txt", documents=61)
+    assert "differs in content of train_file" in run(code=2, max_steps=1, output_dir=folder / "other")
+
+
+def test_streaming(folder, run):
+    run(max_steps=1)  # for its tokenizer
+    rows = [text.replace("\n", " ") for text in (folder / "text.txt").read_text().split("\n\n") if text.strip()]
+    (folder / "data").mkdir()
+    (folder / "data" / "train.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    options = {
+        "train_file": None,
+        "dataset_name": folder / "data",
+        "streaming": "true",
+        "prepared_dir": None,
+        "tokenizer_name": folder / "out",
+        "streaming_test_documents": 10,
+        "streaming_buffer": 20,
+        "output_dir": folder / "streamed",
+    }
+    run(**options, save_total_limit=3)
+    results = json.loads((folder / "streamed" / "results.json").read_text())
+    assert results["losses"]["test"]["1"] > 0
+    # Resumed in the middle of the stream, from its first checkpoint.
+    model = load_file(folder / "streamed" / "model.safetensors")
+    for name in ("results.json", "checkpoint-12/trainer_state.json", "checkpoint-8/trainer_state.json"):
+        (folder / "streamed" / name).unlink()
+    run(**options, save_total_limit=3)
+    assert results["losses"] == json.loads((folder / "streamed" / "results.json").read_text())["losses"]
+    again = load_file(folder / "streamed" / "model.safetensors")
+    assert all((model[name] == again[name]).all() for name in model)
+    assert "max_documents: expected more than streaming_test_documents=10" in run(
+        code=2, **{**options, "max_documents": 10}
+    )
+    done = run(code=2, **{**options, "max_steps": -1})
+    assert "max_steps: expected a number with streaming" in done
+    assert "prepared_dir: expected none with streaming" in run(code=2, **{**options, "prepared_dir": folder / "kept"})
+
+
+_BATCHES = """
+import itertools, json, sys
+sys.path.insert(0, sys.argv.pop(1))
+import run_pretraining as script
+from accelerate.utils import gather_object
+from transformers import HfArgumentParser
+
+parser = HfArgumentParser(
+    (script.ModelArguments, script.TextSettings, script.PretrainingArguments, script.TrainingArguments)
+)
+trainer = script.Pretraining.set_up(*parser.parse_args_into_dataclasses()).trainer
+batches = [batch["input_ids"].tolist() for batch in itertools.islice(trainer.get_train_dataloader(), 5)]
+both = gather_object([batches])
+if trainer.args.process_index == 0:
+    expected = [[trainer.train_dataset[4 * k + i]["input_ids"].tolist() for i in range(4)] for k in range(5)]
+    shared = [sorted(one + other) for one, other in zip(*both)]
+    assert shared == [sorted(row for block in blocks for row in block) for blocks in expected]
+    assert len({str(rows) for rows in shared}) == 5
+    print("SHARED")
+trainer.accelerator.wait_for_everyone()  # a process must not end while the other communicates
+trainer.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes(folder):
+    """They divide the blocks of every update, and train."""
+    arguments = command(folder, use_cpu="true", ddp_backend="gloo")[1:]
+    (folder / "batches.py").write_text(_BATCHES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    for code in ([str(folder / "batches.py"), str(SCRIPT.parent)], arguments[:1]):
+        done = subprocess.run(
+            [*launch, *code, *arguments[1:]],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("SHARED" in done.stdout) == (code != arguments[:1])
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert results["processes"] == 2 and results["tokens"] == 12 * 2 * 2 * 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"genome": "nonsense"}, "genome: expected a preset, a JSON file or a folder, got 'nonsense'"),
+        ({"genome": None}, "genome: expected either --genome or --model_type"),
+        ({"genome": None, "model_type": "berd"}, "model_type: expected a model type of transformers, got 'berd'"),
+        ({"config_overrides": "hiden_size=3"}, "config_overrides: key hiden_size"),
+        ({"config_overrides": "hidden_size=13"}, "num_attention_heads: expected a divisor of hidden_size=13"),
+        ({"config_overrides": "max_position_embeddings=16"}, "max_seq_length: expected at most .*16, got 32"),
+        ({"validation_file": ["a/test.txt"]}, "validation_file: expected files of different names"),
+        ({"validation_file": ["no.txt"]}, "validation_file: 'no.txt': train_file: expected a file"),
+        ({"max_eval_sequences": 0}, "max_eval_sequences: expected at least 1, got 0"),
+        (
+            {"genome": None, "model_type": "t5", "config_overrides": None},
+            "model_type: expected an encoder with max_pos",
+        ),
+        (
+            {"genome": None, "model_type": "albert", "objective": "sop"},
+            "objective: expected mlm for AlbertForPreTraining, without sentence pairs, got 'sop'",
+        ),
+        ({"objective": "nap"}, "objective: expected one of"),
+        ({"objective": "nsp", "genome": None, "model_type": "convbert"}, "model_type: |objective: "),
+        ({"train_file": "no.txt", "prepared_dir": None}, "train_file: expected a file, got 'no.txt'"),
+        ({"max_seq_length": 4096}, "train_file the validation part: expected 4096 tokens or more, got"),
+    ],
+)
+def test_bad_input_ends_the_script_before_anything_is_trained(folder, run, arguments, message):
+    assert re.search(f"error: .*({message})", run(code=2, **arguments), re.DOTALL)
+    assert not (folder / "out" / "training.json").exists()
+
+
+def test_a_model_without_a_genome(folder, run):
+    BertConfig().save_pretrained(folder / "bert")
+    assert "a model of type 'bert' has no genome" in run(code=2, genome=folder / "bert")
+
+
+def test_a_training_that_diverges_is_reported(folder, run):
+    assert "test: loss not finite" in run(learning_rate=1e30, max_grad_norm=1e30, save_strategy="no")
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert results["losses"]["test"]["1"] is None
+    assert "finished" in run(learning_rate=1e30, max_grad_norm=1e30, save_strategy="no")
+
+
+def test_reported_losses_are_of_masked_language_modelling(folder, run):
+    """Of models that are hardly trained, the loss is the same with and without sentence pairs."""
+    for objective in ("mlm", "nsp", "sop"):
+        run(objective=objective, max_steps=1, learning_rate=1e-9, output_dir=folder / objective)
+    losses = [
+        json.loads((folder / name / "results.json").read_text())["losses"]["test"]["1"]
+        for name in ("mlm", "nsp", "sop")
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, abs=0.1)  # the loss of the pair is 0.7
+
+
+def test_helpers(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    log = [{"loss": 1.0, "step": 5}, {"eval_a_loss": 3.0, "step": 5}, {"eval_a_loss": 2.0, "step": 10}]
+    assert losses_by_fraction(log, 10) == {"a": {"0.5": 3.0, "1": 2.0}}
+
+
+def test_a_training_is_identified_by_changed_fields():
+    """A training that was started with a version of fewer fields can be resumed."""
+
+    class Later(AutoBertZeroConfig):
+        later_field: float = 0.5
+
+    for config_class in (AutoBertZeroConfig, Later):
+        fields = run_pretraining.changed_fields(config_class(hidden_size=8, num_attention_heads=2))
+        assert fields == {"hidden_size": 8, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "model_type", ["bert", "convbert", "roberta", "albert", "electra", "modernbert", "deberta-v2"]
+)
+def test_predicting_only_at_labels_changes_nothing(model_type):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20, "num_hidden_layers": 1}
+    config = CONFIG_MAPPING[model_type](
+        **sizes,
+        embedding_size=16,
+        vocab_size=40,
+        pad_token_id=0,
+        max_position_embeddings=32,
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    plain = AutoModelForMaskedLM.from_config(config).eval()
+    sparse = run_pretraining.make_model(config, "mlm").eval()
+    sparse.load_state_dict(plain.state_dict())
+    ids = torch.randint(5, 40, (2, 12))
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.7, -100)
+    one, other = plain(input_ids=ids, labels=labels), sparse(input_ids=ids, labels=labels)
+    assert torch.allclose(one.loss, other.loss, atol=1e-6)
+    assert other.logits.shape == (1, (labels != -100).sum(), 40)
+    one.loss.backward()
+    other.loss.backward()
+    for x, y in zip(plain.parameters(), sparse.parameters(), strict=True):
+        assert (x.grad is None and y.grad is None) or torch.allclose(x.grad, y.grad, atol=1e-6)
+    assert torch.allclose(plain(input_ids=ids).logits, sparse(input_ids=ids).logits, atol=1e-6)
+
+
+def test_a_short_validation_file(folder, run):
+    (folder / "short.txt").write_text("the cat meows")
+    assert "validation_file short: expected 32 tokens or more, got " in run(
+        code=2, validation_file=[folder / "short.txt"]
+    )

@@ -1,0 +1,99 @@
+"""Saved models in a process with transformers but without this package, head by head and tensor by tensor."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from autobert_zero.configuration_autobert_zero import (
+    PUBLISHED_GENOME,
+    Attention,
+    AutoBertZeroConfig,
+    Expression,
+    Genome,
+)
+from autobert_zero.modeling_autobert_zero import AUTO_CLASSES
+from tests.conftest import run_without_package, tiny_config
+
+
+pytestmark = pytest.mark.model
+
+_LOAD = """
+import json, sys
+from pathlib import Path
+import torch, transformers
+from safetensors.torch import load_file
+
+transformers.logging.set_verbosity_info()
+for name, folder in json.loads(sys.argv[1]).items():
+    auto_class = getattr(transformers, name)
+    model, info = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    assert not any(info.values()), info
+    assert type(model).__module__.startswith("transformers_modules.")
+    files = {file.name for file in Path(folder).iterdir()}
+    assert files == {"config.json", "model.safetensors", "configuration_autobert_zero.py", "modeling_autobert_zero.py"}, files
+    stored, tensors = load_file(Path(folder) / "model.safetensors"), model.state_dict()
+    # A tied tensor is stored once; every tensor that is not stored shares memory with a stored one.
+    places = {tensors[key].data_ptr() for key in stored}
+    assert all(tensor.data_ptr() in places for tensor in tensors.values())
+    for key, value in stored.items():
+        assert torch.equal(tensors[key], value), key
+    model.eval().save_pretrained(folder + "-again")
+    again = auto_class.from_pretrained(folder + "-again", trust_remote_code=True).eval()
+    shape = (3, 2, 7) if name == "AutoModelForMultipleChoice" else (3, 7)
+    ids = torch.randint(99, shape, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, ..., 4:] = 0
+    with torch.no_grad():
+        outputs = [m(input_ids=ids, attention_mask=mask, return_dict=False)[0] for m in (model, again)]
+    assert torch.equal(*outputs)
+    print("SUM", name, outputs[0].double().abs().clamp(max=1e3).sum().item())
+"""
+
+
+def test_every_head_in_a_process_without_the_package(tmp_path):
+    import torch
+
+    reference = Attention(Expression.parse("matmul(cosine_similarity(q, k), add(v, p))"))
+    config = tiny_config(Genome([PUBLISHED_GENOME[2], PUBLISHED_GENOME[9], reference]))
+    folders, sums = {}, {}
+    for auto_class, model_class in AUTO_CLASSES.items():
+        name = auto_class.__name__
+        model = model_class(config).eval()
+        for parameter in model.parameters():  # biases and norms, too, away from their initial values
+            torch.nn.init.normal_(parameter, std=0.3)
+        folders[name] = str(tmp_path / name)
+        model.save_pretrained(folders[name])
+        shape = (3, 2, 7) if name == "AutoModelForMultipleChoice" else (3, 7)
+        ids = torch.randint(99, shape, generator=torch.Generator().manual_seed(0))
+        mask = torch.ones_like(ids)
+        mask[0, ..., 4:] = 0
+        output = model(input_ids=ids, attention_mask=mask, return_dict=False)[0]
+        sums[name] = output.double().abs().clamp(max=1e3).sum().item()
+    out, messages = run_without_package(_LOAD, json.dumps(folders), cwd=tmp_path)
+    assert "It has no effect here and is ignored" not in messages and "loading weights" in messages.lower()
+    printed = {line.split()[1]: float(line.split()[2]) for line in out.splitlines() if line.startswith("SUM ")}
+    assert printed == pytest.approx(sums, rel=1e-5) and len(printed) == 8
+
+
+def test_a_checkout_is_the_published_base_architecture(tmp_path):
+    """Without weights; loaded from the folder itself, as from a repository of the Hub."""
+    root = Path(__file__).resolve().parents[2]
+    values = json.loads((root / "config.json").read_text())
+    assert AutoBertZeroConfig(**values).to_dict() | {"architectures": None} == AutoBertZeroConfig.preset(
+        "autobert-zero-base"
+    ).to_dict() | {"architectures": None}
+    code = """
+import sys, torch, transformers
+config = transformers.AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.device("meta"):
+    model = transformers.AutoModel.from_config(config, trust_remote_code=True)
+print(type(model).__module__.startswith("transformers_modules."), sum(p.numel() for p in model.parameters()))
+"""
+    output, _ = run_without_package(code, str(root), cwd=tmp_path)
+    remote, parameters = output.split()
+    assert remote == "True" and float(parameters) == pytest.approx(103.7e6, rel=1e-3)
+    front = (root / "README.md").read_text().split("---\n")[1]
+    card = ModelCard((root / "README.md").read_text())
+    assert card.data.license == "apache-2.0" and "pipeline_tag: fill-mask" in front

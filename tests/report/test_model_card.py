@@ -1,0 +1,218 @@
+"""A found model for the Hub: the folder, its card, and the upload, to a stand-in for the Hub's HTTP interface."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
+from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.search.cli.main import main
+from autobert_zero.search.files import write_json
+from autobert_zero.search.report.drawing import draw_genome, to_svg
+from autobert_zero.search.report.model_card import describe
+from autobert_zero.search.text.tokens import train_tokenizer
+from tests.conftest import run_without_package, tiny_config
+
+
+GENOME = Genome([Convolution(3), SELF_ATTENTION])
+SUMMARY = {
+    "best": {"genome": GENOME.to_list()},
+    "results": {
+        "AutoBERT-Zero (found)": {"loss": 3.25, "perplexity": 25.79, "parameters": 12345},
+        "BERT": {"loss": None, "perplexity": None, "parameters": 23456},
+        "unigram": {"loss": 5.5, "perplexity": 244.69, "parameters": None},
+    },
+    "tokens": {"train": 1000, "validation": 200, "test": 300, "final_each": 987654},
+    "counts": {"evaluated": 17},
+    "seed": 5,
+    "machine": {"device": "2 cores of a machine", "processes": 2, "threads": 1},
+    "command": "python -m autobert_zero.search --seed 5",
+    "commit": None,
+    "versions": {"torch": "2.13.0"},
+    "data": {"source": "novels.txt"},
+    "settings": {"sequence_length": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    tokenizer = train_tokenizer(["the cat meows near a house . the dog barks ."] * 3, 64, 16)
+    config = tiny_config(GENOME, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    AutoBertZeroForMaskedLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    describe(folder / "model", SUMMARY, "mine")
+    write_json(folder / "summary.json", SUMMARY)
+    return folder
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The requests of an upload: create a repository, how to send files, commit them."""
+
+    requests: list[tuple[str, bytes]]
+    refuse = False
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.requests.append((self.path, body, self.headers.get("Authorization")))
+        if self.refuse:
+            return self.answer(403, {"error": "You have no right to do this."})
+        if self.path == "/api/repos/create":
+            return self.answer(200, {"url": f"http://{self.headers['Host']}/me/model"})
+        if self.path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if self.path == "/api/models/me/model/preupload/main":
+            files = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]
+            return self.answer(200, {"files": modes})
+        if self.path == "/api/models/me/model/commit/main":
+            oid = "0123456789abcdef0123456789abcdef01234567"
+            url = f"http://{self.headers['Host']}/me/model/commit/{oid}"
+            return self.answer(200, {"success": True, "commitOid": oid, "commitUrl": url})
+        return self.answer(404, {"error": f"unexpected {self.path}"})
+
+    def do_GET(self):
+        self.requests.append((self.path, b"", self.headers.get("Authorization")))
+        self.answer(404, {"error": f"unexpected {self.path}"})
+
+    def answer(self, status: int, value: dict) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def hub():
+    handler = type("Handler", (Hub,), {"requests": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def export(hub, home: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_TOKEN": "hf_secret",
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+    }
+    command = [sys.executable, "-c", "from autobert_zero.search.cli.main import main; main()", "export", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_folder_and_its_card(capsys, run, tmp_path):
+    output = tmp_path / "exported"
+    main(["export", str(run), "--output", str(output), "--license", "mit", "--language", "en", "de"])
+    assert capsys.readouterr().out.strip() == str(output)
+    assert {file.name for file in output.iterdir()} >= {
+        "README.md",
+        "backbone.svg",
+        "config.json",
+        "configuration_autobert_zero.py",
+        "model.safetensors",
+        "modeling_autobert_zero.py",
+        "tokenizer.json",
+    }
+    assert (output / "backbone.svg").read_text(encoding="utf-8") == to_svg(draw_genome(GENOME))
+    card = ModelCard.load(output / "README.md")
+    assert (
+        card.data.license == "mit" and card.data.language == ["en", "de"] and card.data.library_name == "transformers"
+    )
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
+        "loss": 3.25,
+        "perplexity": 25.79,
+    }
+    assert all(result.dataset_name == "held-out part of novels.txt" for result in card.data.eval_results)
+    for file in output.glob("*.py"):
+        assert f"- `{file.name}`: `{hashlib.sha256(file.read_bytes()).hexdigest()}`" in card.text
+    rows = [line for line in card.text.splitlines() if line.startswith("|")]
+    assert "| AutoBERT-Zero (found) | 12,345 | 3.2500 | 25.8 |" in rows and "| BERT | 23,456 | diverged |  |" in rows
+    assert "| machine | 2 cores of a machine, 2 processes of 1 thread |" in rows and "| seed | 5 |" in rows
+    assert not any("commit |" in row for row in rows)  # it is not known
+    assert (
+        "![" in card.text
+        and "(backbone.svg)" in card.text
+        and "revision" in card.text
+        and "@inproceedings" in card.text
+    )
+    assert (
+        '"USER/NAME"' in card.text
+        and "The maximum sequence length is 16 tokens" in card.text
+        and "{" not in card.text.partition("## Citation")[0]
+    )
+
+
+def test_the_folder_in_a_process_without_the_package(run, tmp_path):
+    main(["export", str(run), "--output", str(tmp_path / "exported")])
+    code = """
+import sys
+from transformers import pipeline
+fill_mask = pipeline("fill-mask", model=sys.argv[1], trust_remote_code=True)
+print(len(fill_mask("the cat [MASK] .")))
+"""
+    out, _ = run_without_package(code, str(tmp_path / "exported"), cwd=tmp_path)
+    assert out.split()[-1] == "5"
+
+
+def test_the_upload(run, hub, tmp_path):
+    output = tmp_path / "exported"
+    done = export(hub, tmp_path, str(run), "--output", str(output), "--push_to_hub", "me/model", "--private")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("/me/model/commit/0123456789abcdef0123456789abcdef01234567")
+    requests = hub.RequestHandlerClass.requests
+    assert all(token == "Bearer hf_secret" for path, _, token in requests if path.endswith(("/create", "/main")))
+    [created] = [json.loads(body) for path, body, _ in requests if path == "/api/repos/create"]
+    assert created["name"] == "model" and created["organization"] == "me"
+    assert created.get("private") is True or created.get("visibility") == "private"
+    [commit] = [body for path, body, _ in requests if path.endswith("/commit/main")]
+    sent = [json.loads(line) for line in commit.splitlines()]
+    files = {
+        entry["value"]["path"]: base64.b64decode(entry["value"]["content"]) for entry in sent if entry["key"] == "file"
+    }
+    assert files == {file.name: file.read_bytes() for file in output.iterdir()}
+    assert b'model="me/model"' in files["README.md"]
+
+
+def test_a_refused_upload_leaves_the_folder(run, hub, tmp_path):
+    hub.RequestHandlerClass.refuse = True
+    output = tmp_path / "exported"
+    done = export(hub, tmp_path, str(run), "--output", str(output), "--push_to_hub", "me/model")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: not uploaded: " in done.stderr and f"{output} is ready" in done.stderr
+    assert (output / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}", "--output", "{tmp}/new"], "run: expected the folder of a finished run"),
+        (["{run}", "--output", "{run}"], "output: expected a new or an empty folder"),
+        (["{run}", "--output", "{run}/summary.json"], "output: expected a new or an empty folder"),
+        (["{run}", "--output", "{tmp}/new", "--private"], "--private: expected --push_to_hub"),
+    ],
+)
+def test_bad_input(capsys, run, tmp_path, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", *(argument.format(run=run, tmp=tmp_path) for argument in arguments)])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,96 @@
+"""Genomes from presets, expressions, files, folders and the Hub."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autobert_zero.configuration_autobert_zero import (
+    PUBLISHED_GENOME,
+    SELF_ATTENTION,
+    AutoBertZeroConfig,
+    CustomLayer,
+    Genome,
+)
+from autobert_zero.search.genomes import decode_genome, read_genome
+from tests.conftest import random_genome
+
+
+def test_sources_of_genomes(tmp_path, monkeypatch):
+    genome = random_genome(3)
+    (tmp_path / "genome.json").write_text(json.dumps(genome.to_list()))
+    assert read_genome(str(tmp_path / "genome.json")) == genome
+    for name, value in (
+        ("config.json", {"genome": genome.to_list()}),
+        ("summary.json", {"best": {"genome": genome.to_list()}}),
+    ):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(json.dumps(value))
+        assert read_genome(str(folder)) == genome
+    assert read_genome("bert-small") == Genome([SELF_ATTENTION] * 12)
+    monkeypatch.setattr(AutoBertZeroConfig, "get_config_dict", lambda name: ({"model_type": "bert"}, {}))
+    with pytest.raises(ValueError, match="a model of type 'bert' has no genome: 'me/bert'"):
+        read_genome("me/bert")
+    config = AutoBertZeroConfig(genome=genome.to_list()).to_dict()
+    monkeypatch.setattr(AutoBertZeroConfig, "get_config_dict", lambda name: (config, {}))
+    assert read_genome("me/found") == genome
+    assert read_genome(str(SELF_ATTENTION.expression)) == Genome([SELF_ATTENTION])
+
+
+def test_files_with_a_required_number_of_layers(tmp_path):
+    genome = random_genome(1)
+    values = {
+        "list": genome.to_list(),
+        "config": {"genome": genome.to_list()},
+        "summary": {"best": {"genome": genome.to_list(), "score": 1.0}},
+    }
+    for name, value in values.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(value))
+        assert read_genome(str(path), len(genome)) == genome
+        with pytest.raises(ValueError, match=f"expected 7 layers, got {len(genome)} in "):
+            read_genome(str(path), 7)
+    assert list(read_genome("published", 14)) == [*PUBLISHED_GENOME, *PUBLISHED_GENOME[:2]]
+    assert read_genome("bert", 2) == Genome([SELF_ATTENTION] * 2)
+
+
+def test_custom_operations_of_files(tmp_path):
+    """The rules are stored with the genome: no functions are needed to read it."""
+    genes = [{"kind": "attention", "expression": "act(q)"}, {"kind": "pool"}]
+    rules = {"act": "ab->ab", "pool": "layer"}
+    values = {
+        "summary": {"best": {"genome": genes}, "custom_operations": rules},
+        "config": AutoBertZeroConfig(genome=genes, custom_operations=rules).to_dict(),
+    }
+    for name, value in values.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+        genome = read_genome(str(tmp_path / f"{name}.json"))
+        assert genome == decode_genome(genes, {"custom_operations": rules})
+        assert genome.custom_operations() == rules and genome[1] == CustomLayer("pool")
+    (tmp_path / "list.json").write_text(json.dumps(genes))
+    with pytest.raises(ValueError, match="unknown name 'act'"):
+        read_genome(str(tmp_path / "list.json"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere/genome.json", "expected a file, a folder, or a model of the Hub"),
+        ("{folder}", "expected a summary.json, config.json or history.jsonl in "),
+        ("{folder}/empty.json", "expected a JSON file with a genome, got "),
+        ("softmax(q", "expression: expected"),
+    ],
+)
+def test_bad_sources(tmp_path, source, message):
+    (tmp_path / "empty.json").write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        read_genome(source.format(folder=tmp_path))
+
+
+def test_the_genome_of_a_running_search_is_its_best_so_far(tmp_path):
+    run = Path(__file__).resolve().parent / "fixtures" / "run-0.1"
+    (tmp_path / "history.jsonl").write_bytes((run / "history.jsonl").read_bytes())
+    records = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()[1:]]
+    best = max((record for record in records if record["score"] is not None), key=lambda record: record["score"])
+    assert read_genome(str(tmp_path)) == Genome.from_list(best["genome"])
