@@ -138,7 +138,7 @@ class JsonLines:
 
     def append(self, value: Any) -> None:
         self.open()
-        self._file.write(json.dumps(value, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        self._size += self._file.write(json.dumps(value, allow_nan=False, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
