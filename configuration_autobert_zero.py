@@ -11,10 +11,14 @@ This file does not import torch: it is saved with every model, and tools read it
 """
 
 import functools
+import hashlib
+import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import transformers
@@ -44,7 +48,22 @@ OPERATIONS = {
     "matmul": "ab,bc->ac",
     "cosine_similarity": "ac,bc->ab",  # between the rows of x and the rows of y
     "euclidean_distance": "ac,bc->ab",  # between the rows of x and the rows of y
+    # Beyond the paper:
+    "sigmoid": "ab->ab",
+    "mul": "ab,ab->ab",  # elementwise
+    "mix": "ab,ab->ab",  # x + σ(λ) (y - x), with one learned λ
+    "rotary": "nd->nd",  # rotates each row by its position (Su et al. 2021)
+    "conv3": "nd->nd",  # depth-wise convolution over tokens, with learned kernels
+    "conv7": "nd->nd",
+    "conv15": "nd->nd",
 }
+# The primitives of the paper, and all there are; `v1` is an input, but counts as an operation beyond the paper.
+PAPER_OPERATIONS = tuple(OPERATIONS)[:10]
+ALL_OPERATIONS = (*OPERATIONS, "v1")
+# Kernel sizes of the operations that are convolutions.
+KERNEL_SIZES = {"conv3": 3, "conv7": 7, "conv15": 15}
+# Operations with learned parameters: each node has its own.
+PARAMETRIC = (*KERNEL_SIZES, "mix")
 
 # The rule of a custom layer kind: a layer maps hidden states to hidden states, and nothing more is known of it here.
 LAYER_RULE = "layer"
@@ -80,8 +99,11 @@ def check_custom_operations(rules: Mapping[str, str]) -> None:
             raise ValueError(f"operation {name!r}: expected axes of the operands in the result, got {rule!r}")
 
 
-# Linear projections of the layer input, each `n×d` per head. An expression uses as many as it likes.
-INPUTS = ("q", "k", "v", "p")
+# Linear projections of the layer input, each `n×d` per head, of which an expression uses any; and `v1`, the `v` of the
+# first attention layer (value residual; Zhou et al. 2024).
+PROJECTED_INPUTS = ("q", "k", "v", "p")
+FIRST_VALUES = "v1"
+INPUTS = (*PROJECTED_INPUTS, FIRST_VALUES)
 INPUT_TYPE = RESULT_TYPE = "nd"
 
 MAX_NODES = 32
@@ -115,7 +137,7 @@ def _result_type(name: str, rule: str, operand_types: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Expression:
-    """A typed expression: an input (`q k v p`) or an operation on operands. Equal sub-expressions are one node of a DAG.
+    """A typed expression: an input (`q k v p v1`) or an operation on operands. Equal sub-expressions are one node of a DAG.
 
     Raises: ValueError at construction for an unknown name, a wrong number of operands or a type clash.
 
@@ -179,11 +201,24 @@ class Expression:
         used = {node.name for node in self.nodes()}
         return [name for name in INPUTS if name in used]
 
+    def parameters(self) -> "dict[Expression, str]":
+        """The nodes with learned parameters, each with the name of its parameters: `conv7_0`, `conv7_1`, …"""
+        found: dict[Expression, str] = {}
+        for node in self.nodes():
+            if node.name in PARAMETRIC:
+                found[node] = f"{node.name}_{sum(other.name == node.name for other in found)}"
+        return found
+
     def mixes_tokens(self) -> bool:
         """Whether the result for a token depends on other tokens: some node sums or normalises over tokens."""
         return any(
-            node.contracts_tokens() or (node.name == "softmax" and node.type[1] == "n") for node in self.nodes()
+            node.contracts_tokens() or node.name in KERNEL_SIZES or (node.name == "softmax" and node.type[1] == "n")
+            for node in self.nodes()
         )
+
+    def uses_positions(self) -> bool:
+        """Whether the result depends on the order of tokens beyond that of the inputs."""
+        return any(node.name == "rotary" or node.name in KERNEL_SIZES for node in self.nodes())
 
     def contracts_tokens(self) -> bool:
         """Whether this very operation sums over tokens: a product, similarity or distance along an axis of type n."""
@@ -361,6 +396,30 @@ class Genome(tuple[Gene, ...]):
         nodes = (node for gene in self if isinstance(gene, Attention) for node in gene.expression.nodes())
         return sorted({node.name for node in nodes if node.operands})
 
+    def has_order(self) -> bool:
+        """Whether some layer depends on the order of tokens without position embeddings: a convolution, an attention
+        with positions, or a custom layer, of which nothing is known."""
+        return any(not isinstance(gene, Attention) or gene.expression.uses_positions() for gene in self)
+
+    def first_attention(self) -> int | None:
+        """Index of the first attention layer."""
+        return next((i for i, gene in enumerate(self) if isinstance(gene, Attention)), None)
+
+    def shares_values(self) -> bool:
+        """Whether some attention uses the values of the first one (`v1`)."""
+        return any(isinstance(gene, Attention) and FIRST_VALUES in gene.expression.inputs() for gene in self)
+
+    def projections(self, layer: int) -> list[str]:
+        """The projections of an attention layer: those that its expression uses, and `v` if `v1` is used anywhere and
+        it is the first."""
+        gene = self[layer]
+        if not isinstance(gene, Attention):
+            raise ValueError(f"layer: expected an attention, got {gene}")
+        used = set(gene.expression.inputs())
+        if layer == self.first_attention():
+            used |= {"v"} if self.shares_values() else set()
+        return [name for name in PROJECTED_INPUTS if name in used]
+
     def custom_operations(self) -> dict[str, str]:
         """Rules by name of the custom operations and layer kinds that it uses."""
         nodes = (node for gene in self if isinstance(gene, Attention) for node in gene.expression.nodes())
@@ -395,6 +454,7 @@ class Genome(tuple[Gene, ...]):
 
 
 SELF_ATTENTION = Attention(Expression.parse("matmul(softmax(scale(matmul(q, transpose(k)))), v)"))
+ROTARY_ATTENTION = Attention(Expression.parse("matmul(softmax(scale(matmul(rotary(q), transpose(rotary(k))))), v)"))
 
 _ATTENTION_6 = "matmul(softmax(scale(matmul(q, neg(transpose(logsigmoid(k)))))), q)"
 
@@ -432,7 +492,12 @@ PRESETS: dict[str, tuple[Genome, dict[str, int]]] = {
     "autobert-zero-large": (Genome(PUBLISHED_GENOME * 2), _LARGE),
     "bert-small": (Genome([SELF_ATTENTION] * 12), _SMALL),
     "bert-base": (Genome([SELF_ATTENTION] * 12), _BASE),
+    "bert-rotary-small": (Genome([ROTARY_ATTENTION] * 12), _SMALL),
+    "bert-rotary-base": (Genome([ROTARY_ATTENTION] * 12), _BASE),
 }
+# Presets without a table of absolute positions.
+_NO_TABLE = ("bert-rotary-small", "bert-rotary-base")
+
 
 # Any head can be loaded from any checkpoint, so every saved configuration names all of them.
 AUTO_MAP = {
@@ -446,6 +511,25 @@ AUTO_MAP = {
     "AutoModelForQuestionAnswering": "modeling_autobert_zero.AutoBertZeroForQuestionAnswering",
     "AutoModelForMultipleChoice": "modeling_autobert_zero.AutoBertZeroForMultipleChoice",
 }
+
+
+_STAMP = "# Digest of all code saved in this folder: "
+
+
+def stamp_code(folder: str | os.PathLike) -> None:
+    """Add a digest of all code in the folder of a model to its copy of this file.
+
+    transformers identifies the code of a local model by its configuration module and the name of its folder. With the
+    digest, models with different code never share classes in one process.
+    """
+    path = Path(folder, f"{AUTO_MAP['AutoConfig'].split('.')[0]}.py")
+    if not path.exists():
+        return
+    source = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if not line.startswith(_STAMP))
+    digest = hashlib.sha256(source.encode())
+    for other in sorted(path.parent.glob("*.py")):
+        digest.update(b"" if other == path else other.read_bytes())
+    path.write_text(f"{source}{_STAMP}{digest.hexdigest()[:16]}\n", encoding="utf-8")
 
 
 @strict
@@ -471,7 +555,11 @@ class AutoBertZeroConfig(PretrainedConfig):
         hidden_act (`str`, defaults to `"gelu"`): Activation of the feed-forward part and of the prediction head.
         hidden_dropout_prob (`float`, defaults to 0.1): Dropout of embeddings and of the two halves of each layer.
         attention_probs_dropout_prob (`float`, defaults to 0.1): Dropout of softmax weights over tokens.
-        max_position_embeddings (`int`, defaults to 512): Maximum number of tokens.
+        max_position_embeddings (`int`, defaults to 512): Maximum number of tokens, with absolute positions.
+        position_embedding_type (`str`, defaults to `"absolute"`):
+            `"absolute"` for BERT's table of position embeddings, `"none"` for none: then the operation `rotary` and
+            convolutions provide the order of tokens, and only memory limits their number.
+        rope_theta (`float`, defaults to 10000.0): Base of the rotation frequencies of `rotary`.
         type_vocab_size (`int`, defaults to 2): Number of token types.
         initializer_range (`float`, defaults to 0.02): Standard deviation of initial weights.
         layer_norm_eps (`float`, defaults to 1e-12): Epsilon of the layer norms.
@@ -503,6 +591,8 @@ class AutoBertZeroConfig(PretrainedConfig):
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
     max_position_embeddings: int = 512
+    position_embedding_type: str = "absolute"
+    rope_theta: float = 10_000.0
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
@@ -526,10 +616,38 @@ class AutoBertZeroConfig(PretrainedConfig):
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As `PretrainedConfig.save_pretrained`, with all code that `auto_map` names."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self.save_code(save_directory)
+
+    def save_code(self, folder: str | os.PathLike) -> None:
+        """Copy the modules that `auto_map` names to a folder, as far as they are missing there."""
+        for reference in (self.auto_map or {}).values():
+            module = reference.split("--")[-1].split(".")[0]
+            source = Path(__file__).with_name(f"{module}.py")
+            target = Path(folder, source.name)
+            if source.exists() and not target.exists():
+                shutil.copyfile(source, target)
+        stamp_code(folder)
+
     def validate_genome(self):
         genome = self.parsed_genome()
         if len(genome) != self.num_hidden_layers:
             raise ValueError(f"genome: expected num_hidden_layers={self.num_hidden_layers} genes, got {len(genome)}")
+
+    def validate_positions(self):
+        if self.position_embedding_type not in ("absolute", "none"):
+            raise ValueError(
+                f"position_embedding_type: expected 'absolute' or 'none', got {self.position_embedding_type!r}"
+            )
+        if self.rope_theta <= 0:
+            raise ValueError(f"rope_theta: expected a positive number, got {self.rope_theta}")
+        if self.position_embedding_type == "none" and not self.parsed_genome().has_order():
+            raise ValueError(
+                "position_embedding_type: expected 'absolute' for a genome without rotary and convolutions, which has no "
+                "notion of the order of tokens, got 'none'"
+            )
 
     def validate_sizes(self):
         for name in (
@@ -564,14 +682,16 @@ class AutoBertZeroConfig(PretrainedConfig):
         """The configuration of a named architecture; `kwargs` override its fields.
 
         `autobert-zero-small`, `-base` and `-large` are the published architecture; `bert-small` and `bert-base` have
-        twelve layers of self-attention at the same sizes.
+        twelve layers of self-attention at the same sizes, and `bert-rotary-small` and `bert-rotary-base` the same with
+        rotary instead of absolute positions.
 
         Raises: ValueError for an unknown name.
         """
         if name not in PRESETS:
             raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {name!r}")
         genome, sizes = PRESETS[name]
-        return cls(**{"genome": genome.to_list(), **sizes, **kwargs})
+        position = {"position_embedding_type": "none"} if name in _NO_TABLE else {}
+        return cls(**{"genome": genome.to_list(), **sizes, **position, **kwargs})
 
 
 AutoBertZeroConfig.register_for_auto_class()

@@ -21,7 +21,7 @@ type of a node is n×d, d×n, n×n or d×d with n tokens and d = head size.
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
@@ -39,6 +39,9 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
+from transformers import (
+    initialization as init,
+)
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -55,6 +58,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import can_return_tuple
 
 from .configuration_autobert_zero import (
+    FIRST_VALUES,
+    KERNEL_SIZES,
     Attention,
     AutoBertZeroConfig,
     Convolution,
@@ -98,11 +103,15 @@ class TokenLayout(NamedTuple):
         attend_to: (batch, tokens, tokens) bool, whether a token (row) attends to a token (column); None if all tokens
             attend to all real ones.
         packed: (real tokens,) indices of the real tokens in the flattened batch; None if hidden states are padded.
+        cosine, sine: (batch, 1, tokens, head_size // 2), or with a batch of 1 for all rows: the rotations of the
+            positions; None if no layer uses them.
     """
 
     real: torch.Tensor | None = None
     attend_to: torch.Tensor | None = None
     packed: torch.Tensor | None = None
+    cosine: torch.Tensor | None = None
+    sine: torch.Tensor | None = None
 
     @classmethod
     def from_mask(cls, attention_mask: torch.Tensor | None, shape: tuple[int, int]) -> "TokenLayout":
@@ -148,6 +157,13 @@ class TokenLayout(NamedTuple):
         if unpad and count <= UNPAD_BELOW * self.real.numel():
             return TokenLayout(self.real, packed=torch.nonzero_static(self.real.flatten(), size=count).squeeze(1))
         return self
+
+    def with_rotations(self, position_ids: torch.Tensor, head_size: int, theta: float, dtype) -> "TokenLayout":
+        """The layout with the rotations of positions (batch, tokens), computed at least in float32."""
+        dtype = torch.promote_types(dtype, torch.float32)
+        exponents = torch.arange(head_size // 2, dtype=dtype, device=position_ids.device) / (head_size // 2)
+        angles = position_ids[:, None, :, None].to(dtype) * theta**-exponents
+        return self._replace(cosine=angles.cos(), sine=angles.sin())
 
     def reduction_mask(self, type_: str, axis: int) -> torch.Tensor | None:
         """Which tokens a reduction over `axis` (-1 or -2) of a value (batch, heads, *type_) includes; None for all.
@@ -232,12 +248,14 @@ class FusedAttention:
         )
 
     def __str__(self) -> str:
-        a, b, c = (f"({x})ᵀ" if t else str(x) for x, t in zip(self.operands, self.transposed, strict=True))
+        a, b, c = (f"transpose({x})" if t else str(x) for x, t in zip(self.operands, self.transposed, strict=True))
         sign = "-" if self.negative else ""
         return f"scaled_dot_product_attention({a}, {b}, {c}, scale={sign}d^-{self.scalings}/2)"
 
     def __call__(self, a, b, c, layout, head_size, dropout):
-        a, b, c = (x.mT if transposed else x for x, transposed in zip((a, b, c), self.transposed, strict=True))
+        a, b, c = (
+            x.transpose(-1, -2) if transposed else x for x, transposed in zip((a, b, c), self.transposed, strict=True)
+        )
         # A is negated, not the scale: kernels subtract the maximum of the raw scores and need a positive scale.
         result = F.scaled_dot_product_attention(
             -a if self.negative else a,
@@ -247,7 +265,7 @@ class FusedAttention:
             dropout_p=dropout,
             scale=head_size ** (-self.scalings / 2),
         )
-        return result.mT if self.transposed_result else result
+        return result.transpose(-1, -2) if self.transposed_result else result
 
 
 def _zero(x, type_, axis, layout):
@@ -279,7 +297,7 @@ def _rows(node, x, y, layout):
 
 def _cosine_similarity(node, x, y, layout, head_size, dropout):
     x, y = _rows(node, x, y, layout)
-    return F.normalize(x, dim=-1, eps=COSINE_EPSILON) @ F.normalize(y, dim=-1, eps=COSINE_EPSILON).mT
+    return F.normalize(x, dim=-1, eps=COSINE_EPSILON) @ F.normalize(y, dim=-1, eps=COSINE_EPSILON).transpose(-1, -2)
 
 
 def _euclidean_distance(node, x, y, layout, head_size, dropout):
@@ -293,16 +311,23 @@ def _euclidean_distance(node, x, y, layout, head_size, dropout):
     lengths_x, lengths_y = (scale * rows.square().sum(-1, keepdim=True) for rows in (wide_x, wide_y))
     left = torch.cat([wide_x, lengths_x, torch.ones_like(lengths_x)], -1)
     right = torch.cat([-2 * wide_y, torch.ones_like(lengths_y), lengths_y], -1)
-    squares = (left @ right.mT).to(torch.promote_types(x.dtype, torch.float32))
+    squares = (left @ right.transpose(-1, -2)).to(torch.promote_types(x.dtype, torch.float32))
     # The clamp also gives a distance of 0 a gradient of 0.
     return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt().to(x.dtype)
 
 
-# The built-in operations. Every function is given the node, its operands, a `TokenLayout` (of which only `real` and
+def _rotary(node, x, layout, head_size, dropout):
+    """Rotates the pairs (i, i + head_size // 2) of each row; the last entry of an odd number is unchanged."""
+    first, second, rest = x.split([head_size // 2, head_size // 2, head_size % 2], -1)
+    cosine, sine = layout.cosine.to(x.dtype), layout.sine.to(x.dtype)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine, rest], -1)
+
+
+# The built-in operations without parameters. Every function is given the node, its operands, a `TokenLayout` (of which only `real` and
 # `attend_to` matter), the head size and the dropout of attention weights.
 EXECUTORS = {
     "neg": lambda node, x, *_: -x,
-    "transpose": lambda node, x, *_: x.mT,
+    "transpose": lambda node, x, *_: x.transpose(-1, -2),
     "scale": lambda node, x, layout, head_size, dropout: x / math.sqrt(head_size),
     "softmax": _softmax,
     "logsigmoid": lambda node, x, *_: F.logsigmoid(x),
@@ -311,9 +336,65 @@ EXECUTORS = {
     "matmul": _matmul,
     "cosine_similarity": _cosine_similarity,
     "euclidean_distance": _euclidean_distance,
+    "sigmoid": lambda node, x, *_: x.sigmoid(),
+    "mul": lambda node, x, y, *_: x * y,
+    "rotary": _rotary,
 }
 # Built-in operations whose values may leave the range of float16, unless a fused kernel computes them.
-OVERFLOWS_FP16 = {"matmul", "euclidean_distance"}
+OVERFLOWS_FP16 = {"matmul", "euclidean_distance", "mul"}
+
+
+class DepthwiseConvolution(nn.Conv1d):
+    """`nn.Conv1d` of stride 1 on (batch, channels, tokens), fast for the transpose of (batch, tokens, channels)."""
+
+    def forward(self, x: torch.Tensor, attend_to: torch.Tensor | None = None) -> torch.Tensor:
+        """`attend_to`: (batch, tokens, tokens) bool, whether a token (row) attends to a token (column); None for all."""
+        if attend_to is not None:
+            return self._tap_by_tap(x, attend_to)
+        # As conv2d on (batch, channels, 1, tokens), whose memory is (batch, tokens, channels) for a transpose: on a CPU
+        # this channels-last form is many times as fast as conv1d, and nothing is copied.
+        x, weight = x.unsqueeze(2), self.weight.unsqueeze(2)
+        return F.conv2d(x, weight, self.bias, padding=(0, self.padding[0]), groups=self.groups).squeeze(2)
+
+    def _tap_by_tap(self, x, attend_to):
+        tokens, margin = x.shape[2], self.padding[0]
+        x, attend_to = F.pad(x, (margin, margin)), F.pad(attend_to, (margin, margin))
+        result = 0.0 if self.bias is None else self.bias[:, None]
+        for tap, weight in enumerate(self.weight.squeeze(1).unbind(1)):
+            # For token i this tap reads token i + tap - margin, which is at index i + tap after padding.
+            visible = attend_to.diagonal(tap, 1, 2)[:, None]
+            result = result + weight[:, None] * x[:, :, tap : tap + tokens] * visible
+        return result
+
+
+class TokenConvolution(DepthwiseConvolution):
+    """The operations `conv3`, `conv7`, `conv15`: a depth-wise convolution over tokens of the channels of all heads."""
+
+    def forward(self, x: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        # x: (batch, heads, tokens, head_size)
+        heads = x.shape[1]
+        x = _zero(x, "nd", -2, layout).transpose(1, 2).flatten(2).transpose(1, 2)
+        return super().forward(x, layout.attend_to).unflatten(1, (heads, -1)).transpose(2, 3)
+
+
+class Mix(nn.Module):
+    """The operation `mix`: x + σ(λ) (y - x), with a learned λ."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        return torch.lerp(x, y, self.weight.sigmoid().to(x.dtype))
+
+
+def make_operation(name: str, channels: int) -> nn.Module:
+    """The module of an operation with parameters; called with its operands and a `TokenLayout`."""
+    if name == "mix":
+        return Mix()
+    size = KERNEL_SIZES[name]
+    return TokenConvolution(channels, channels, size, padding=size // 2, groups=channels, bias=False)
+
 
 # Functions of custom operations and layer kinds: by the digest of the file that defines them, then by name. Every
 # configuration names the digest that it needs, so definitions of several models never collide.
@@ -367,6 +448,7 @@ class ExpressionProgram:
         lower: run softmax attention in `scaled_dot_product_attention`. Without it every node runs by itself: the
             reference, which defines the meaning of an expression.
         functions: of the custom operations in the expression, by name.
+        modules: of the nodes with parameters, by the names of `Expression.parameters`.
 
     Attributes:
         steps: in order. Values are stored in slots: first the inputs, then one slot per step.
@@ -378,10 +460,18 @@ class ExpressionProgram:
         fp16_safe: whether values stay in the range of float16: no products outside fused kernels.
     """
 
-    def __init__(self, expression: Expression, lower: bool = True, functions: Mapping[str, Callable] | None = None):
+    def __init__(
+        self,
+        expression: Expression,
+        lower: bool = True,
+        functions: Mapping[str, Callable] | None = None,
+        modules: Mapping[str, nn.Module] | None = None,
+    ):
         self.expression = expression
         self.lower = lower
         self.functions = functions or {}
+        self.modules = modules or {}
+        self.parameters = expression.parameters()
         self.inputs = expression.inputs()
         self.reasons: list[str] = []
         slots = {Expression(name): slot for slot, name in enumerate(self.inputs)}
@@ -455,6 +545,8 @@ class ExpressionProgram:
                 values.append(fused(*arguments, layout, head_size, dropout))
             elif node.rule:
                 values.append(self.functions[node.name](*arguments))
+            elif node in self.parameters:
+                values.append(self.modules[self.parameters[node]](*arguments, layout))
             else:
                 values.append(EXECUTORS[node.name](node, *arguments, layout, head_size, dropout))
             if output_weights and len(values) - 1 == self.weights_slot:
@@ -485,34 +577,24 @@ class AutoBertZeroEmbeddings(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        if config.position_embedding_type == "absolute":
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds, layout: TokenLayout):
-        # ids (batch, tokens), or (1, tokens) for positions; embeddings (batch, tokens, hidden)
-        shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-        if position_ids is None and layout.real is not None:
-            position_ids = (layout.real.cumsum(1) - 1).clamp(min=0)
-        elif position_ids is None:
-            # Not the device of the weights: offloaded weights are elsewhere.
-            device = (input_ids if inputs_embeds is None else inputs_embeds).device
-            position_ids = torch.arange(shape[1], device=device)[None]
+        # ids (batch, tokens), or (1, tokens); embeddings (batch, tokens, hidden)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(position_ids)
         if inputs_embeds is None:
-            inputs_embeds = self.word_embeddings(layout.pack(input_ids))
-        else:
-            inputs_embeds = layout.pack(inputs_embeds)
-        if layout.packed is not None:
-            token_type_ids, position_ids = (layout.pack(ids.expand(shape)) for ids in (token_type_ids, position_ids))
-        embeddings = (
-            inputs_embeds + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
-        )
+            inputs_embeds = self.word_embeddings(input_ids)
+        embeddings = inputs_embeds + self.token_type_embeddings(token_type_ids)
+        if hasattr(self, "position_embeddings"):
+            embeddings = embeddings + self.position_embeddings(position_ids)
         embeddings = self.dropout(self.LayerNorm(embeddings))
         # Zeros, because a kernel that only weights padding by 0 would turn infinities there into NaN.
-        return embeddings if layout.packed is not None else layout.pad(embeddings, zero_pads=True)
+        return embeddings if layout.real is None else embeddings.masked_fill(~layout.real[..., None], 0)
 
 
 class AutoBertZeroAttention(nn.Module):
@@ -521,17 +603,23 @@ class AutoBertZeroAttention(nn.Module):
     Runs lowered; the reference runs under `attn_implementation="eager"` and if attention weights are requested.
     """
 
-    def __init__(self, config, gene: Attention):
+    def __init__(self, config, gene: Attention, provides_values: bool = False):
         super().__init__()
         self.config = config
         self.gene = str(gene)
+        self.provides_values = provides_values
         self.head_size = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
         functions = _custom_functions(config)
-        self.lowered = ExpressionProgram(gene.expression, functions=functions)
-        self.reference = ExpressionProgram(gene.expression, lower=False, functions=functions)
-        for name in self.lowered.inputs:
+        modules = {
+            name: make_operation(node.name, config.hidden_size) for node, name in gene.expression.parameters().items()
+        }
+        self.lowered = ExpressionProgram(gene.expression, True, functions, modules)
+        self.reference = ExpressionProgram(gene.expression, False, functions, modules)
+        for name in self._projected(provides_values):
             setattr(self, PROJECTIONS[name], nn.Linear(config.hidden_size, config.hidden_size))
+        if modules:
+            self.operations = nn.ModuleDict(modules)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def extra_repr(self) -> str:
@@ -542,11 +630,30 @@ class AutoBertZeroAttention(nn.Module):
         eager = output_attentions or self.config._attn_implementation == "eager"
         return self.reference if eager else self.lowered
 
+    def _projected(self, provides_values: bool) -> list[str]:
+        used = {*self.lowered.inputs, *(["v"] if provides_values else [])}
+        return [name for name in PROJECTIONS if name in used]
+
+    def values(self, hidden_states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        """`v`, (batch, heads, tokens, head_size)."""
+        return self._heads(self.value(hidden_states), layout)
+
     def forward(
-        self, hidden_states: torch.Tensor, layout: TokenLayout, output_attentions: bool = False
+        self,
+        hidden_states: torch.Tensor,
+        layout: TokenLayout,
+        output_attentions: bool = False,
+        first_values: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`first_values`: the `v` of the first attention layer, if the genome uses `v1`."""
         program = self.program(output_attentions)
-        values = [self._heads(getattr(self, PROJECTIONS[name])(hidden_states), layout) for name in program.inputs]
+        known = {FIRST_VALUES: first_values, **({"v": first_values} if self.provides_values else {})}
+        values = [
+            known[name]
+            if known.get(name) is not None
+            else self._heads(getattr(self, PROJECTIONS[name])(hidden_states), layout)
+            for name in program.inputs
+        ]
         # Products of products leave the range of float16, and so may everything computed from them.
         dtype = values[0].dtype
         widen = dtype == torch.float16 and not program.fp16_safe and not hidden_states.is_meta
@@ -573,37 +680,6 @@ class AutoBertZeroAttention(nn.Module):
         return layout.pad(projected).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
 
-class DepthwiseConvolution(nn.Conv1d):
-    """A convolution over tokens with one kernel per channel; maps (batch, tokens, channels) to the same shape."""
-
-    def __init__(self, channels: int, kernel_size: int):
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
-
-    def forward(self, x: torch.Tensor, attend_to: torch.Tensor | None = None) -> torch.Tensor:
-        """`attend_to`: (batch, tokens, tokens) bool, whether a token (row) attends to a token (column); None for all."""
-        if attend_to is not None:
-            return self._tap_by_tap(x, attend_to)
-        # As conv2d on (batch, channels, 1, tokens), whose memory is still (batch, tokens, channels): on a CPU this
-        # channels-last form is many times as fast as conv1d on the transposed tensor, and nothing is copied.
-        x = F.conv2d(
-            x.transpose(1, 2).unsqueeze(2),
-            self.weight.unsqueeze(2),
-            self.bias,
-            padding=(0, self.padding[0]),
-            groups=self.groups,
-        )
-        return x.squeeze(2).transpose(1, 2)
-
-    def _tap_by_tap(self, x, attend_to):
-        tokens, margin = x.shape[1], self.padding[0]
-        x, attend_to = F.pad(x, (0, 0, margin, margin)), F.pad(attend_to, (margin, margin))
-        result = self.bias
-        for tap, weight in enumerate(self.weight.squeeze(1).unbind(1)):
-            # For token i this tap reads token i + tap - margin, which is at index i + tap after padding.
-            result = result + weight * x[:, tap : tap + tokens] * attend_to.diagonal(tap, 1, 2)[..., None]
-        return result
-
-
 class AutoBertZeroConvolution(nn.Module):
     """Mixes tokens by a depth-wise convolution between a gated linear unit and a linear map."""
 
@@ -611,14 +687,20 @@ class AutoBertZeroConvolution(nn.Module):
         super().__init__()
         self.gene = str(gene)
         self.gate = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.convolution = DepthwiseConvolution(config.hidden_size, gene.kernel_size)
+        width, size = config.hidden_size, gene.kernel_size
+        self.convolution = DepthwiseConvolution(width, width, size, padding=size // 2, groups=width)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, layout: TokenLayout, output_attentions: bool = False
+        self,
+        hidden_states: torch.Tensor,
+        layout: TokenLayout,
+        output_attentions: bool = False,
+        first_values: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, None]:
         hidden_states = layout.pad(F.glu(self.gate(hidden_states)), zero_pads=True)
-        return self.dense(layout.pack(self.convolution(hidden_states, layout.attend_to))), None
+        mixed = self.convolution(hidden_states.transpose(1, 2), layout.attend_to).transpose(1, 2)
+        return self.dense(layout.pack(mixed)), None
 
     def program(self) -> str:
         """How it runs."""
@@ -636,7 +718,11 @@ class AutoBertZeroCustomMixer(nn.Module):
             module._is_hf_initialized = True  # it initializes its own weights
 
     def forward(
-        self, hidden_states: torch.Tensor, layout: TokenLayout, output_attentions: bool = False
+        self,
+        hidden_states: torch.Tensor,
+        layout: TokenLayout,
+        output_attentions: bool = False,
+        first_values: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, None]:
         hidden_states = layout.pad(hidden_states, zero_pads=True)
         real = layout.real
@@ -655,9 +741,10 @@ MIXERS = {Attention: AutoBertZeroAttention, Convolution: AutoBertZeroConvolution
 class AutoBertZeroLayer(GradientCheckpointingLayer):
     """BERT's layer (post-LayerNorm) with the mixer of a gene."""
 
-    def __init__(self, config, gene: Gene):
+    def __init__(self, config, gene: Gene, provides_values: bool = False):
         super().__init__()
-        self.mixer = MIXERS[type(gene)](config, gene)
+        more = {"provides_values": True} if provides_values else {}
+        self.mixer = MIXERS[type(gene)](config, gene, **more)
         self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
@@ -666,37 +753,71 @@ class AutoBertZeroLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden_states: torch.Tensor, layout: TokenLayout, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # hidden_states: (batch, tokens, hidden) or packed; weights: (batch, heads, tokens, tokens) or None
-        mixed, weights = self.mixer(hidden_states, layout, output_attentions)
+        self,
+        hidden_states: torch.Tensor,
+        layout: TokenLayout,
+        attentions: list[torch.Tensor] | None = None,
+        first_values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`attentions`: a list to which the weights (batch, heads, tokens, tokens), if any, are appended."""
+        # hidden_states: (batch, tokens, hidden) or packed
+        mixed, weights = self.mixer(hidden_states, layout, attentions is not None, first_values)
+        if weights is not None:
+            attentions.append(weights)
         hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
         transformed = self.output(self.activation(self.intermediate(hidden_states)))
-        return self.output_norm(hidden_states + self.dropout(transformed)), weights
+        return self.output_norm(hidden_states + self.dropout(transformed))
 
 
 class AutoBertZeroEncoder(nn.Module):
+    """The layers, and what they share."""
+
     def __init__(self, config):
         super().__init__()
         # Not `config.parsed_genome()`: the remote-code loader may run the configuration module twice, and genes of the
         # other copy would not be instances of the classes imported here.
         genome = Genome.from_list(config.genome, config.custom_operations)
-        self.layer = nn.ModuleList([AutoBertZeroLayer(config, gene) for gene in genome])
+        self.set_genome(genome)
+        self.layer = nn.ModuleList(
+            [AutoBertZeroLayer(config, gene, number == self.values_layer) for number, gene in enumerate(genome)]
+        )
+
+    def set_genome(self, genome: Genome) -> None:
+        """Set what layers share: the first values, and the rotations of positions."""
+        self.values_layer = genome.first_attention() if genome.shares_values() else None
+        self.uses_rotary = "rotary" in genome.operations()
 
     def forward(self, hidden_states, layout: TokenLayout, output_hidden_states=False, output_attentions=False):
-        all_hidden_states, all_weights = (), ()
-        for layer in self.layer:
+        all_hidden_states, first_values = (), None
+        attentions: list[torch.Tensor] | None = [] if output_attentions else None
+        for number, layer in enumerate(self.layer):
             if output_hidden_states:
                 all_hidden_states += (hidden_states,)
-            hidden_states, weights = layer(hidden_states, layout, output_attentions)
-            if output_attentions:
-                all_weights += (weights,)
+            if number == self.values_layer:
+                first_values = layer.mixer.values(hidden_states, layout)
+            hidden_states = layer(hidden_states, layout, attentions, first_values)
         # Zeros at padding, so that padded and packed batches give equal outputs.
         hidden_states = layout.pad(hidden_states, zero_pads=True)
         return (
             hidden_states,
             (*all_hidden_states, hidden_states) if output_hidden_states else None,
-            all_weights if output_attentions else None,
+            tuple(attentions) if attentions is not None else None,
+        )
+
+    def needs_rows(self) -> bool:
+        """Whether a module must see the rows of a batch: it carries a hook, or an adapter has replaced it."""
+        if any(
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+            for module in self.modules()
+        ):
+            return True
+        known = (nn.Linear, DepthwiseConvolution, nn.ModuleDict)
+        parts = ((layer.intermediate, layer.output, *layer.mixer.children()) for layer in self.layer)
+        return not all(
+            isinstance(part, known)
+            for layer, some in zip(self.layer, parts, strict=True)
+            for part in some
+            if part is not getattr(layer.mixer, "module", None)
         )
 
 
@@ -711,7 +832,7 @@ class AutoBertZeroPooler(nn.Module):
         if layout.real is None:
             first = hidden_states[:, 0]
         else:
-            rows = torch.arange(len(hidden_states), device=hidden_states.device)
+            rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
             first = hidden_states[rows, layout.real.int().argmax(1)]
         return torch.tanh(self.dense(first))
 
@@ -752,6 +873,14 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
     # No loss here accepts Trainer's `num_items_in_batch`: Trainer must average over accumulated batches itself.
     accepts_loss_kwargs = False
 
+    def _init_weights(self, module):
+        if isinstance(module, TokenConvolution):
+            init.normal_(module.weight, std=module.kernel_size[0] ** -0.5)  # keeps the variance of its input
+        elif isinstance(module, Mix):
+            init.zeros_(module.weight)
+        else:
+            super()._init_weights(module)
+
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         # transformers looks in the source for one of its functions, which this model does not need. Layers read the
@@ -775,14 +904,15 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
                 wanted = kwargs if config is None else config.to_dict()
             _check_checkpoint(stored, wanted)
         model, info = super().from_pretrained(path, *args, config=config, output_loading_info=True, **kwargs)
-        missing = [name for name in info["missing_keys"] if ".layer." in name]
         # If no weight at all was found, transformers has warned: the checkpoint is not one of another genome.
-        if missing and len(info["missing_keys"]) < len(model.state_dict()):
-            raise ValueError(
-                f"weights: expected those of the genome {model.config.parsed_genome()}, "
-                f"got none for {', '.join(sorted(missing))}"
-            )
+        if len(info["missing_keys"]) < len(model.state_dict()):
+            _check_missing(model, info["missing_keys"])
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`, with all code that the configuration names, also for a subclass."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self.config.save_code(save_directory)
 
     def describe(self) -> str:
         """A table with one row per layer: its gene, how it runs and why."""
@@ -811,6 +941,19 @@ def _check_checkpoint(stored: dict, wanted: dict) -> None:
     ]
     if differing:
         raise ValueError("genome: " + "; ".join(differing))
+
+
+def _check_missing(model: AutoBertZeroPreTrainedModel, missing: Collection[str]) -> None:
+    """Raises ValueError if weights that the genome requires were missing in a checkpoint; a subclass may have others."""
+    with torch.device("meta"):
+        required = AutoBertZeroEncoder(model.config).state_dict()
+    prefix = "encoder." if isinstance(model, AutoBertZeroModel) else f"{model.base_model_prefix}.encoder."
+    if lacking := sorted(
+        name for name in missing if name.removeprefix(prefix) in required and name.startswith(prefix)
+    ):
+        raise ValueError(
+            f"weights: expected those of the genome {model.config.parsed_genome()}, got none for {', '.join(lacking)}"
+        )
 
 
 def _check_ids(config: AutoBertZeroConfig, **checked: tuple[torch.Tensor | None, nn.Module, str]) -> None:
@@ -865,10 +1008,11 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
             attention_mask: (batch, tokens), nonzero for real tokens, by default all; or (batch, tokens, tokens),
                 nonzero where a token (row) attends to a token (column).
             token_type_ids: (batch, tokens), by default 0.
-            position_ids: (batch, tokens) or (1, tokens); by default real tokens are counted from 0.
-            output_attentions: also return, for every layer, the token-by-token weights (batch, heads, tokens, tokens):
-                the last softmax of that type in its expression, else the last value of that type; None for
-                convolutions and expressions without one. Runs node by node.
+            position_ids: (batch, tokens) or (1, tokens); by default real tokens are counted from 0. Without a mask,
+                positions that start again at 0 (as of `DataCollatorWithFlattening`) keep documents in one row apart.
+            output_attentions: also return the token-by-token weights (batch, heads, tokens, tokens) of every layer that
+                has them, as hybrid models of transformers do: the last softmax of that type in its expression, else the
+                last value of that type. Convolutions and expressions without one are left out. Runs node by node.
             output_hidden_states: also return the embeddings and the output of every layer. Values at padding are
                 undefined; those of the last layer, as of `last_hidden_state`, are 0.
 
@@ -891,7 +1035,8 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
                 raise ValueError(f"{name}: expected shape ({batch}, {tokens}), got {tuple(ids.shape)}")
         if tokens == 0:
             raise ValueError("input_ids: expected at least one token, got none")
-        if position_ids is None and tokens > self.config.max_position_embeddings:
+        has_table = self.config.position_embedding_type == "absolute"
+        if has_table and position_ids is None and tokens > self.config.max_position_embeddings:
             raise ValueError(
                 f"input_ids: expected at most max_position_embeddings={self.config.max_position_embeddings} tokens, "
                 f"got {tokens}"
@@ -900,21 +1045,36 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
             self.config,
             input_ids=(input_ids, self.embeddings.word_embeddings, "vocab_size"),
             token_type_ids=(token_type_ids, self.embeddings.token_type_embeddings, "type_vocab_size"),
-            position_ids=(position_ids, self.embeddings.position_embeddings, "max_position_embeddings"),
+            position_ids=(
+                position_ids if has_table else None,
+                getattr(self.embeddings, "position_embeddings", None),
+                "max_position_embeddings",
+            ),
         )
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        # Hidden states of all layers are returned padded.
+        # Hidden states of all layers are returned padded, and hooks and adapters see padded ones.
         unpad = self.config.unpad_inputs and not output_hidden_states
+        unpad = unpad and attention_mask is not None and _readable(attention_mask) and not self.encoder.needs_rows()
+        if attention_mask is None:
+            attention_mask = _mask_of_documents(position_ids, shape)
         layout = TokenLayout.from_mask(attention_mask, shape).resolve(attention_mask, unpad)
         if layout.attend_to is not None:
             self._check_pairwise_mask()
-
+        if position_ids is None and layout.real is not None:
+            position_ids = (layout.real.long().cumsum(1) - 1).clamp(min=0)
+        elif position_ids is None:
+            # Not the device of the weights: offloaded weights are elsewhere.
+            device = (input_ids if inputs_embeds is None else inputs_embeds).device
+            position_ids = torch.arange(tokens, device=device)[None]
         embeddings = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, layout)
+        if self.encoder.uses_rotary:
+            head_size = self.config.hidden_size // self.config.num_attention_heads
+            layout = layout.with_rotations(position_ids, head_size, self.config.rope_theta, embeddings.dtype)
         sequence_output, hidden_states, attentions = self.encoder(
-            embeddings, layout, output_hidden_states, output_attentions
+            layout.pack(embeddings), layout, output_hidden_states, output_attentions
         )
         return BaseModelOutputWithPooling(
             last_hidden_state=sequence_output,
@@ -936,6 +1096,21 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
                 f"attention_mask: expected (batch, tokens), got (batch, tokens, tokens): layer {number}, {mixer.gene}, "
                 f"{reason}"
             )
+
+
+def _mask_of_documents(position_ids: torch.Tensor | None, shape: tuple[int, int]) -> torch.Tensor | None:
+    """(batch, tokens, tokens), which keeps documents in one row apart: positions that count from 0 and start again.
+
+    None if there is a single document in each row, or positions of another kind.
+    """
+    if position_ids is None or not _readable(position_ids):
+        return None
+    starts = position_ids == 0
+    counts = (position_ids[:, 1:] == position_ids[:, :-1] + 1) | starts[:, 1:]
+    if not (starts[:, 0] & counts.all(1) & starts[:, 1:].any(1)).any():  # one transfer
+        return None
+    document = torch.where(counts.all(1, keepdim=True) & starts[:, :1], starts.cumsum(1), 0).expand(shape)
+    return document[:, :, None] == document[:, None, :]
 
 
 def _masked_lm(model, head, sequence_output, labels):

@@ -27,7 +27,12 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
-from autobert_zero.configuration_autobert_zero import LAYER_RULE, AutoBertZeroConfig, check_custom_operations
+from autobert_zero.configuration_autobert_zero import (
+    LAYER_RULE,
+    AutoBertZeroConfig,
+    check_custom_operations,
+    stamp_code,
+)
 from autobert_zero.modeling_autobert_zero import AUTO_CLASSES, register_custom_operations
 from autobert_zero.search.files import bytes_digest, write_json
 
@@ -142,6 +147,7 @@ def save_with_model(folder: Path) -> None:
     for auto_class, model_class in AUTO_CLASSES.items():
         config["auto_map"][auto_class.__name__] = f"{Path(ENTRY_FILE).stem}.{model_class.__name__}"
     write_json(folder / "config.json", config)
+    stamp_code(folder)
 
 
 def _on_arrays(function: Callable[..., torch.Tensor]) -> Callable[..., np.ndarray]:

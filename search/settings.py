@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from autobert_zero.configuration_autobert_zero import MAX_NODES, Convolution
+from autobert_zero.configuration_autobert_zero import ALL_OPERATIONS, MAX_NODES, PAPER_OPERATIONS, Convolution
 
 
 OBJECTIVES = ("score", "parameters", "flops", "latency")
@@ -163,6 +163,11 @@ class ModelSettings(Group):
     num_attention_heads: Annotated[int, AT_LEAST_ONE] = setting(2, "Attention heads.")
     intermediate_size: Annotated[int, AT_LEAST_ONE] = setting(256, "Width of the feed-forward part.")
     sequence_length: Annotated[int, Range(minimum=8)] = setting(64, "Tokens per sequence.")
+    position_embedding_type: Literal["absolute", "none"] = setting(
+        "absolute",
+        "Position embeddings: BERT's table, or none; then rotary and convolutions provide the order of tokens.",
+    )
+    rope_theta: Annotated[float, POSITIVE] = setting(10_000.0, "Base of the rotation frequencies of rotary.")
     initializer_range: Annotated[float, POSITIVE] = setting(
         0.08, "Standard deviation of initial weights; BERT uses 0.02 at width 768."
     )
@@ -192,6 +197,9 @@ class SpaceSettings(Group):
     max_attention_layers: int | None = setting(
         None, "Maximum number of attention layers; with both at 0 there are only convolutions."
     )
+    operations: list[str] = setting(
+        ["all"], "Operations of attention expressions: names, `paper` for the primitives of the paper, or `all`."
+    )
     custom_operations: Annotated[str | None, PLACE] = setting(  # its content is part of the history's data
         None,
         "Python file with a table OPERATIONS of operations and layer kinds, used beside the built-in ones.",
@@ -204,11 +212,22 @@ class SpaceSettings(Group):
         self._expect("kernel_sizes", self._is_distinct("kernel_sizes"), "distinct sizes")
         for size in self.kernel_sizes:
             Convolution(size)
+        known = {"all", "paper", *ALL_OPERATIONS}
+        self._expect("operations", bool(self.operations) and set(self.operations) <= known, f"any of {sorted(known)}")
         self._expect(
             "max_attention_layers",
             self.max_attention_layers is None or self.max_attention_layers >= self.min_attention_layers,
             f"at least min_attention_layers={self.min_attention_layers}",
         )
+
+    def named_operations(self) -> tuple[str, ...]:
+        """The names of the operations, in a fixed order."""
+        names = {
+            name
+            for given in self.operations
+            for name in {"all": ALL_OPERATIONS, "paper": PAPER_OPERATIONS}.get(given, (given,))
+        }
+        return tuple(name for name in ALL_OPERATIONS if name in names)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,14 @@ def loaded() -> CustomOperations:
 
 def custom_space(custom: CustomOperations, num_layers: int) -> BackboneSpace:
     return BackboneSpace(
-        Bounds(num_layers, (3, 5), 12, 1, grammar=Grammar(custom.operations), layer_kinds=custom.layer_kinds),
+        Bounds(
+            num_layers,
+            (3, 5),
+            12,
+            1,
+            grammar=Grammar(custom_operations=custom.operations),
+            layer_kinds=custom.layer_kinds,
+        ),
         functions=custom.array_functions,
     )
 

@@ -38,11 +38,7 @@ sys.path.insert(0, str(EXAMPLES))
 from run_pretraining import ModelArguments, make_config, make_model  # noqa: E402
 from training_scripts import HelpFormatter  # noqa: E402
 
-from autobert_zero.configuration_autobert_zero import (  # noqa: E402
-    SELF_ATTENTION,
-    Convolution,
-    Genome,
-)
+from autobert_zero.configuration_autobert_zero import Genome  # noqa: E402
 from autobert_zero.search.evaluation.measure import count_backbone_flops  # noqa: E402
 from autobert_zero.search.files import write_json  # noqa: E402
 from autobert_zero.search.genomes import read_genome  # noqa: E402
@@ -94,8 +90,14 @@ class Comparison:
             if not summary.exists():
                 raise FileNotFoundError(summary)
             return read_genome(str(summary))
-        if given["genome"] == "hybrid":
-            return Genome(Convolution(7) if layer % 2 == 0 else SELF_ATTENTION for layer in range(layers))
+        if "layers" in given:
+            genes = [
+                {"kind": "convolution", "kernel_size": gene}
+                if isinstance(gene, int)
+                else {"kind": "attention", "expression": gene}
+                for gene in given["layers"]
+            ]
+            return Genome.from_list([genes[layer % len(genes)] for layer in range(layers)])
         return read_genome(given["genome"], layers)
 
     def _config(self, row: str, intermediate_size: int) -> Any:
@@ -129,8 +131,8 @@ class Comparison:
     def check(self) -> None:
         """Check the input of all stages before anything runs. Raises: ValueError or OSError."""
         for row, given in self.rows.items():
-            if not {"genome", "model_type", "search"} & set(given):
-                raise ValueError(f"rows: expected genome, model_type or search in {row}, got {sorted(given)}")
+            if not {"genome", "layers", "model_type", "search"} & set(given):
+                raise ValueError(f"rows: expected genome, layers, model_type or search in {row}, got {sorted(given)}")
             if "search" not in given:
                 self.genome(row)
         if (steps := self.scale["pretraining"]["max_steps"]) % 4:

@@ -10,6 +10,7 @@ import sys
 from transformers import HfArgumentParser
 
 from autobert_zero.search.cli import compare, export, report, search, show
+from autobert_zero.search.cli.encoding import degrade_output
 
 
 COMMANDS = {"show": show, "report": report, "compare": compare, "export": export}
@@ -46,6 +47,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, HfArgumentParser]]
 
 
 def main(arguments: list[str] | None = None) -> None:
+    degrade_output()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser, parsers = make_parser()
     if arguments[:1] == ["search"]:

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from autobert_zero.search.cli.encoding import degrade_output
 from autobert_zero.search.settings import GROUP_OF, GROUPS, RENAMED, SearchSettings, did_you_mean, flags
 
 
@@ -109,6 +110,7 @@ def parse(arguments: list[str]) -> tuple[SearchSettings, int]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    degrade_output()
     search(*parse(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -37,6 +37,8 @@ class ModelBuilder:
             hidden_dropout_prob=settings.dropout,
             attention_probs_dropout_prob=settings.dropout,
             max_position_embeddings=settings.sequence_length,
+            position_embedding_type=settings.position_embedding_type,
+            rope_theta=settings.rope_theta,
             pad_token_id=self.pad_token_id,
             sparse_prediction=True,
         )

@@ -22,6 +22,9 @@ from torch import nn
 from torch.func import functional_call
 
 from autobert_zero.configuration_autobert_zero import (
+    ALL_OPERATIONS,
+    KERNEL_SIZES,
+    PROJECTED_INPUTS,
     Attention,
     Convolution,
     CustomLayer,
@@ -40,7 +43,10 @@ from autobert_zero.search.text.corpus import Corpus
 
 
 # Uses every input once, so that all projections are created.
-_ALL_INPUTS = Attention(Expression.parse("add(add(q, k), add(v, p))"))
+_ALL_INPUTS = "add(add(q, k), add(v, p))"
+# Weights of operations with parameters, per layer and operation: the nodes of an expression use them in turn.
+NUM_SLOTS = 3
+_MAX_CONVOLUTION = max(KERNEL_SIZES, key=KERNEL_SIZES.__getitem__)
 _LAYERS = "autobert_zero.encoder.layer."
 
 
@@ -50,14 +56,15 @@ class SuperNetwork(nn.Module):
     Args:
         builder: makes the models of candidates.
         max_kernel_size: of the convolution branch.
+        operations: built-in operations that expressions may use.
     """
 
-    def __init__(self, builder: ModelBuilder, max_kernel_size: int):
+    def __init__(self, builder: ModelBuilder, max_kernel_size: int, operations: Sequence[str] = ALL_OPERATIONS):
         super().__init__()
         self.builder = builder
         self.max_kernel_size = max_kernel_size
         layers = builder.settings.num_hidden_layers
-        attention = builder.model(Genome([_ALL_INPUTS] * layers))
+        attention = builder.model(Genome([_store_attention(operations)] * layers))
         convolution = builder.model(Genome([Convolution(max_kernel_size)] * layers))
         self.layer_kinds = builder.custom_operations.layer_kinds
         custom = [builder.model(Genome([CustomLayer(kind)] * layers)) for kind in self.layer_kinds]
@@ -71,12 +78,12 @@ class SuperNetwork(nn.Module):
         self.convolution = convolution.autobert_zero.encoder.layer
         self.custom = nn.ModuleList(model.autobert_zero.encoder.layer for model in custom)
 
-    def _make_layer(self, position: int, gene: Gene) -> AutoBertZeroLayer:
+    def _make_layer(self, position: int, gene: Gene, provides_values: bool) -> AutoBertZeroLayer:
         """A layer without weights. One per position, because every module of a path has separate weights."""
         genome = Genome([gene] * self.builder.settings.num_hidden_layers)
         config = self._skeleton[0].config if not _is_custom(gene) else self.builder.config(genome)
         with torch.device("meta"):
-            return AutoBertZeroLayer(config, gene)
+            return AutoBertZeroLayer(config, gene, provides_values)
 
     def path_weights(self, genome: Genome, names: list[str]) -> dict[str, torch.Tensor]:
         """The store's weights under the names of the candidate's parameters: views, through which gradients flow."""
@@ -91,6 +98,8 @@ class SuperNetwork(nn.Module):
                 if isinstance(gene, Convolution) and name.endswith("mixer.convolution.weight"):
                     margin = (self.max_kernel_size - gene.kernel_size) // 2
                     weight = weight[..., margin : self.max_kernel_size - margin]
+            elif ".mixer.operations." in name:
+                weight = _operation_weight(attention, name)
             else:
                 weight = attention[name]
             weights[name] = weight
@@ -99,8 +108,10 @@ class SuperNetwork(nn.Module):
     def forward(self, genome: Genome, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Masked-language-model loss in nats of the path `genome`; inputs and labels (batch, tokens)."""
         [path] = self._skeleton
-        path.autobert_zero.encoder.layer = nn.ModuleList(
-            self._layer(position, gene) for position, gene in enumerate(genome)
+        encoder = path.autobert_zero.encoder
+        encoder.set_genome(genome)
+        encoder.layer = nn.ModuleList(
+            self._layer(position, gene, position == encoder.values_layer) for position, gene in enumerate(genome)
         )
         path.train(self.training)
         weights = self.path_weights(genome, [name for name, _ in path.named_parameters()])
@@ -114,6 +125,29 @@ class SuperNetwork(nn.Module):
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
         return model
+
+
+def _store_attention(operations: Sequence[str]) -> Attention:
+    """An attention with all projections, and with `NUM_SLOTS` nodes of the largest convolution and of `mix`."""
+    text = _ALL_INPUTS
+    for slot in range(NUM_SLOTS):
+        if set(KERNEL_SIZES) & set(operations):
+            text = f"add({text}, {_MAX_CONVOLUTION}({PROJECTED_INPUTS[slot]}))"
+        if "mix" in operations:
+            text = f"add({text}, mix({PROJECTED_INPUTS[slot]}, {PROJECTED_INPUTS[slot + 1]}))"
+    return Attention(Expression.parse(text))
+
+
+def _operation_weight(attention: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """The store's weight of an operation: of its slot, and of a convolution the centre of the largest kernel."""
+    prefix, _, node = name.removesuffix(".weight").rpartition(".")
+    operation, _, number = node.rpartition("_")
+    slot = int(number) % NUM_SLOTS
+    if operation not in KERNEL_SIZES:
+        return attention[f"{prefix}.{operation}_{slot}.weight"]
+    weight = attention[f"{prefix}.{_MAX_CONVOLUTION}_{slot}.weight"]
+    margin = (weight.shape[-1] - KERNEL_SIZES[operation]) // 2
+    return weight[..., margin : weight.shape[-1] - margin]
 
 
 def _is_custom(gene: Gene) -> bool:

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from autobert_zero.configuration_autobert_zero import Attention, Convolution, CustomLayer, Expression, Genome
+from autobert_zero.configuration_autobert_zero import (
+    KERNEL_SIZES,
+    Attention,
+    Convolution,
+    CustomLayer,
+    Expression,
+    Genome,
+)
 from autobert_zero.search.report.notation import distinct_attentions
 
 
@@ -88,7 +95,7 @@ class Picture:
 def _kind(node: Expression) -> str:
     if not node.operands:
         return "input"
-    if node.name in ("matmul", "cosine_similarity", "euclidean_distance"):
+    if node.name in ("matmul", "cosine_similarity", "euclidean_distance", *KERNEL_SIZES):
         return "mixing"
     return "softmax" if node.name == "softmax" else "operation"
 

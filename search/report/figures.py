@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from autobert_zero.configuration_autobert_zero import OPERATIONS, Attention, Convolution
+from autobert_zero.configuration_autobert_zero import LAYER_RULE, OPERATIONS, Attention, Convolution
 from autobert_zero.search.evolution.archive import Archive, Record, pareto_front
 from autobert_zero.search.evolution.priority import AdditivePriority, OperationPriority
 from autobert_zero.search.report import charts, notation
 from autobert_zero.search.report.charts import Bar, Series
 from autobert_zero.search.report.drawing import SHORT_NAMES
 from autobert_zero.search.report.recorded_run import RecordedRun
+from autobert_zero.search.settings import SpaceSettings
 from autobert_zero.search.space.backbone import BackboneSpace
 
 
@@ -127,7 +128,9 @@ def operations(run: RecordedRun) -> dict[str, Any] | None:
         return None
     by_priority = run.settings["strategy"] == "op_nas"
     arguments = {name: run.settings[f"priority_{name}"] for name in ("alpha", "temperature", "decay")}
-    names = [*OPERATIONS, *(n for n, rule in (run.header.get("custom_operations") or {}).items() if rule != "layer")]
+    built_in = SpaceSettings(operations=run.settings["operations"]).named_operations()
+    custom = (run.header.get("custom_operations") or {}).items()
+    names = [*(n for n in built_in if n in OPERATIONS), *(n for n, rule in custom if rule != LAYER_RULE)]
     parts = sorted({max(1, round(len(run.records) * (i + 1) / NUM_TIMES)) for i in range(NUM_TIMES)})
     columns: list[dict[str, float]] = []
     for part in parts:

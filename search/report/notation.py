@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from autobert_zero.configuration_autobert_zero import (
+    KERNEL_SIZES,
     SELF_ATTENTION,
     Attention,
     Expression,
@@ -14,6 +15,9 @@ _FUNCTIONS = {
     "softmax": r"\operatorname{softmax}",
     "logsigmoid": r"\log\sigma",
     "softsign": r"\operatorname{softsign}",
+    "sigmoid": r"\sigma",
+    "rotary": r"\operatorname{rot}",
+    **{name: rf"\operatorname{{conv}}_{{{size}}}" for name, size in KERNEL_SIZES.items()},
     "cosine_similarity": r"\cos",
     "euclidean_distance": r"\operatorname{dist}",
 }
@@ -27,6 +31,8 @@ def _formula(node: Expression) -> tuple[str, int]:
         return text if binding >= minimum else rf"\left({text}\right)"
 
     match node.name, node.operands:
+        case "v1", ():
+            return "V_1", _ATOM
         case name, ():
             return name.upper(), _ATOM
         case "transpose", (x,):
@@ -37,6 +43,8 @@ def _formula(node: Expression) -> tuple[str, int]:
             return f"-{part(x, _PRODUCT)}", _SIGN
         case "add", (x, y):
             return f"{part(x, _SUM)} + {part(y, _PRODUCT)}", _SUM
+        case "mul", (x, y):
+            return rf"{part(x, _PRODUCT)} \odot {part(y, _ATOM)}", _PRODUCT
         case "matmul", (x, y):
             # A product on the right is bracketed, to keep the order of evaluation visible.
             right = part(y, _ATOM if y.name == "matmul" else _PRODUCT)

@@ -22,8 +22,8 @@ MAX_RANDOM = 200
 
 
 def _upgrade_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the names of today."""
-    return {RENAMED.get(name, name): value for name, value in values.items()}
+    """Settings with the names of today; runs from before there was a choice of operations used those of the paper."""
+    return {"operations": ["paper"], **{RENAMED.get(name, name): value for name, value in values.items()}}
 
 
 def read_summary(path: Path) -> dict[str, Any]:

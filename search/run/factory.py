@@ -37,6 +37,7 @@ def make_cost_model(
         max_position_embeddings=settings.sequence_length,
         tokens=settings.sequence_length,
         custom_layers=custom_layers or {},
+        absolute_positions=settings.position_embedding_type == "absolute",
     )
 
 
@@ -52,7 +53,7 @@ def make_space(
         settings.max_nodes,
         settings.min_attention_layers,
         settings.max_attention_layers,
-        Grammar(custom.operations),
+        Grammar(settings.named_operations(), custom.operations),
         custom.layer_kinds,
     )
     return BackboneSpace(

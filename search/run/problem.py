@@ -140,7 +140,9 @@ class Problem:
     def new_supernet(self) -> SuperNetwork:
         """The super-network with its initial weights."""
         seed_torch(self.settings.run.seed, "supernet")
-        return SuperNetwork(self.proxy.builder, max(self.settings.space.kernel_sizes)).to(self.proxy.device)
+        space = self.settings.space
+        supernet = SuperNetwork(self.proxy.builder, max(space.kernel_sizes), space.named_operations())
+        return supernet.to(self.proxy.device)
 
     def paths(self) -> PathSampler:
         """The paths that the super-network is trained on."""

@@ -66,7 +66,7 @@ class BackboneSpace:
         """Orders genomes by their number of parameters: square linear maps in the mixers, then kernel sizes. Custom
         layers count as 0."""
         kernels = [gene.kernel_size for gene in genome if isinstance(gene, Convolution)]
-        inputs = sum(len(gene.expression.inputs()) + 1 for gene in genome if isinstance(gene, Attention))
+        inputs = sum(len(genome.projections(i)) + 1 for i, gene in enumerate(genome) if isinstance(gene, Attention))
         return 3 * len(kernels) + inputs, sum(kernels)
 
     def key(self, genome: Genome) -> str:

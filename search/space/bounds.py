@@ -72,7 +72,7 @@ class Bounds:
             and expression.depth <= MAX_DEPTH
             and len(nodes) <= self.max_nodes
             and len(str(expression)) <= MAX_CHARACTERS
-            and all(node.name in self.grammar.rules for node in nodes if node.operands)
+            and all(node.name in (self.grammar.rules if node.operands else self.grammar.inputs) for node in nodes)
         )
 
     def random(self, rng: np.random.Generator, choose: Choose = choose_uniformly) -> Genome:

@@ -11,7 +11,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from autobert_zero.configuration_autobert_zero import INPUTS, Attention, Convolution, Expression, Gene, Genome
+from autobert_zero.configuration_autobert_zero import (
+    FIRST_VALUES,
+    KERNEL_SIZES,
+    PROJECTED_INPUTS,
+    Attention,
+    Convolution,
+    Expression,
+    Gene,
+    Genome,
+)
+from autobert_zero.search.seeding import random_stream
 
 
 SHAPES = ((5, 3), (3, 4))  # (tokens, head size), distinct so that a swapped axis changes the key
@@ -27,6 +37,21 @@ def _unit_rows(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-4)
 
 
+def _rotary(x: np.ndarray) -> np.ndarray:
+    half = x.shape[1] // 2
+    angles = np.arange(len(x))[:, None] * 10_000.0 ** (-np.arange(half) / max(1, half))
+    first, second, rest = x[:, :half], x[:, half : 2 * half], x[:, 2 * half :]
+    cosine, sine = np.cos(angles), np.sin(angles)
+    return np.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=1)
+
+
+def _convolution(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """(tokens, head size) by kernels (kernel size, head size), with zeros beyond the ends."""
+    margin = len(kernel) // 2
+    padded = np.pad(x, ((margin, margin), (0, 0)))
+    return sum(tap * padded[i : i + len(x)] for i, tap in enumerate(kernel))
+
+
 OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "neg": np.negative,
     "transpose": np.transpose,
@@ -37,6 +62,9 @@ OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "matmul": np.matmul,
     "cosine_similarity": lambda x, y: _unit_rows(x) @ _unit_rows(y).T,
     "euclidean_distance": lambda x, y: np.linalg.norm(x[:, None] - y[None], axis=-1),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "mul": np.multiply,
+    "rotary": _rotary,
 }
 
 
@@ -44,27 +72,61 @@ OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
 Functions = tuple[tuple[str, Callable[..., np.ndarray]], ...]
 
 
-def evaluate(expression: Expression, inputs: dict[str, np.ndarray], functions: Functions = ()) -> np.ndarray:
+def fixed_parameters(expression: Expression, head_size: int) -> dict[str, np.ndarray]:
+    """Parameters of its nodes by name: kernels (kernel size, head size), and the weight of y in a `mix`.
+
+    They depend on the name only, so equal names in two expressions have equal parameters, and different nodes of one
+    expression have different ones, as in a model.
+    """
+    found = {}
+    for node, name in expression.parameters().items():
+        rng = random_stream(20220101, "parameters", name)  # part of recorded keys: must never change
+        size = KERNEL_SIZES.get(node.name)
+        found[name] = np.array(0.5) if size is None else rng.standard_normal((size, head_size))
+    return found
+
+
+def evaluate(
+    expression: Expression,
+    inputs: dict[str, np.ndarray],
+    functions: Functions = (),
+    parameters: dict[str, np.ndarray] | None = None,
+) -> np.ndarray:
     """Value of an expression for one head.
 
     Args:
         inputs: by name, (tokens, head size) each.
         functions: names and functions of custom operations.
+        parameters: of the nodes, by name; `fixed_parameters` by default.
 
     Returns: (tokens, head size).
     """
-    root_head_size = math.sqrt(next(iter(inputs.values())).shape[1])
+    head_size = next(iter(inputs.values())).shape[1]
+    if parameters is None:
+        parameters = fixed_parameters(expression, head_size)
+    names = expression.parameters()
+    root_head_size = math.sqrt(head_size)
     operations = {**OPERATIONS, "scale": lambda x: x / root_head_size, **dict(functions)}
     values: dict[Expression, np.ndarray] = {Expression(name): value for name, value in inputs.items()}
     for node in expression.nodes():
-        if node.operands:
-            values[node] = operations[node.name](*(values[operand] for operand in node.operands))
+        operands = [values[operand] for operand in node.operands]
+        if node.name in KERNEL_SIZES:
+            [x] = operands
+            values[node] = _convolution(x, parameters[names[node]])
+        elif node.name == "mix":
+            weight = parameters[names[node]]
+            values[node] = (1 - weight) * operands[0] + weight * operands[1]
+        elif operands:
+            values[node] = operations[node.name](*operands)
     return values[expression]
 
 
 def _fixed_inputs() -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(20220101)  # part of every recorded key: must never change
-    return [{name: rng.standard_normal(shape) for name in INPUTS} for shape in SHAPES]
+    found = [{name: rng.standard_normal(shape) for name in PROJECTED_INPUTS} for shape in SHAPES]
+    for inputs, shape in zip(found, SHAPES, strict=True):
+        inputs[FIRST_VALUES] = rng.standard_normal(shape)
+    return found
 
 
 _FIXED_INPUTS = _fixed_inputs()
@@ -91,5 +153,11 @@ def genome_key(genome: Genome, functions: Functions = ()) -> str:
             return expression_key(gene.expression, functions)
         return str(gene.kernel_size) if isinstance(gene, Convolution) else gene.kind
 
+    first = genome.first_attention()
+    if first is not None:  # where the first values are its own
+        gene = genome[first]
+        assert isinstance(gene, Attention)
+        expression = gene.expression.replace(Expression(FIRST_VALUES), Expression("v"))
+        genome = Genome((*genome[:first], Attention(expression), *genome[first + 1 :]))
     layers = [layer_key(gene) for gene in genome]
     return hashlib.sha256("|".join(layers).encode()).hexdigest()[:16]

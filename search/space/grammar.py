@@ -8,7 +8,14 @@ from typing import Protocol
 
 import numpy as np
 
-from autobert_zero.configuration_autobert_zero import INPUT_TYPE, INPUTS, OPERATIONS, Expression
+from autobert_zero.configuration_autobert_zero import (
+    ALL_OPERATIONS,
+    INPUT_TYPE,
+    INPUTS,
+    OPERATIONS,
+    PROJECTED_INPUTS,
+    Expression,
+)
 
 
 # Probability that a random expression of type n×d ends in an input where it could continue.
@@ -27,18 +34,25 @@ def choose_uniformly(names: Sequence[str], rng: np.random.Generator) -> str:
 
 @dataclass(frozen=True)
 class Grammar:
-    """The operations that expressions may use: the built-in ones and custom ones.
+    """The operations that expressions may use.
 
     Args:
+        operations: names of built-in operations, and `v1` if the values of the first attention layer may be an input.
         custom_operations: names and type rules.
     """
 
+    operations: tuple[str, ...] = ALL_OPERATIONS
     custom_operations: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def rules(self) -> dict[str, str]:
         """Type rules of all operations, by name."""
-        return {**OPERATIONS, **dict(self.custom_operations)}
+        built_in = {name: rule for name, rule in OPERATIONS.items() if name in self.operations}
+        return {**built_in, **dict(self.custom_operations)}
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(name for name in INPUTS if name in (*PROJECTED_INPUTS, *self.operations))
 
     @cached_property
     def applications(self) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
@@ -72,7 +86,7 @@ class Grammar:
     def random_expression(self, type_: str, max_size: int, rng: np.random.Generator, choose: Choose) -> Expression:
         """A random expression of a type, of at most `max_size` nodes as written (at least `min_sizes[type_]`)."""
         if type_ == INPUT_TYPE and (max_size < 2 or rng.random() < INPUT_PROBABILITY):
-            return Expression(choose_uniformly(INPUTS, rng))
+            return Expression(choose_uniformly(self.inputs, rng))
         return self.random_operation(type_, max_size, rng, choose)
 
     def random_operation(self, type_: str, max_size: int, rng: np.random.Generator, choose: Choose) -> Expression:

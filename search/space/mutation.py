@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from autobert_zero.configuration_autobert_zero import INPUTS, Attention, Expression, Gene, Genome
+from autobert_zero.configuration_autobert_zero import Attention, Expression, Gene, Genome
 from autobert_zero.search.space.bounds import Bounds
 from autobert_zero.search.space.grammar import Choose, Grammar
 
@@ -177,7 +177,7 @@ def rewire(expression: Expression, bounds: Bounds, rng: np.random.Generator, cho
     """Replace a random input by another one, wherever it is used."""
     used = expression.inputs()
     old = used[int(rng.integers(len(used)))]
-    others = [name for name in INPUTS if name != old]
+    others = [name for name in bounds.grammar.inputs if name != old]
     return expression.replace(Expression(old), Expression(others[int(rng.integers(len(others)))]))
 
 

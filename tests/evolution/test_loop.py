@@ -1,21 +1,27 @@
 """The search loop: reproducible, resumable anywhere, with lookahead, failures and exhausted spaces."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 
+from autobert_zero.configuration_autobert_zero import PAPER_OPERATIONS
 from autobert_zero.search.evolution.archive import Outcome
 from autobert_zero.search.evolution.loop import MAX_TRIES, evolve, propose
 from autobert_zero.search.evolution.strategies import OpNas, RandomSearch
+from autobert_zero.search.space.grammar import Grammar
 from tests.conftest import SPACE
 from tests.evolution.conftest import OP_NAS, STRATEGIES, Evaluation, best, evaluate, search, trace_digest
 
 
 def test_golden_trace():
     """Changes only when proposals are meant to change: then old histories can no longer be resumed."""
-    history = search(count=30)
-    assert trace_digest(history) == "fa19117317beb2a5"
+    assert trace_digest(search(count=30)) == "afef3b7e30066d51"
+    bounds = dataclasses.replace(SPACE.bounds, grammar=Grammar(PAPER_OPERATIONS))
+    space = dataclasses.replace(SPACE, bounds=bounds)
+    paper = search(dataclasses.replace(OP_NAS, space=space), count=30, space=space)
+    assert trace_digest(paper) == "fa19117317beb2a5"
 
 
 def test_the_same_trace_in_another_process():

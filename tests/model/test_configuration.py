@@ -12,6 +12,7 @@ from autobert_zero.configuration_autobert_zero import (
     MAX_NODES,
     PRESETS,
     PUBLISHED_GENOME,
+    ROTARY_ATTENTION,
     SELF_ATTENTION,
     Attention,
     AutoBertZeroConfig,
@@ -160,7 +161,9 @@ def test_published_genome():
 def test_presets(name):
     config = AutoBertZeroConfig.preset(name, vocab_size=11)
     assert config.vocab_size == 11 and config.num_hidden_layers == (24 if name.endswith("large") else 12)
-    if name.startswith("bert"):
+    if name.startswith("bert-rotary"):
+        assert set(config.parsed_genome()) == {ROTARY_ATTENTION} and config.position_embedding_type == "none"
+    elif name.startswith("bert"):
         assert set(config.parsed_genome()) == {SELF_ATTENTION}
 
 
@@ -179,6 +182,15 @@ def test_unknown_preset():
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob: expected a number from 0 to 1, got 1.5"),
         ({"pad_token_id": 30522}, "pad_token_id: expected a token id below"),
         ({"intermediate_size": 0}, "intermediate_size: expected a positive integer, got 0"),
+        (
+            {"position_embedding_type": "rotary"},
+            "position_embedding_type: expected 'absolute' or 'none', got 'rotary'",
+        ),
+        ({"rope_theta": -1.0}, "rope_theta: expected a positive number, got -1"),
+        (
+            {"genome": [SELF_ATTENTION.to_dict()], "position_embedding_type": "none"},
+            "position_embedding_type: expected 'absolute' for a genome without rotary and convolutions",
+        ),
     ],
 )
 def test_illegal_configurations(kwargs, message):

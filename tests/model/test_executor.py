@@ -8,8 +8,23 @@ import pytest
 import torch
 
 from autobert_zero import modeling_autobert_zero
-from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, SELF_ATTENTION, Attention, Expression
-from autobert_zero.modeling_autobert_zero import EXECUTORS, ExpressionProgram, FusedAttention, TokenLayout
+from autobert_zero.configuration_autobert_zero import (
+    INPUTS,
+    KERNEL_SIZES,
+    PAPER_OPERATIONS,
+    PUBLISHED_GENOME,
+    ROTARY_ATTENTION,
+    SELF_ATTENTION,
+    Attention,
+    Expression,
+)
+from autobert_zero.modeling_autobert_zero import (
+    EXECUTORS,
+    ExpressionProgram,
+    FusedAttention,
+    TokenLayout,
+    make_operation,
+)
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.space.functional_key import evaluate
 from autobert_zero.search.space.grammar import Grammar, choose_uniformly
@@ -22,10 +37,10 @@ HEAD_SIZE = 4
 GRAMMAR = Grammar()
 
 
-def expressions(count: int) -> list[Expression]:
+def expressions(count: int, grammar: Grammar = GRAMMAR) -> list[Expression]:
     published = [gene.expression for gene in PUBLISHED_GENOME if isinstance(gene, Attention)]
     made = [
-        GRAMMAR.random_expression("nd", 14, random_stream(i, "test expression"), choose_uniformly)
+        grammar.random_expression("nd", 14, random_stream(i, "test expression"), choose_uniformly)
         for i in range(count)
     ]
     return [SELF_ATTENTION.expression, *published, *made]
@@ -44,21 +59,53 @@ def softmax_attentions(count: int) -> list[Expression]:
     return made
 
 
+def modules_of(expression: Expression, dtype=torch.float64) -> dict[str, torch.nn.Module]:
+    """Modules of the nodes with parameters, by name; equal for equal names."""
+    modules = {}
+    for node, name in expression.parameters().items():
+        modules[name] = make_operation(node.name, HEADS * HEAD_SIZE).to(dtype)
+        generator = torch.Generator().manual_seed(len(name) + ord(name[-1]))
+        for parameter in modules[name].parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=dtype))
+    return modules
+
+
+def program_of(expression: Expression, lower: bool = True, dtype=torch.float64) -> ExpressionProgram:
+    return ExpressionProgram(expression, lower, modules=modules_of(expression, dtype))
+
+
+def layout_of(inputs: dict[str, torch.Tensor], real=None, attend_to=None, positions=None) -> TokenLayout:
+    """A layout with the rotations of positions, by default 0, 1, 2, …"""
+    some = next(iter(inputs.values()))
+    positions = torch.arange(some.shape[2])[None] if positions is None else positions
+    return TokenLayout(real, attend_to).with_rotations(positions, some.shape[3], 10_000.0, some.dtype)
+
+
 def projections(dtype=torch.float64, requires_grad=False) -> dict[str, torch.Tensor]:
     shape = (BATCH, HEADS, TOKENS, HEAD_SIZE)
-    return {name: torch.randn(shape, dtype=dtype).requires_grad_(requires_grad) for name in "qkvp"}
+    return {name: torch.randn(shape, dtype=dtype).requires_grad_(requires_grad) for name in INPUTS}
 
 
 def run(program: ExpressionProgram, inputs: dict[str, torch.Tensor], mask=None, dropout=0.0) -> torch.Tensor:
-    return program([inputs[name] for name in program.inputs], TokenLayout(mask), HEAD_SIZE, dropout)[0]
+    values = [inputs[name] for name in program.inputs]
+    return program(values, layout_of(inputs, mask), HEAD_SIZE, dropout)[0]
 
 
 def test_reference_executor_equals_numpy():
     for expression in expressions(300):
         inputs = projections()
-        value = run(ExpressionProgram(expression, lower=False), inputs)
+        program = program_of(expression, lower=False)
+        value = run(program, inputs).detach()
+        head = slice(HEAD_SIZE, 2 * HEAD_SIZE)
+        parameters = {
+            name: module.weight.sigmoid().detach().numpy()
+            if name.startswith("mix")
+            else module.weight[head, 0].T.detach().numpy()
+            for name, module in program.modules.items()
+        }
         for b in range(2):
-            expected = evaluate(expression, {name: x[b, 1].numpy() for name, x in inputs.items()})
+            arrays = {name: x[b, 1].numpy() for name, x in inputs.items()}
+            expected = evaluate(expression, arrays, parameters=parameters)
             np.testing.assert_allclose(value[b, 1].numpy(), expected, rtol=1e-9, atol=1e-9, err_msg=str(expression))
 
 
@@ -68,7 +115,7 @@ def test_lowered_equals_reference(masked, dtype, tolerance):
     mask = padding_mask() if masked else None
     real = padding_mask()[:, None, :, None] if masked else torch.ones(1)
     for expression in [*expressions(0), *softmax_attentions(100)]:
-        programs = ExpressionProgram(expression), ExpressionProgram(expression, lower=False)
+        programs = [program_of(expression, lower, dtype) for lower in (True, False)]
         assert any(step.fused for step in programs[0].steps)
         inputs = projections(dtype, requires_grad=True)
         used = [inputs[name] for name in expression.inputs()]
@@ -170,7 +217,7 @@ def test_mixes_tokens_agrees_with_the_executor():
         changed = {name: x.clone() for name, x in inputs.items()}
         for x in changed.values():
             x[:, :, -1] += torch.randn(BATCH, HEADS, HEAD_SIZE)
-        program = ExpressionProgram(expression)
+        program = program_of(expression)
         a, b = (run(program, x)[:, :, :-1] for x in (inputs, changed))
         answers.add(expression.mixes_tokens())
         assert torch.equal(a, b) != expression.mixes_tokens(), expression
@@ -250,17 +297,19 @@ def test_a_mask_of_tokens_by_tokens_separates_sequences(lower):
     attend_to = torch.zeros(BATCH, TOKENS, TOKENS, dtype=torch.bool)
     attend_to[:, :first, :first] = attend_to[:, first:, first:] = True
     checked = set()
-    for expression in expressions(300) + softmax_attentions(20):
-        program = ExpressionProgram(expression, lower)
+    for expression in expressions(300) + expressions(300, Grammar(PAPER_OPERATIONS)) + softmax_attentions(20):
+        program = program_of(expression, lower)
         if not program.supports_pairwise_mask:
             continue
         inputs = projections()
-        got = program([inputs[name] for name in program.inputs], TokenLayout(None, attend_to), HEAD_SIZE)[0]
+        positions = torch.cat([torch.arange(first), torch.arange(TOKENS - first)])[None]
+        layout = layout_of(inputs, None, attend_to, positions)
+        got = program([inputs[name] for name in program.inputs], layout, HEAD_SIZE)[0]
         for part in (slice(None, first), slice(first, None)):
             alone = run(program, {name: x[:, :, part] for name, x in inputs.items()})
             torch.testing.assert_close(got[:, :, part], alone, msg=str(expression))
-        checked |= {node.name for node in expression.nodes() if node.contracts_tokens()}
-    assert checked == {"matmul", "cosine_similarity", "euclidean_distance"}
+        checked |= {n.name for n in expression.nodes() if n.contracts_tokens() or n.name in (*KERNEL_SIZES, "rotary")}
+    assert checked == {"matmul", "cosine_similarity", "euclidean_distance", "rotary", *KERNEL_SIZES}
 
 
 @pytest.mark.parametrize(
@@ -268,7 +317,7 @@ def test_a_mask_of_tokens_by_tokens_separates_sequences(lower):
     [
         (
             str(SELF_ATTENTION),
-            "scaled_dot_product_attention(q, (transpose(k))ᵀ, v, scale=d^-1/2), node by node (1 operations)",
+            "scaled_dot_product_attention(q, transpose(transpose(k)), v, scale=d^-1/2), node by node (1 operations)",
         ),
         ("matmul(softmax(cosine_similarity(q, k)), v)", "the scores cosine_similarity(q, k) are not a product"),
         ("matmul(q, matmul(transpose(k), v))", "q does not weight tokens by tokens"),
@@ -278,3 +327,27 @@ def test_a_mask_of_tokens_by_tokens_separates_sequences(lower):
 )
 def test_a_program_describes_how_it_runs_and_why(text, runs):
     assert runs in str(ExpressionProgram(Expression.parse(text)))
+
+
+def test_rotary_attention_depends_on_differences_of_positions():
+    """With fp64 accuracy: queries and keys shifted by the same number of positions have the same products."""
+    program = ExpressionProgram(ROTARY_ATTENTION.expression)
+    inputs = projections()
+    values = [inputs[name] for name in program.inputs]
+    here, there = (
+        program(list(values), layout_of(inputs, positions=torch.arange(TOKENS)[None] + shift), HEAD_SIZE)[0]
+        for shift in (0, 1000)
+    )
+    torch.testing.assert_close(here, there, rtol=1e-9, atol=1e-9)
+    other = program(list(values), layout_of(inputs, positions=2 * torch.arange(TOKENS)[None]), HEAD_SIZE)[0]
+    assert (here - other).abs().max() > 1e-3
+
+
+def test_rotary_is_that_of_transformers():
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    inputs = projections()
+    layout = layout_of(inputs)
+    cosine, sine = (torch.cat([x, x], -1).squeeze(1) for x in (layout.cosine, layout.sine))
+    expected, _ = apply_rotary_pos_emb(inputs["q"], inputs["k"], cosine, sine)
+    torch.testing.assert_close(run(ExpressionProgram(Expression.parse("rotary(q)")), inputs), expected)

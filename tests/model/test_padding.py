@@ -110,9 +110,14 @@ def test_packed_equals_padded():
         model = AutoBertZeroModel(tiny_config(random_genome(number))).double().eval()
         ids, weights = torch.randint(VOCAB, (BATCH, TOKENS)), torch.randn(BATCH, TOKENS, HIDDEN).double()
         shapes, results = [], []
-        model.encoder.layer[0].intermediate.register_forward_hook(
-            lambda _, x, y, shapes=shapes: shapes.append(y.shape)
-        )
+        linear = model.encoder.layer[0].intermediate
+        plain = linear.forward  # a hook would get padded states
+
+        def forward(x, shapes=shapes, plain=plain):
+            shapes.append(x.shape)
+            return plain(x)
+
+        linear.forward = forward
         for unpad in (True, False):
             model.config.unpad_inputs = unpad
             model.zero_grad()
@@ -225,3 +230,37 @@ def test_answers_at_padding_are_ignored():
     expected = F.cross_entropy(output.start_logits[1:2], positions[0, 1:2])
     expected = (expected + F.cross_entropy(output.end_logits[1:], positions[1, 1:])) / 2
     torch.testing.assert_close(got, expected)
+
+
+def test_hooks_get_rows():
+    """On every module: an output with the batch first, whatever is packed without hooks."""
+    genome = Genome([*random_genome(1), Convolution(3)])
+    model = AutoBertZeroModel(tiny_config(genome)).eval()
+    ids = torch.randint(VOCAB, (BATCH, TOKENS))
+    expected = model(ids, padding_mask()).last_hidden_state
+    for name, module in model.named_modules():
+        shapes = []
+        handle = module.register_forward_hook(
+            lambda _, inputs, output, shapes=shapes: shapes.append(output[0] if isinstance(output, tuple) else output)
+        )
+        output = model(ids, padding_mask()).last_hidden_state
+        handle.remove()
+        torch.testing.assert_close(output, expected)
+        if name not in ("", "encoder", "embeddings.position_embeddings", "embeddings.token_type_embeddings"):
+            assert all(x.shape[0] == BATCH for x in shapes), name
+
+
+def test_documents_in_one_row_stay_apart():
+    """As `DataCollatorWithFlattening` lays them out: positions that start again at 0."""
+    for number in range(12):
+        model = AutoBertZeroModel(tiny_config(random_genome(number))).double().eval()
+        ids = torch.randint(VOCAB, (1, TOKENS))
+        first = 3
+        positions = torch.cat([torch.arange(first), torch.arange(TOKENS - first)])[None]
+        try:
+            output = model(ids, position_ids=positions).last_hidden_state
+        except ValueError as error:
+            assert "attention_mask" in str(error)  # a layer that cannot keep them apart says so
+            continue
+        for part in (slice(None, first), slice(first, None)):
+            torch.testing.assert_close(output[:, part], model(ids[:, part]).last_hidden_state)
