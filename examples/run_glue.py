@@ -11,6 +11,7 @@ the same command resumes. Predictions for test parts, and by MNLI's model for th
 are written in the format of gluebenchmark.com. Training uses transformers' `Trainer` and accepts its arguments.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -226,6 +227,10 @@ class Rows:
             return f"output_dir: {self.lines.path} is of a run that differs in {', '.join(different)}"
         return {row["key"]: row for row in rows}
 
+    def close(self) -> None:
+        if self.writes:
+            self.lines.close()
+
     def add(self, key: str, row: dict[str, Any]) -> None:
         self.finished[key] = {"key": key, **row}
         if self.writes:
@@ -330,7 +335,8 @@ def main() -> None:
     notes = [note for tuning in tunings.values() for note in tuning.notes]
     if args.process_index == 0:
         print("\n".join(notes), file=sys.stderr)
-    results = {name: run_task(tuning, rates, rows) for name, tuning in tunings.items()}
+    with contextlib.closing(rows):
+        results = {name: run_task(tuning, rates, rows) for name, tuning in tunings.items()}
     if args.process_index == 0:
         facts = provenance(commit, args.device.type)
         write_json(folder / "results.json", {**facts, "identity": identity, "notes": notes, "tasks": results})

@@ -148,10 +148,14 @@ class History(list[Record]):
         if found is not None:
             self._compare(found, header, identity)
         self.header = found or header
-        self._lines.open()
-        self._lines.values.clear()  # the records hold them
-        if found is None:
-            self._lines.append(header)
+        try:
+            self._lines.open()
+            self._lines.values.clear()  # the records hold them
+            if found is None:
+                self._lines.append(header)
+        except BaseException:
+            self.close()
+            raise
 
     def _compare(self, found: dict[str, Any], header: dict[str, Any], identity: tuple[str, ...]) -> None:
         differences = []
