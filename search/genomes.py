@@ -1,21 +1,34 @@
 """One reader of genomes: presets, expressions, files, folders of runs and models, and models of the Hub."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autobert_zero.configuration_autobert_zero import (
     PRESETS,
     PUBLISHED_GENOME,
+    ROTARY_ATTENTION,
     SELF_ATTENTION,
     Attention,
     AutoBertZeroConfig,
+    Convolution,
     Expression,
+    Gene,
     Genome,
 )
 from autobert_zero.search.evolution.archive import Archive
 from autobert_zero.search.evolution.history import read_history
+
+
+# Genomes of any number of layers, which repeat.
+REPEATED: dict[str, Sequence[Gene]] = {
+    "bert": [SELF_ATTENTION],
+    "bert-rotary": [ROTARY_ATTENTION],
+    "hybrid": [Convolution(7), SELF_ATTENTION],
+    "hybrid-rotary": [Convolution(7), ROTARY_ATTENTION],
+    "published": PUBLISHED_GENOME,
+}
 
 
 def decode_genome(value: Any, header: dict[str, Any]) -> Genome:
@@ -29,8 +42,8 @@ def read_genome(
     """Read a genome.
 
     Args:
-        source: a preset; `bert` or `published`, which repeat or cut their layers to `num_layers`; an expression (one
-            layer of attention); a JSON file (a list of genes, or the `config.json` or `summary.json` of a found
+        source: a preset; one of `REPEATED`, whose layers are repeated up to `num_layers`; an expression (one layer of
+            attention); a JSON file (a list of genes, or the `config.json` or `summary.json` of a found
             model); the folder of a model or a run (during a search, its best candidate so far); a model of the Hub.
         num_layers: number of layers that the genome must have.
         custom_operations: rules by name of custom operations and layer kinds that an expression or a list of genes may
@@ -39,8 +52,8 @@ def read_genome(
     Raises: ValueError if the source is none of these or has another number of layers; OSError for a model that cannot
         be loaded.
     """
-    if num_layers is not None and source in ("bert", "published"):
-        layers = [SELF_ATTENTION] if source == "bert" else PUBLISHED_GENOME
+    if num_layers is not None and source in REPEATED:
+        layers = REPEATED[source]
         return Genome(layers[i % len(layers)] for i in range(num_layers))
     genome = _read(source, custom_operations or {})
     if num_layers is not None and len(genome) != num_layers:

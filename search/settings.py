@@ -268,8 +268,8 @@ class StrategySettings(Group):
     )
     seed_genomes: list[str] = setting(
         [],
-        "Genomes to start with: presets, `published`, `bert`, or files: a list of layers, or the config.json or "
-        "summary.json of a found model.",
+        "Genomes to start with: bert, bert-rotary, hybrid, hybrid-rotary, published, or files: a list of layers, or the "
+        "config.json or summary.json of a found model.",
     )
     crossover_probability: Annotated[float, Range(minimum=0, maximum=1)] = setting(
         0.0, "Probability that a child has a second parent."

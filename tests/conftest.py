@@ -1,5 +1,6 @@
 """Small things that several tests need. Sizes are all different, so that a swapped axis cannot pass."""
 
+import dataclasses
 import os
 import random
 import site
@@ -10,16 +11,19 @@ from types import ModuleType
 import pytest
 import torch
 
-from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig, Genome
+from autobert_zero.configuration_autobert_zero import PAPER_OPERATIONS, AutoBertZeroConfig, Genome
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.space.backbone import BackboneSpace
 from autobert_zero.search.space.bounds import Bounds
+from autobert_zero.search.space.grammar import Grammar
 
 
 BATCH, TOKENS, VOCAB, HIDDEN, HEADS = 5, 7, 99, 24, 3
 
 SPACE = BackboneSpace(Bounds(num_layers=3, kernel_sizes=(3, 5, 7), max_nodes=12, min_attention_layers=1))
+# The same with the operations of the paper, as it was before there were others.
+PAPER_SPACE = BackboneSpace(dataclasses.replace(SPACE.bounds, grammar=Grammar(PAPER_OPERATIONS)))
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ DESCRIPTION = (
     "test losses of finished runs. Another seed also splits the text in another way."
 )
 EXAMPLE = "autobert-zero compare runs/*"
-MODELS = {"found": "AutoBERT-Zero (found)", "bert": "BERT"}
+MODELS = {"found": "AutoBERT-Zero (found)", "bert": "BERT", "bert_rotary": "BERT, rotary positions"}
 
 MeanAndError = tuple[float | None, float | None]
 
@@ -31,7 +31,7 @@ def _test_losses(runs: list[RecordedRun]) -> Iterator[MeanAndError]:
     """Mean and standard error of the test losses of each of `MODELS` over the finished runs."""
     results = [run.summary["results"] for run in runs if run.summary]
     for name in MODELS.values():
-        losses = [result[name]["loss"] for result in results if result[name]["loss"] is not None]
+        losses = [r[name]["loss"] for r in results if name in r and r[name]["loss"] is not None]
         yield (mean(losses) if losses else None, standard_error(losses))
 
 
@@ -48,7 +48,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
             row |= {"runs": [each.name for each in row["runs"]], "losses": dict(losses)}
         print(json.dumps(rows, indent=2))
         return
-    cells: list[tuple[str, ...]] = [("group", "runs", "best score", "found: loss", "BERT: loss")]
+    cells: list[tuple[str, ...]] = [("group", "runs", "best score", "found: loss", "BERT: loss", "BERT, rotary: loss")]
     for row in rows:
         score = (row["mean"], row["error"])
         cells.append((row["label"], str(len(row["runs"])), *map(_cell, (score, *_test_losses(row["runs"])))))

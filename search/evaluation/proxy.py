@@ -198,11 +198,14 @@ class MaskedLMProxy:
         checkpoint: Checkpoint | None = None,
         progress: Callable[[int, float], None] | None = None,
         steps: int | None = None,
-        seed: int | None = None,
+        builder: ModelBuilder | None = None,
     ) -> AutoBertZeroForMaskedLM:
-        """Train a model from scratch, or the first `steps` of the schedule; initial weights depend on the seed, by
-        default that of the corpus."""
-        seed_torch(self.corpus.seed if seed is None else seed, "final")
-        model = self.builder.model(genome).to(self.device)
+        """Train a model from scratch, or the first `steps` of the schedule.
+
+        Args:
+            builder: for a model of another size; that of the run by default.
+        """
+        seed_torch(self.corpus.seed, "final")
+        model = (builder or self.builder).model(genome).to(self.device)
         self.train(model, schedule, "final", checkpoint, progress, steps=steps)
         return model

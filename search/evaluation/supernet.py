@@ -99,7 +99,7 @@ class SuperNetwork(nn.Module):
                     margin = (self.max_kernel_size - gene.kernel_size) // 2
                     weight = weight[..., margin : self.max_kernel_size - margin]
             elif ".mixer.operations." in name:
-                weight = _operation_weight(attention, name)
+                weight = _operation_weight(attention, name, genome[layer])  # type: ignore[index]
             else:
                 weight = attention[name]
             weights[name] = weight
@@ -138,11 +138,20 @@ def _store_attention(operations: Sequence[str]) -> Attention:
     return Attention(Expression.parse(text))
 
 
-def _operation_weight(attention: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+def slots(expression: Expression) -> dict[str, int]:
+    """For each name of parameters the slot of the store: convolutions use them in turn, and so do `mix` nodes."""
+    found: dict[str, int] = {}
+    for family in (tuple(KERNEL_SIZES), ("mix",)):
+        names = [name for node, name in expression.parameters().items() if node.name in family]
+        found |= {name: number % NUM_SLOTS for number, name in enumerate(names)}
+    return found
+
+
+def _operation_weight(attention: dict[str, torch.Tensor], name: str, gene: Gene) -> torch.Tensor:
     """The store's weight of an operation: of its slot, and of a convolution the centre of the largest kernel."""
+    assert isinstance(gene, Attention)
     prefix, _, node = name.removesuffix(".weight").rpartition(".")
-    operation, _, number = node.rpartition("_")
-    slot = int(number) % NUM_SLOTS
+    operation, slot = node.rpartition("_")[0], slots(gene.expression)[node]
     if operation not in KERNEL_SIZES:
         return attention[f"{prefix}.{operation}_{slot}.weight"]
     weight = attention[f"{prefix}.{_MAX_CONVOLUTION}_{slot}.weight"]
@@ -180,7 +189,8 @@ class PathSampler:
             return Genome(bounds.random_other(rng) for _ in range(bounds.num_layers))
         match self.settings.other_paths:
             case "attentions":
-                return Genome(bounds.random_attention(rng) for _ in range(bounds.num_layers))
+                genome = Genome(bounds.random_attention(rng) for _ in range(bounds.num_layers))
+                return genome if bounds.has_order(genome) else self.space.random(rng)
             case "population":
                 return self.population[int(rng.integers(len(self.population)))]
             case _:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from autobert_zero.configuration_autobert_zero import LAYER_RULE, Genome
+from autobert_zero.configuration_autobert_zero import KERNEL_SIZES, LAYER_RULE, Genome
 from autobert_zero.search.custom_operations import CustomOperations
 from autobert_zero.search.evolution.limits import LimitedSpace
 from autobert_zero.search.evolution.strategies import (
@@ -44,17 +44,26 @@ def make_cost_model(
 def make_space(
     settings: SpaceSettings,
     strategy: StrategySettings,
-    num_layers: int,
+    model: ModelSettings,
     custom: CustomOperations,
 ) -> BackboneSpace:
+    """Raises: ValueError if no genome of the space depends on the order of tokens, without position embeddings."""
+    needs_order = model.position_embedding_type == "none"
+    operations = settings.named_operations()
+    has_order = {"rotary", *KERNEL_SIZES} & set(operations) or settings.max_attention_layers != model.num_hidden_layers
+    if needs_order and not has_order:
+        raise ValueError(
+            "position_embedding_type: expected absolute for a space without rotary and convolutions, got none"
+        )
     bounds = Bounds(
-        num_layers,
+        model.num_hidden_layers,
         tuple(settings.kernel_sizes),
         settings.max_nodes,
         settings.min_attention_layers,
         settings.max_attention_layers,
-        Grammar(settings.named_operations(), custom.operations),
+        Grammar(operations, custom.operations),
         custom.layer_kinds,
+        needs_order,
     )
     return BackboneSpace(
         bounds, tuple(strategy.layer_mutations), tuple(strategy.operation_mutations), custom.array_functions

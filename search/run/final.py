@@ -1,14 +1,41 @@
-"""After the search: the winner among the best candidates, and its training from scratch beside BERT."""
+"""After the search: the winner among the best candidates, and its training from scratch beside the baselines."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
+from autobert_zero.configuration_autobert_zero import ROTARY_ATTENTION, SELF_ATTENTION, Genome
 from autobert_zero.search.evolution.archive import Archive, Record
 from autobert_zero.search.run.errors import SearchFailed
 from autobert_zero.search.run.jobs import training_job
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.workers import Future, Workers
+
+
+# Baselines by name: the attention of all layers, and the position embeddings.
+BASELINES = {
+    "BERT": (SELF_ATTENTION, "absolute"),
+    "BERT, rotary positions": (ROTARY_ATTENTION, "none"),
+}
+
+
+def baseline_jobs(problem: Problem, parameters: int) -> dict[str, dict[str, Any]]:
+    """The trainings of the baselines, by name. Their feed-forward width is chosen so that they have as many parameters
+    as the winner."""
+    found = {}
+    settings = problem.settings
+    for number, (name, (attention, positions)) in enumerate(BASELINES.items()):
+        genome = Genome([attention] * settings.model.num_hidden_layers)
+        costs = dataclasses.replace(problem.costs, absolute_positions=positions == "absolute")
+        width = settings.model.intermediate_size
+        count = costs.parameters(genome)
+        each = costs.parameters(genome) - dataclasses.replace(costs, intermediate_size=width - 1).parameters(genome)
+        model = {
+            "position_embedding_type": positions,
+            "intermediate_size": max(1, width + round((parameters - count) / each)),
+        }
+        found[name] = training_job(problem, f"baseline-{number}", genome.to_list(), settings.final.final_steps, model)
+    return found
 
 
 def rank_finalists(problem: Problem, history: list[Record], workers: Workers) -> list[dict[str, Any]]:
@@ -38,23 +65,26 @@ def rank_finalists(problem: Problem, history: list[Record], workers: Workers) ->
 def train_final(
     problem: Problem, finalists: list[dict[str, Any]], workers: Workers, say: Callable[[str], None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Train the best finalist, and a BERT of the same depth and width, from scratch.
+    """Train the best finalist, and baselines of the same depth, width and number of parameters, from scratch.
 
     Returns: test losses by name, and the winner: the best finalist whose training does not diverge.
 
     Raises: SearchFailed if all of them diverge.
     """
-    bert = Genome([SELF_ATTENTION] * problem.settings.model.num_hidden_layers)
 
-    def submit(name: str, genome: list[dict[str, Any]]) -> Future:
-        job = training_job(problem, name, genome, problem.settings.final.final_steps)
-        return workers.submit(f"final-{name}", job)
+    def submit(finalist: dict[str, Any]) -> Future:
+        job = training_job(problem, str(finalist["index"]), finalist["genome"], problem.settings.final.final_steps)
+        return workers.submit(f"final-{finalist['index']}", job)
 
-    futures = [submit(str(finalists[0]["index"]), finalists[0]["genome"]), submit("bert", bert.to_list())]
-    result_of_first, result_of_bert = (future.result() for future in futures)
+    genome = Genome.from_list(finalists[0]["genome"], problem.custom_operations.rules)
+    jobs = baseline_jobs(problem, problem.costs.parameters(genome))
+    first = submit(finalists[0])
+    futures = {name: workers.submit(f"final-{job['name']}", job) for name, job in jobs.items()}
+    result_of_first = first.result()
+    baselines = {name: future.result() for name, future in futures.items()}
     for number, finalist in enumerate(finalists):
-        result = result_of_first if number == 0 else submit(str(finalist["index"]), finalist["genome"]).result()
+        result = result_of_first if number == 0 else submit(finalist).result()
         if result["loss"] is not None:
-            return {"AutoBERT-Zero (found)": result, "BERT": result_of_bert}, finalist
+            return {"AutoBERT-Zero (found)": result, **baselines}, finalist
         say(f"Candidate {finalist['index']} cannot be trained: {result['reason']}. Trying the next best.")
     raise SearchFailed("none of the finalists can be trained; try a lower learning_rate in another output_dir")

@@ -20,9 +20,16 @@ def score_job(problem: Problem, genome: Genome, threshold: float | None) -> dict
     return {"kind": "score", "genome": genome.to_list(), "threshold": threshold, "run": problem.identity}
 
 
-def training_job(problem: Problem, name: str, genome: list[dict[str, Any]], steps: int) -> dict[str, Any]:
-    """Train a model from scratch, for a part or all of the final steps."""
-    return {"kind": "train", "name": name, "genome": genome, "steps": steps, "run": problem.full_identity}
+def training_job(
+    problem: Problem, name: str, genome: list[dict[str, Any]], steps: int, model: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train a model from scratch, for a part or all of the final steps.
+
+    Args:
+        model: settings of the model that differ from those of the run.
+    """
+    job = {"kind": "train", "name": name, "genome": genome, "steps": steps, "run": problem.full_identity}
+    return {**job, "model": model or {}}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class JobRunner:
             return dataclasses.asdict(problem.proxy.score(genome, self.supernet, job["threshold"]))
         bar = self.console.bar(f"train {job['name']}", job["steps"])
         try:
-            model = self.train(job["name"], genome, job["steps"], bar)
+            model = self.train(job["name"], genome, job["steps"], bar, job["model"])
             if job["steps"] < problem.settings.final.final_steps:
                 return {"score": problem.proxy.final_score(model, problem.proxy.stop.check)}
             loss = problem.proxy.loss(model, "test")
@@ -71,13 +78,19 @@ class JobRunner:
         return {"loss": loss, "parameters": sum(p.numel() for p in model.parameters())}
 
     def train(
-        self, name: str, genome: Genome, steps: int | None = None, progress: Any = None
+        self,
+        name: str,
+        genome: Genome,
+        steps: int | None = None,
+        progress: Any = None,
+        model: dict[str, Any] | None = None,
     ) -> AutoBertZeroForMaskedLM:
         """The final training of a genome, or its first steps, resumed from its checkpoint."""
         settings, proxy = self.problem.settings, self.problem.proxy
         schedule = proxy.schedule(settings.final.final_steps, settings.training.learning_rate)
         checkpoint = make_checkpoint(self.problem, self.folder, f"final-{name}", self.problem.full_identity)
-        return proxy.train_from_scratch(genome, schedule, checkpoint, progress, steps)
+        builder = dataclasses.replace(proxy.builder, settings=dataclasses.replace(settings.model, **(model or {})))
+        return proxy.train_from_scratch(genome, schedule, checkpoint, progress, steps, builder)
 
 
 def make_checkpoint(problem: Problem, folder: Path, name: str, identity: str, writes: bool = True) -> Checkpoint:

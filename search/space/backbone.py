@@ -7,7 +7,7 @@ import numpy as np
 
 from autobert_zero.configuration_autobert_zero import Attention, Convolution, Genome
 from autobert_zero.search.space import mutation
-from autobert_zero.search.space.bounds import Bounds
+from autobert_zero.search.space.bounds import MAX_TRIES, Bounds
 from autobert_zero.search.space.functional_key import genome_key
 from autobert_zero.search.space.grammar import Choose, choose_uniformly
 
@@ -36,9 +36,14 @@ class BackboneSpace:
         return self.bounds.random(rng, choose)
 
     def mutate(self, genome: Genome, rng: np.random.Generator, choose: Choose = choose_uniformly) -> Genome:
-        """A child: one change between the layers, then one inside a layer."""
-        genome = mutation.mutate_between_layers(genome, self.bounds, self.layer_mutations, rng, choose)
-        return mutation.mutate_inside_layer(genome, self.bounds, self.operation_mutations, rng, choose)
+        """A child: one change between the layers, then one inside a layer; the genome itself if none of many children
+        depends on the order of tokens, and it must."""
+        for _ in range(MAX_TRIES):
+            child = mutation.mutate_between_layers(genome, self.bounds, self.layer_mutations, rng, choose)
+            child = mutation.mutate_inside_layer(child, self.bounds, self.operation_mutations, rng, choose)
+            if self.bounds.has_order(child):
+                return child
+        return genome
 
     def crossover(self, genome: Genome, other: Genome, rng: np.random.Generator) -> Genome:
         """A genome with layers of both."""

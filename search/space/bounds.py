@@ -34,6 +34,7 @@ class Bounds:
         min_attention_layers, max_attention_layers: bounds of the number of attentions; None for no maximum.
         grammar: the operations that expressions may use.
         layer_kinds: custom kinds; each is as probable as one kernel size.
+        requires_order: whether a genome must depend on the order of tokens by itself, without position embeddings.
     """
 
     num_layers: int
@@ -43,6 +44,7 @@ class Bounds:
     max_attention_layers: int | None = None
     grammar: Grammar = Grammar()
     layer_kinds: tuple[str, ...] = ()
+    requires_order: bool = False
 
     @cached_property
     def other_genes(self) -> tuple[Gene, ...]:
@@ -54,9 +56,14 @@ class Bounds:
         maximum = self.num_layers if self.max_attention_layers is None else self.max_attention_layers
         return self.min_attention_layers <= count <= maximum
 
+    def has_order(self, genome: Genome) -> bool:
+        """Whether the genome depends on the order of tokens, if it must."""
+        return not self.requires_order or genome.has_order()
+
     def contains(self, genome: Genome) -> bool:
         return (
             len(genome) == self.num_layers
+            and self.has_order(genome)
             and self.allows_attentions(sum(isinstance(gene, Attention) for gene in genome))
             and all(
                 self.contains_expression(gene.expression) if isinstance(gene, Attention) else gene in self.other_genes
@@ -77,6 +84,12 @@ class Bounds:
 
     def random(self, rng: np.random.Generator, choose: Choose = choose_uniformly) -> Genome:
         """A random genome: for each layer a fair coin decides on attention, then the gene is random."""
+        for _ in range(MAX_TRIES):
+            if self.has_order(genome := self._random(rng, choose)):
+                return genome
+        raise AssertionError(f"no genome that depends on the order of tokens in {MAX_TRIES} tries")
+
+    def _random(self, rng: np.random.Generator, choose: Choose) -> Genome:
         attends = rng.random(self.num_layers) < 0.5
         missing = self.min_attention_layers - int(attends.sum())
         if missing > 0:

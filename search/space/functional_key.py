@@ -62,7 +62,7 @@ OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "matmul": np.matmul,
     "cosine_similarity": lambda x, y: _unit_rows(x) @ _unit_rows(y).T,
     "euclidean_distance": lambda x, y: np.linalg.norm(x[:, None] - y[None], axis=-1),
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "sigmoid": lambda x: np.exp(-np.logaddexp(0, -x)),
     "mul": np.multiply,
     "rotary": _rotary,
 }

@@ -155,7 +155,7 @@ def test_a_run_killed_at_any_moment_resumes(finished, tmp_path):
         lambda: (folder / "supernet.safetensors").exists(),
         lambda: lines() >= 4,
         lambda: any(folder.glob("results/finalist-*")),
-        lambda: (folder / "final-bert.safetensors").exists(),
+        lambda: (folder / "final-baseline-0.safetensors").exists(),
     ]
     killed_with = []
     for moment in moments:
@@ -356,10 +356,10 @@ def test_a_winner_that_diverges_is_replaced_by_the_next_best(finished, tmp_path,
     first, second = json.loads(Path(expected.run.output_dir, "summary.json").read_text())["finalists"][:2]
     original = MaskedLMProxy.train_from_scratch
 
-    def train_from_scratch(self, genome, schedule, checkpoint, progress=None, steps=None):
+    def train_from_scratch(self, genome, schedule, checkpoint, progress=None, steps=None, builder=None):
         if genome.to_list() == first["genome"] and steps == settings.final.final_steps:
             raise FloatingPointError("loss: expected a finite number, got nan at step 3")
-        return original(self, genome, schedule, checkpoint, progress, steps)
+        return original(self, genome, schedule, checkpoint, progress, steps, builder)
 
     monkeypatch.setattr(MaskedLMProxy, "train_from_scratch", train_from_scratch)
     main([*command_line(settings), "--verbose"])

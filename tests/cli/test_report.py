@@ -59,7 +59,11 @@ def test_report_and_compare(capsys, folder, tmp_path):
     capsys.readouterr()
     main(["compare", str(folder), str(finished), "--json"])
     [row] = json.loads(capsys.readouterr().out)
-    assert row["runs"] == [folder.name, "finished"] and row["losses"] == {"found": [3.5, None], "bert": [None, None]}
+    assert row["runs"] == [folder.name, "finished"] and row["losses"] == {
+        "found": [3.5, None],
+        "bert": [None, None],
+        "bert_rotary": [None, None],
+    }
     main(["compare", str(folder), str(finished)])
     assert re.search(r"^  finished +-\d\.\d{4} +3\.5000$", capsys.readouterr().out, re.MULTILINE)
     main(["compare", str(finished)])

@@ -13,7 +13,12 @@ from accelerate import Accelerator
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Attention, Convolution, Expression, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.proxy import MaskedLMProxy
-from autobert_zero.search.evaluation.supernet import PathSampler, SuperNetwork, train_supernet
+from autobert_zero.search.evaluation.supernet import (
+    NUM_SLOTS,
+    PathSampler,
+    SuperNetwork,
+    train_supernet,
+)
 from autobert_zero.search.evaluation.training import Checkpoint
 from autobert_zero.search.evolution.archive import Outcome
 from autobert_zero.search.run.problem import Problem
@@ -65,6 +70,8 @@ def test_a_candidate_equals_its_path(problem, supernet):
         gradients = {n: p.grad for n, p in candidate.named_parameters()}
         total = sum(g.square().sum() for g in gradients.values())
         store = sum(p.grad.square().sum() for p in supernet.parameters() if p.grad is not None)
+        if any(len(gene.expression.parameters()) > NUM_SLOTS for gene in genome if isinstance(gene, Attention)):
+            continue  # several nodes may share a slot, where their gradients are added
         torch.testing.assert_close(store, total)  # the store has all gradients and no others
 
 
@@ -98,8 +105,10 @@ def test_expressions_at_one_position_share_its_projections(supernet):
 def test_no_weight_is_stored_twice_or_unused(supernet):
     """Every parameter of the store is part of some path, and shared parameters are stored once."""
     used = set()
-    all_inputs = Attention(Expression.parse("add(add(q, k), add(v, p))"))
-    for genome in (Genome([all_inputs] * 2), Genome([Convolution(9)] * 2)):
+    inputs = "add(add(q, k), add(v, p))"
+    operations = "add(add(conv15(q), conv15(k)), add(conv15(v), mix(mix(mix(q, k), v), p)))"
+    all_weights = Attention(Expression.parse(f"add({inputs}, {operations})"))
+    for genome in (Genome([all_weights] * 2), Genome([Convolution(9)] * 2)):
         names = [name for name, _ in supernet.candidate(genome).named_parameters()]
         used |= {weight.data_ptr() for weight in supernet.path_weights(genome, names).values()}
     assert used == {parameter.data_ptr() for parameter in supernet.parameters()}

@@ -6,21 +6,17 @@ import sys
 
 import pytest
 
-from autobert_zero.configuration_autobert_zero import PAPER_OPERATIONS
 from autobert_zero.search.evolution.archive import Outcome
 from autobert_zero.search.evolution.loop import MAX_TRIES, evolve, propose
 from autobert_zero.search.evolution.strategies import OpNas, RandomSearch
-from autobert_zero.search.space.grammar import Grammar
-from tests.conftest import SPACE
+from tests.conftest import PAPER_SPACE, SPACE
 from tests.evolution.conftest import OP_NAS, STRATEGIES, Evaluation, best, evaluate, search, trace_digest
 
 
 def test_golden_trace():
     """Changes only when proposals are meant to change: then old histories can no longer be resumed."""
     assert trace_digest(search(count=30)) == "afef3b7e30066d51"
-    bounds = dataclasses.replace(SPACE.bounds, grammar=Grammar(PAPER_OPERATIONS))
-    space = dataclasses.replace(SPACE, bounds=bounds)
-    paper = search(dataclasses.replace(OP_NAS, space=space), count=30, space=space)
+    paper = search(dataclasses.replace(OP_NAS, space=PAPER_SPACE), count=30, space=PAPER_SPACE)
     assert trace_digest(paper) == "fa19117317beb2a5"
 
 

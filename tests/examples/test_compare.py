@@ -66,7 +66,7 @@ def test_the_rows_and_scales():
         "random_search",
         "searched",
     }
-    assert SCALES == ["base", "cpu", "gpu", "tiny"]
+    assert SCALES == ["base", "cpu", "gpu", "rotary", "tiny"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -87,7 +87,8 @@ def test_all_commands_are_valid(tmp_path, scale):
     plan = made.scale["pretraining"]
     commands = [*made.grids(), *made.pretrainings()]
     grids = len(ROWS) - 1  # one row uses the choice of another
-    assert len(commands) == grids * len(plan["grid"]) + len(ROWS) * len(plan["seeds"])
+    choices = len(plan["grid"]) if len(plan["grid"]) > 1 else 0
+    assert len(commands) == grids * choices + len(ROWS) * len(plan["seeds"])
     steps = {Path(c[c.index("--output_dir") + 1]).parent.name: c[c.index("--max_steps") + 1] for c in commands}
     assert int(steps["bert_longer"]) == 3 * int(steps["bert"]) == 3 * plan["max_steps"]
     for command in commands:
@@ -203,7 +204,7 @@ def test_bad_input(tmp_path, capsys):
         (["--scale", "tiny", "--jobs", "0"], "jobs: expected at least 1, got 0"),
         (["--scale", str(odd)], "scale: expected a multiple of 4 as max_steps, for losses at each quarter, got 6"),
         (["--scale", str(broken)], "scales: cannot read"),
-        (["--scale", "tiny", "--rows", str(empty)], "rows: expected genome, model_type or search in empty"),
+        (["--scale", "tiny", "--rows", str(empty)], "rows: expected genome, layers, model_type or search in empty"),
     ):
         with pytest.raises(SystemExit, match="2"):
             compare.main([*arguments, "--output_dir", str(tmp_path)])

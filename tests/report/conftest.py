@@ -43,8 +43,7 @@ def write_run(folder: Path, seed: int = 0, count: int = 60, **changes) -> Path:
         "command": "search <here>",
     }
     with History(folder / "history.jsonl", header, (), decode_genome) as history:
-        layers = settings.model.num_hidden_layers
-        space = make_space(settings.space, settings.strategy, layers, CustomOperations())
+        space = make_space(settings.space, settings.strategy, settings.model, CustomOperations())
         search(make_strategy(settings.strategy, space), seed, count, history, evaluate, space)
     return folder
 

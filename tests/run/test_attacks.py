@@ -22,7 +22,7 @@ from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.run.workers import Future, Workers
 from autobert_zero.search.settings import SearchSettings
 from tests.cli.test_cli import finished, history_without_times, results  # noqa: F401 (a fixture)
-from tests.conftest import SPACE, command_line, random_genome
+from tests.conftest import PAPER_SPACE, command_line, random_genome
 
 
 MANY = [pytest.param(3_000, id="some"), pytest.param(100_000, id="many", marks=pytest.mark.slow)]
@@ -132,7 +132,7 @@ def search(path: Path, count: int, seconds: float = 0.0) -> list[Record]:
             workers.forget(f"candidate-{record.index - 1}")
             return Future(lambda: Outcome(score=job.result()))
 
-        for _ in evolve(SPACE, OpNas(SPACE, 8, 2, 3), submit, history, 0, count, lookahead=1):
+        for _ in evolve(PAPER_SPACE, OpNas(PAPER_SPACE, 8, 2, 3), submit, history, 0, count, lookahead=1):
             pass
         return list(history)
 

@@ -16,7 +16,7 @@ from autobert_zero.search.settings import SearchSettings, StrategySettings
 
 def make(**values):
     settings = SearchSettings.from_dict(values)
-    space = make_space(settings.space, settings.strategy, settings.model.num_hidden_layers, CustomOperations())
+    space = make_space(settings.space, settings.strategy, settings.model, CustomOperations())
     space = within_limits(space, settings.limits, make_cost_model(settings.model, 1000).costs)
     return space, make_strategy(settings.strategy, space)
 
