@@ -19,7 +19,7 @@ from autobert_zero.search.settings import GROUP_OF, GROUPS, RENAMED, SearchSetti
 SUMMARY = "evolve a backbone from text"
 DESCRIPTION = (
     "Evolve a BERT backbone from text: train a bi-branch super-network, search by OP-NAS, then train the best backbone "
-    "and a BERT of the same depth and width from scratch."
+    "and two baselines, BERT and BERT with rotary positions, from scratch."
 )
 EXAMPLE = "accelerate launch -m autobert_zero.search --train_file text.txt --output_dir runs/mine"
 RESUME = "All results so far are kept: the same command resumes."
