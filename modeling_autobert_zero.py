@@ -323,8 +323,8 @@ def _rotary(node, x, layout, head_size, dropout):
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine, rest], -1)
 
 
-# The built-in operations without parameters. Every function is given the node, its operands, a `TokenLayout` (of which only `real` and
-# `attend_to` matter), the head size and the dropout of attention weights.
+# The built-in operations without parameters. Every function is given the node, its operands, a `TokenLayout` (of which only
+# `real` and `attend_to` matter), the head size and the dropout of attention weights.
 EXECUTORS = {
     "neg": lambda node, x, *_: -x,
     "transpose": lambda node, x, *_: x.transpose(-1, -2),
@@ -362,8 +362,8 @@ class DepthwiseConvolution(nn.Conv1d):
         result = 0.0 if self.bias is None else self.bias[:, None]
         for tap, weight in enumerate(self.weight.squeeze(1).unbind(1)):
             # For token i this tap reads token i + tap - margin, which is at index i + tap after padding.
-            visible = attend_to.diagonal(tap, 1, 2)[:, None]
-            result = result + weight[:, None] * x[:, :, tap : tap + tokens] * visible
+            attended = attend_to.diagonal(tap, 1, 2)[:, None]
+            result = result + weight[:, None] * x[:, :, tap : tap + tokens] * attended
         return result
 
 

@@ -29,6 +29,7 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from training_scripts import (
+    DEFAULT_LENGTH,
     FineTuningArguments,
     ModelArguments,
     has_diverged,
@@ -82,12 +83,15 @@ IRRELEVANT = (
 @dataclass
 class GlueArguments(ModelArguments):
     task_name: str = field(
-        kw_only=True, metadata={"help": f"One of {', '.join(TASKS)}, or all that there is training data for: all."}
+        kw_only=True, metadata={"help": f"One of {', '.join(TASKS)}, or `all`: every task with training data."}
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the tasks. Without it: the Hub."})
     learning_rates: list[float] = field(default_factory=list, metadata={"help": "Grid; default: --learning_rate."})
     seeds: int = field(default=3, metadata={"help": "Trainings per task; the first seed is --seed."})
-    max_seq_length: int = field(default=128, metadata={"help": "Longer texts are truncated."})
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={"help": f"Longer texts are truncated; default: {DEFAULT_LENGTH}, or the model's limit."},
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Maximum number of validation rows."})
     save_models: bool = field(default=False, metadata={"help": "Keep the fine-tuned models, by task and seed."})

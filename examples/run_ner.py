@@ -18,6 +18,7 @@ import datasets
 import evaluate
 import numpy as np
 from training_scripts import (
+    DEFAULT_LENGTH,
     FileArguments,
     FineTuningArguments,
     claim_folder_for_file,
@@ -46,7 +47,10 @@ _TAG = re.compile(r"O|[BIES]-\S+")
 @dataclass
 class NerArguments(FileArguments):
     label_column: int = field(default=-1, metadata={"help": "Column of the tag, counted from 0; -1 for the last one."})
-    max_seq_length: int = field(default=128, metadata={"help": "Maximum number of tokens of a piece of a sentence."})
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={"help": f"Tokens of a piece of a sentence; default: {DEFAULT_LENGTH}, or the model's limit."},
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import torch
@@ -39,6 +39,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_trivial = action.default is None or action.default is False or action.default == []
         return action.help if is_trivial else super()._get_help_string(action)
+
+
+class ArgumentParser(HfArgumentParser):
+    """Prints the error alone for bad input, not the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\nSee {self.prog} --help.\n")
 
 
 @dataclass
@@ -78,7 +85,7 @@ def parse(options: type, arguments: type, description: str | None) -> tuple[HfAr
 
     Returns: the parser, for later usage errors, the options, and the arguments of Trainer.
     """
-    parser = HfArgumentParser(
+    parser = ArgumentParser(
         (options, arguments),  # type: ignore[arg-type]
         description=description,
         formatter_class=HelpFormatter,
@@ -91,6 +98,9 @@ def parse(options: type, arguments: type, description: str | None) -> tuple[HfAr
 
 # Models
 
+# Maximum number of tokens, unless the model has fewer positions.
+DEFAULT_LENGTH = 128
+
 
 def load_parts(options: Any) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]]:
     """Configuration and tokenizer of the model, and the arguments to load it with.
@@ -102,6 +112,8 @@ def load_parts(options: Any) -> tuple[PretrainedConfig, PreTrainedTokenizerBase,
     config = AutoConfig.from_pretrained(name, **remote)
     tokenizer = AutoTokenizer.from_pretrained(name, **remote)
     expect_vocabulary(tokenizer, name)
+    if options.max_seq_length is None:
+        options.max_seq_length = min(DEFAULT_LENGTH, getattr(config, "max_position_embeddings", DEFAULT_LENGTH))
     check_fit(config, tokenizer, options.max_seq_length, "max_seq_length")
     if options.trust_remote_code:
         custom_operations.load_for_model(config, name, options.model_revision)
@@ -203,8 +215,15 @@ def claim_folder(args: TransformersArguments, identity: dict[str, Any]) -> None:
 def _claim_folder(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / "training.json"
     if path.exists():
-        if different := differing_keys(json.loads(path.read_text(encoding="utf-8")), identity):
-            raise ValueError(f"output_dir: {folder} holds a training that differs in {', '.join(different)}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if different := differing_keys(found, identity):
+            values = ", ".join(
+                f"{name} ({found.get(name)!r:.60}, got {identity.get(name)!r:.60})" for name in different
+            )
+            raise ValueError(
+                f"output_dir: {folder} holds a training that differs in {values}: its schedule is another one; choose "
+                "another folder"
+            )
         return
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):

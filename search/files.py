@@ -75,6 +75,8 @@ def lock_output_dir(folder: str | os.PathLike) -> contextlib.AbstractContextMana
         raise ValueError(f"output_dir: {folder} is in use by another run") from None
     except OSError as error:
         raise ValueError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
+    except ValueError as error:  # a name that no file can have
+        raise ValueError(f"output_dir: expected the name of a folder, got {str(folder)!r}: {error}") from None
     return lock
 
 

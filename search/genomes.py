@@ -19,6 +19,7 @@ from autobert_zero.configuration_autobert_zero import (
 )
 from autobert_zero.search.evolution.archive import Archive
 from autobert_zero.search.evolution.history import read_history
+from autobert_zero.search.settings import did_you_mean
 
 
 # Genomes of any number of layers, which repeat.
@@ -79,9 +80,11 @@ def _read(source: str, rules: Mapping[str, str]) -> Genome:
         if not best:
             raise ValueError(f"{source!r} has no candidate with a score yet")
         return best[0].genome
-    local = path.is_absolute() or path.suffix == ".json" or len(path.parts) > 2 or Path(path.parts[0]).is_dir()
-    if local:  # a mistyped path, for which the Hub would be queried repeatedly
-        raise ValueError(f"expected a file, a folder, or a model of the Hub (USER/NAME), got {source!r}")
+    # Anything else is mistyped, and the Hub would be queried for it repeatedly.
+    may_be_on_hub = len(path.parts) == 2 and not path.is_absolute() and path.suffix != ".json"
+    if not may_be_on_hub or Path(path.parts[0]).is_dir():
+        suggestion = did_you_mean([source], [*PRESETS, *REPEATED])
+        raise ValueError(f"expected a file, a folder, or a model of the Hub (USER/NAME), got {source!r}{suggestion}")
     return _from_config(AutoBertZeroConfig.get_config_dict(source)[0], source)
 
 

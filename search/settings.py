@@ -6,6 +6,7 @@ Parts of the search are given the group that they need. Flags, files and histori
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -49,6 +50,14 @@ NOT_NEGATIVE = Range(minimum=0)
 AT_LEAST_ONE = Range(minimum=1)
 FRACTION = Range(minimum=0, below=1)
 
+# Settings that are paths, in which `~` is the home folder.
+_PATHS = {"output_dir", "train_file", "prepared_dir", "custom_operations", "glue_dir"}
+
+
+def _expanded(value: Any) -> Any:
+    return list(map(os.path.expanduser, value)) if isinstance(value, list) else os.path.expanduser(value)
+
+
 # Markers of settings that may differ between sessions of one run: where and how it runs, and how long it continues.
 PLACE, BUDGET = "place", "budget"
 
@@ -80,6 +89,8 @@ class Group:
             for allowed in (extra for extra in extras if isinstance(extra, Range)):
                 self._expect(name, value in allowed, str(allowed))
             plain = get_args(hint)[0] if extras else hint
+            if name in _PATHS:
+                object.__setattr__(self, name, _expanded(value))
             if get_origin(plain) is Literal:
                 self._expect(name, value in get_args(plain), f"one of {list(get_args(plain))}")
 
@@ -99,7 +110,8 @@ class TextSettings(Group):
 
     train_file: list[str] = setting(
         [],
-        "Text files: plain text (a blank line ends a document), .json, .jsonl or .csv, each also as .gz, .xz or .bz2. "
+        "Text files: .csv, .tsv, .json, .jsonl, .parquet or .arrow with a column of text, or plain text (a blank line ends "
+        "a document), each also as .gz, .xz or .bz2. "
         "Without it and --dataset_name: the language reference that is part of Python.",
     )
     dataset_name: str | None = setting(None, "Data set of the Hub, or a local folder; its train split is used.")
@@ -118,7 +130,7 @@ class TextSettings(Group):
         0.08, "Fraction of the text (whole documents) for the losses that are reported.", old_name="report_fraction"
     )
     prepared_dir: Annotated[str | None, PLACE] = setting(
-        None, "Folder for the tokens: a run, or another script, that finds them there does not prepare the text again."
+        None, "Folder in which the tokenized text is kept. Other runs and scripts that use it skip the preparation."
     )
 
     def __post_init__(self) -> None:
@@ -139,7 +151,7 @@ class RunSettings(Group):
     )
     seed: Annotated[int, NOT_NEGATIVE] = setting(42, "Seed of all randomness of the run.")
     num_threads: Annotated[int, NOT_NEGATIVE, PLACE] = setting(
-        0, "Threads per process; 0 divides the cores of the machine evenly. Changes the last digits of sums."
+        0, "Threads per process; 0 divides the cores of the machine evenly. Results differ in the last digits."
     )
     checkpoint_seconds: Annotated[float, NOT_NEGATIVE, PLACE] = setting(
         30.0, "Seconds between checkpoints of long trainings."
@@ -158,14 +170,14 @@ class ModelSettings(Group):
 
     title = "model"
 
-    num_hidden_layers: Annotated[int, AT_LEAST_ONE] = setting(4, "Layers.")
+    num_hidden_layers: Annotated[int, AT_LEAST_ONE] = setting(4, "Number of layers.")
     hidden_size: Annotated[int, AT_LEAST_ONE] = setting(64, "Width.")
     num_attention_heads: Annotated[int, AT_LEAST_ONE] = setting(2, "Attention heads.")
     intermediate_size: Annotated[int, AT_LEAST_ONE] = setting(256, "Width of the feed-forward part.")
     sequence_length: Annotated[int, Range(minimum=8)] = setting(64, "Tokens per sequence.")
     position_embedding_type: Literal["absolute", "none"] = setting(
         "absolute",
-        "Position embeddings: BERT's table, or none; then rotary and convolutions provide the order of tokens.",
+        "absolute: BERT's table of positions. none: no table; rotary and convolutions encode the order of tokens.",
     )
     rope_theta: Annotated[float, POSITIVE] = setting(10_000.0, "Base of the rotation frequencies of rotary.")
     initializer_range: Annotated[float, POSITIVE] = setting(
@@ -183,7 +195,7 @@ class ModelSettings(Group):
 
 @dataclass(frozen=True)
 class SpaceSettings(Group):
-    """Which backbones there are."""
+    """Which backbones are possible."""
 
     title = "space"
 
@@ -192,7 +204,7 @@ class SpaceSettings(Group):
         14, "Maximum number of nodes of an attention expression."
     )
     min_attention_layers: Annotated[int, NOT_NEGATIVE] = setting(
-        1, "Minimum number of attention layers: without one, no token attends beyond the kernels."
+        1, "Minimum number of attention layers. With none, a token sees only its neighbours within the kernels."
     )
     max_attention_layers: int | None = setting(
         None, "Maximum number of attention layers; with both at 0 there are only convolutions."
@@ -259,7 +271,9 @@ class StrategySettings(Group):
     strategy: Literal["op_nas", "thompson_op_nas", "evolution", "regularized_evolution", "largest_first", "random"] = (
         setting("thompson_op_nas", "How candidates are proposed.")
     )
-    max_evaluations: Annotated[int, AT_LEAST_ONE, BUDGET] = setting(40, "Candidates to evaluate.")
+    max_evaluations: Annotated[int, AT_LEAST_ONE, BUDGET] = setting(
+        40, "Number of candidates to evaluate, those of earlier sessions included."
+    )
     population_size: Annotated[int, AT_LEAST_ONE] = setting(16, "M: random genomes in the first generation.")
     num_parents: Annotated[int, AT_LEAST_ONE] = setting(3, "K: best candidates that have children.")
     num_children: Annotated[int, AT_LEAST_ONE] = setting(4, "C: children of each parent in a generation.")
@@ -268,22 +282,23 @@ class StrategySettings(Group):
     )
     seed_genomes: list[str] = setting(
         [],
-        "Genomes to start with: bert, bert-rotary, hybrid, hybrid-rotary, published, or files: a list of layers, or the "
-        "config.json or summary.json of a found model.",
+        "Genomes to start with: bert, bert-rotary, hybrid, hybrid-rotary, published, or JSON files: a list of layers, a "
+        "config.json or a summary.json.",
     )
     crossover_probability: Annotated[float, Range(minimum=0, maximum=1)] = setting(
         0.0, "Probability that a child has a second parent."
     )
     layer_mutations: list[float] = setting(
         [1.0, 1.0, 1.0],
-        "Proportions of changing whether a layer is attention, of changing a kernel size, and of swapping two layers.",
+        "Relative weights of three mutations of layers: change the kind, change a kernel size, swap two layers.",
     )
     operation_mutations: list[float] = setting(
         [1.0, 1.0, 1.0, 0.0],
-        "Proportions of replacing, inserting and removing an operation, and of rewiring an input.",
+        "Relative weights of four mutations of operations: replace, insert, remove, rewire an input.",
     )
     objectives: list[str] = setting(
-        ["score"], "score, and any of parameters, flops, latency: with several, NSGA-II selects parents."
+        ["score"],
+        "What to optimize: score, alone or with parameters, flops, latency. With several, NSGA-II selects the parents.",
     )
     lookahead: Annotated[int, NOT_NEGATIVE] = setting(
         0, "Generations proposed before the previous one is complete, so that processes need not wait for it."
@@ -295,7 +310,8 @@ class StrategySettings(Group):
         0.3, "Temperature of the softmax by which operations are chosen."
     )
     priority_decay: Annotated[float, Range(above=0, maximum=1)] = setting(
-        1.0, "Weight of a candidate in the priority relative to the next one; below 1 old candidates are forgotten."
+        1.0,
+        "Weight of a candidate in the priority relative to the next one; below 1, old ones are gradually forgotten.",
     )
 
     def __post_init__(self) -> None:
@@ -317,9 +333,7 @@ class TrainingSettings(Group):
     title = "training"
 
     batch_size: Annotated[int, AT_LEAST_ONE] = setting(8, "Sequences per batch.")
-    eval_sequences: Annotated[int, AT_LEAST_ONE] = setting(
-        256, "Sequences of a part of the text that a loss is computed on."
-    )
+    eval_sequences: Annotated[int, AT_LEAST_ONE] = setting(256, "Number of sequences that a loss is evaluated on.")
     learning_rate: Annotated[float, POSITIVE] = setting(
         2e-3, "Peak learning rate of the super-network and of trainings from scratch."
     )
@@ -335,14 +349,14 @@ class SupernetSettings(Group):
 
     supernet_steps: Annotated[int, NOT_NEGATIVE] = setting(900, "Training steps of the super-network.")
     convolution_paths: Annotated[float, Range(minimum=0, maximum=1)] = setting(
-        0.75, "Fraction of its paths without attention: they learn first, and help the others to learn."
+        0.75, "Fraction of the paths without attention. They learn first, which helps the other paths."
     )
     other_paths: Literal["space", "attentions", "population"] = setting(
         "space",
-        "The other paths: any of the space; attention in all layers, so that the branches train separately; or the "
-        "random genomes of the first generation.",
+        "How the other paths are chosen. space: from the whole space; attentions: attention in every layer, so that the "
+        "branches train separately; population: from the first generation.",
     )
-    paths_per_step: Annotated[int, AT_LEAST_ONE] = setting(2, "Paths whose gradients make one training step.")
+    paths_per_step: Annotated[int, AT_LEAST_ONE] = setting(2, "Paths per training step; their gradients are averaged.")
 
 
 @dataclass(frozen=True)
@@ -364,12 +378,12 @@ class CandidateSettings(Group):
         old_name="hurdle",
     )
     prune_fraction: Annotated[float, Range(minimum=0, maximum=1)] = setting(
-        0.3, "Fraction of all candidates that counts as the worst.", old_name="hurdle_share"
+        0.3, "Fraction of the candidates to prune at that point.", old_name="hurdle_share"
     )
     proxy: Literal["mlm", "glue"] = setting(
         "mlm",
-        "The score: the masked-language-model loss on the validation part, or GLUE after fine-tuning, measured on a "
-        "tenth of its training parts.",
+        "The score. mlm: the masked-language-model loss on the validation part. glue: the result of fine-tuning, measured "
+        "on a held-out tenth of the GLUE training data.",
     )
 
 
@@ -401,10 +415,10 @@ class FinalSettings(Group):
     title = "after the search"
 
     final_steps: Annotated[int, AT_LEAST_ONE, BUDGET] = setting(
-        1400, "Training steps of the winner, and of BERT, from scratch."
+        1400, "Training steps of the winner and of each baseline, from scratch."
     )
     finalists: Annotated[int, AT_LEAST_ONE, BUDGET] = setting(
-        3, "Best candidates that start a training from scratch; the best of them is the winner."
+        3, "Number of best candidates that start a training from scratch; the best of them is the winner."
     )
     finalist_fraction: Annotated[float, FRACTION, BUDGET] = setting(
         0.5,

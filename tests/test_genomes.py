@@ -77,6 +77,8 @@ def test_custom_operations_of_files(tmp_path):
     ("source", "message"),
     [
         ("nowhere/genome.json", "expected a file, a folder, or a model of the Hub"),
+        ("publishd", "got 'publishd'; did you mean published"),
+        ("me/my/model", "expected a file, a folder, or a model of the Hub"),
         ("{folder}", "expected a summary.json, config.json or history.jsonl in "),
         ("{folder}/empty.json", "expected a JSON file with a genome, got "),
         ("softmax(q", "expression: expected"),

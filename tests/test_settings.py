@@ -73,11 +73,18 @@ def test_identity_omits_the_machine_and_the_budget():
     assert identity != defaults.replace(seed=1).identity()
 
 
+def test_the_home_folder_in_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = SearchSettings.from_dict({"train_file": ["~/a.txt", "b~c"], "output_dir": "~/runs", "text_column": "~"})
+    assert settings.text.train_file == [f"{tmp_path}/a.txt", "b~c"]
+    assert settings.run.output_dir == f"{tmp_path}/runs" and settings.text.text_column == "~"
+
+
 def test_streams_are_independent_and_named():
-    draws = {
+    samples = {
         tuple(random_stream(seed, *names).integers(1 << 60, size=3).tolist())
         for seed in (0, 1)
         for names in [(), ("a",), ("b",), ("a", 0), ("a", 1), ("a", 0, 0)]
     }
-    assert len(draws) == 12
+    assert len(samples) == 12
     assert random_stream(3, "x", 2).random() == random_stream(3, "x", 2).random()

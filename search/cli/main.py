@@ -5,6 +5,7 @@ autobert-zero show runs/mine --output backbone.svg
 """
 
 import argparse
+import importlib.metadata
 import sys
 
 from transformers import HfArgumentParser
@@ -18,7 +19,11 @@ COMMANDS = {"show": show, "report": report, "compare": compare, "export": export
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, HfArgumentParser]]:
     """The parser of the command, and those of its subcommands."""
-    parser = argparse.ArgumentParser(prog="autobert-zero", description="Evolved BERT backbones.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="autobert-zero", description="Evolve, show, compare and export BERT backbones.", allow_abbrev=False
+    )
+    version = importlib.metadata.version("autobert-zero")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     subparsers = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True, parser_class=HfArgumentParser
     )

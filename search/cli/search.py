@@ -18,7 +18,7 @@ from autobert_zero.search.settings import GROUP_OF, GROUPS, RENAMED, SearchSetti
 
 SUMMARY = "evolve a backbone from text"
 DESCRIPTION = (
-    "Evolve a BERT backbone from text: train a bi-branch super-network, search by OP-NAS, then train the best backbone "
+    "Evolve a BERT backbone from text: train a bi-branch super-network, search by operation-priority evolution, then train the best backbone "
     "and two baselines, BERT and BERT with rotary positions, from scratch."
 )
 EXAMPLE = "accelerate launch -m autobert_zero.search --train_file text.txt --output_dir runs/mine"

@@ -15,7 +15,7 @@ from autobert_zero.search.evolution.strategies import Proposer, Strategy
 from autobert_zero.search.seeding import random_stream
 
 
-# How often a duplicate is redrawn.
+# Maximum number of retries after a duplicate.
 MAX_TRIES = 50
 
 
@@ -45,7 +45,7 @@ def propose(
 ) -> list[Record]:
     """The candidates of a generation: each a function of (seed, generation, child), and none of them known.
 
-    A child whose key is in `known`, which grows, is redrawn at most `MAX_TRIES` times. Then random genomes are tried
+    A child whose key is in `known` (extended in place) is proposed again at most `MAX_TRIES` times. Then random genomes are tried
     as often, because the parent may have no new child. Then the child is omitted.
     """
     proposals: list[Record] = []

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.search.files import file_digest
 from autobert_zero.search.report import notation, tables
 from autobert_zero.search.report.drawing import draw_genome, to_svg
 from autobert_zero.search.report.recorded_run import read_summary
@@ -103,14 +104,25 @@ def describe(folder: Path, summary: dict[str, Any], name: str, **card: Any) -> N
     model_card(summary, digests(folder), name, **card).save(folder / "README.md")
 
 
+def _is_export_of(run: Path, output: Path) -> bool:
+    """Whether a folder holds the model of a run and nothing else, so that it can be exported again."""
+    expected = {path.name for path in (run / "model").iterdir()} | {PICTURE, "README.md"}
+    weights = (run / "model" / "model.safetensors", output / "model.safetensors")
+    return (
+        {path.name for path in output.iterdir()} <= expected
+        and weights[1].exists()
+        and file_digest(weights[0]) == file_digest(weights[1])
+    )
+
+
 def export(run: Path, output: Path, repository: str | None = None, **card: Any) -> None:
     """Copy the model of a finished run to a new folder that is ready for the Hub; completely or not at all.
 
-    Raises: ValueError if the run is not finished or `output` is not empty.
+    Raises: ValueError if the run is not finished, or `output` holds anything but an earlier export of it.
     """
     if not (run / "summary.json").exists() or not (run / "model").is_dir():
         raise ValueError(f"run: expected the folder of a finished run, got {str(run)!r}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not _is_export_of(run, output))):
         raise ValueError(f"output: expected a new or an empty folder, got {str(output)!r}")
     summary = read_summary(run / "summary.json")
     temporary = output.with_name(output.name + ".tmp")
@@ -119,7 +131,7 @@ def export(run: Path, output: Path, repository: str | None = None, **card: Any) 
     name = (repository or output.resolve().name).rpartition("/")[2]
     describe(temporary, summary, name, repository=repository, **card)
     if output.exists():
-        output.rmdir()
+        shutil.rmtree(output)
     os.replace(temporary, output)
 
 

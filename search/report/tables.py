@@ -76,7 +76,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Name, parameters, test loss and perplexity of the found model, of BERT, and of the unigram baseline."""
+    """Name, parameters, test loss and perplexity of the found model and of all baselines."""
     rows = []
     for name, result in summary["results"].items():
         parameters = "" if result.get("parameters") is None else f"{result['parameters']:,}"

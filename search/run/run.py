@@ -28,7 +28,7 @@ from autobert_zero.search.report.page import page
 from autobert_zero.search.report.recorded_run import RecordedRun
 from autobert_zero.search.run.candidates import search_candidates
 from autobert_zero.search.run.errors import UsageError, usage_errors
-from autobert_zero.search.run.final import rank_finalists, train_final
+from autobert_zero.search.run.final import BASELINES, rank_finalists, train_final
 from autobert_zero.search.run.jobs import JobRunner, make_checkpoint
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.progress import Console, LivePage
@@ -187,9 +187,10 @@ class Run:
     def _train_supernet(self) -> SuperNetwork:
         settings = self.settings
         supernet = self.problem.new_supernet()
-        # Checkpoints of the super-network, the finalists and BERT, each three times its weights, and one being written.
+        # Checkpoints of the super-network, the finalists and the baselines, each three times its weights, and one being
+        # written.
         size = sum(p.numel() * p.element_size() for p in supernet.parameters())
-        required = 3 * (3 + settings.final.finalists) * size
+        required = 3 * (2 + len(BASELINES) + settings.final.finalists) * size
         if self.main and (free := shutil.disk_usage(self.folder).free) < required:
             raise UsageError(
                 f"output_dir: expected {required >> 20} MiB free in {self.folder}, got {free >> 20} MiB: "

@@ -1,1 +1,1 @@
-"""Which backbones there are: random, mutated, equal ones and their costs. Needs numpy only."""
+"""Which backbones are possible: random and mutated ones, equivalence, costs. Needs numpy only."""

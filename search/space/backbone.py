@@ -36,8 +36,8 @@ class BackboneSpace:
         return self.bounds.random(rng, choose)
 
     def mutate(self, genome: Genome, rng: np.random.Generator, choose: Choose = choose_uniformly) -> Genome:
-        """A child: one change between the layers, then one inside a layer; the genome itself if none of many children
-        depends on the order of tokens, and it must."""
+        """A child: one change between the layers, then one inside a layer; or the genome itself, if no child satisfies
+        the requirement that the output depends on the order of tokens."""
         for _ in range(MAX_TRIES):
             child = mutation.mutate_between_layers(genome, self.bounds, self.layer_mutations, rng, choose)
             child = mutation.mutate_inside_layer(child, self.bounds, self.operation_mutations, rng, choose)

@@ -4,15 +4,20 @@ The super-network and all candidates train on *train*, scores that steer the sea
 reported losses on *test*, which the search never sees. The split is by document.
 """
 
+import bz2
 import contextlib
 import glob
+import gzip
 import itertools
 import lzma
 import os
+import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 import datasets
 
@@ -25,8 +30,17 @@ PARTS = ("train", "validation", "test")
 # Minimum number of characters of a line that counts as repeated text if another document has it, too.
 LONG_LINE = 40
 
-_COMPRESSED = (".gz", ".xz", ".bz2")
-_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv"}
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+# Readers of `datasets` for files with columns, by suffix, and their options.
+_JSON: tuple[str, dict[str, Any]] = ("json", {})
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **dict.fromkeys((".json", ".jsonl", ".ndjson", ".jsonlines"), _JSON),
+    # Rows of text such as NA and null are text.
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+}
 
 
 def _language_reference() -> Iterator[str]:
@@ -58,30 +72,68 @@ def _readable(setting: str, source: str) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise ValueError(f"{setting}: expected UTF-8 in {source!r}, got {error}") from None
-    except (datasets.exceptions.DatasetsError, lzma.LZMAError, zlib.error, OSError, EOFError, ValueError) as error:
+    except (
+        datasets.exceptions.DatasetsError,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        EOFError,
+        ValueError,
+    ) as error:
         raise ValueError(f"{setting}: cannot read {source!r}: {error}") from error
 
 
-def _rows(path: str, builder: str) -> Iterator[dict]:
-    """Rows of a file; the lines of plain text."""
-    options = {"sample_by": "line"} if builder == "text" else {}
-    with _readable("train_file", path):
+@contextlib.contextmanager
+def _plain_name(path: str) -> Iterator[str]:
+    """The path, or a link to it if `datasets` would take its name for a chain of URLs."""
+    if "::" not in path:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "text" + "".join(Path(path).suffixes))
+        link.symlink_to(Path(path).resolve())
+        yield str(link)
+
+
+def _rows(path: str, reader: str, options: dict[str, Any]) -> Iterator[dict]:
+    with _readable("train_file", path), _plain_name(path) as name:
         # Escaped, because `datasets` treats names as patterns.
         yield from datasets.load_dataset(
-            builder, data_files=[glob.escape(path)], split="train", streaming=True, **options
+            reader, data_files=[glob.escape(name)], split="train", streaming=True, **options
         )
 
 
+def _start(path: str) -> bytes:
+    """The first bytes of a file, decompressed."""
+    opener = _OPENERS.get(Path(path).suffix.lower(), open)
+    with _readable("train_file", path), opener(path, "rb") as file:
+        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
+
+
 def _file(path: str, settings: TextSettings) -> Iterator[str]:
+    if os.path.isdir(path):
+        raise ValueError(f"train_file: expected a file, got the folder {path!r}")
     if not os.path.isfile(path):
         raise ValueError(f"train_file: expected a file, got {path!r}")
     if not os.path.getsize(path):
         raise ValueError(f"train_file: expected text, got none in {path!r}")
-    suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in _COMPRESSED]
-    builder = _BUILDERS.get(suffixes[-1] if suffixes else "", "text")
-    if builder == "text":
-        return _paragraph_blocks(_column(_rows(path, builder), "text", path))
-    return _column(_rows(path, builder), settings.text_column, path)
+    suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in _OPENERS]
+    suffix = suffixes[-1] if suffixes else ""
+    start = _start(path)
+    if suffix not in _READERS:
+        has_column = suffix not in ("", ".txt") or start.startswith(b"{")
+        if has_column and settings.text_column != TextSettings.text_column:
+            raise ValueError(f"text_column: expected a file that ends in {', '.join(_READERS)}, got {path!r}")
+        if start.startswith(b"%PDF"):
+            raise ValueError(f"train_file: expected text, got a PDF in {path!r}")
+        return _paragraph_blocks(_column(_rows(path, "text", {"sample_by": "line"}), "text", path))
+    # The reader of JSON crashes on a bare value, and invents a column for a list of strings.
+    if _READERS[suffix] is _JSON and not (
+        start.startswith(b"{") or (start[:1] == b"[" and start[1:].lstrip()[:1] == b"{")
+    ):
+        raise ValueError(f"train_file: expected JSON objects with the column {settings.text_column!r} in {path!r}")
+    return _column(_rows(path, *_READERS[suffix]), settings.text_column, path)
 
 
 def _data_set(settings: TextSettings) -> Iterator[dict]:

@@ -9,7 +9,10 @@ from transformers import AutoTokenizer, BertTokenizer, PretrainedConfig, PreTrai
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int) -> PreTrainedTokenizerBase:
-    """A lower-casing WordPiece tokenizer like BERT's. The same text always gives the same vocabulary."""
+    """A lower-casing WordPiece tokenizer like BERT's. The same text always gives the same vocabulary.
+
+    Raises: ValueError for a vocabulary smaller than the characters of the text.
+    """
     lines = [line for text in texts for line in text.split("\n")]
     blank = BertTokenizer()
     special_tokens = [token for token, _ in sorted(blank.get_vocab().items(), key=lambda item: item[1])]
@@ -32,6 +35,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int
         special_tokens=[*special_tokens, *pieces],
     )
     tokenizer.train_from_iterator(lines, trainer)
+    if (size := tokenizer.get_vocab_size()) > vocab_size:
+        raise ValueError(f"vocab_size: expected at least {size}, for all characters of the text, got {vocab_size}")
     return BertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=model_max_length)
 
 

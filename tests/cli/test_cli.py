@@ -1,6 +1,7 @@
 """The command `search`: real processes, killed and stopped; bad input; the model in a process without the package."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from accelerate import PartialState
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.search.cli.main import main as autobert_zero
 from autobert_zero.search.cli.search import main, parse
 from autobert_zero.search.evaluation.proxy import MaskedLMProxy
 from autobert_zero.search.run.problem import Problem
@@ -222,6 +224,21 @@ def test_the_command_is_installed(arguments):
     done = subprocess.run([command, *arguments], capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})
     assert done.returncode == 0 and "usage: autobert-zero" in done.stdout and "\x1b" not in done.stdout
     assert len(arguments) == 1 or "example: " in done.stdout
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        autobert_zero(["--version"])
+    assert capsys.readouterr().out == f"autobert-zero {importlib.metadata.version('autobert-zero')}\n"
+
+
+@pytest.mark.parametrize(("encoding", "expected"), [("ascii", "1 +/- 2 -> sigma?"), ("cp1252", "1 ± 2 -> sigma?")])
+def test_output_in_other_encodings(encoding, expected):
+    code = "from autobert_zero.search.cli import encoding; encoding.degrade_output(); print('1 ± 2 → σ語')"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding).strip() == expected
 
 
 def test_completion(tmp_path):
@@ -512,6 +529,8 @@ def test_folder_that_cannot_be_written(capsys, tiny_settings, tmp_path):
     (tmp_path / "file").touch()
     settings = tiny_settings.replace(output_dir=str(tmp_path / "file" / "run"))
     assert "output_dir: cannot write to" in fails(capsys, command_line(settings))
+    settings = tiny_settings.replace(output_dir=f"{tmp_path}/a\0b")
+    assert "output_dir: expected the name of a folder, got" in fails(capsys, command_line(settings))
 
 
 def test_disk_without_space_for_the_checkpoints(capsys, tiny_settings, monkeypatch):

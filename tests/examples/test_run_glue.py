@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import evaluate
 import numpy as np
@@ -13,6 +14,7 @@ from run_glue import METRIC
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from sklearn import metrics
+from training_scripts import load_parts
 from transformers import BertConfig, BertModel
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
@@ -124,6 +126,15 @@ def test_matched_and_mismatched(monkeypatch, model, tmp_path):
 
 def score(task: str, predictions: list, references: list) -> dict[str, float]:
     return evaluate.load(METRIC, task).compute(predictions=predictions, references=references)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 32), (16, 16)])
+def test_the_default_length_fits_the_model(model, given, expected):
+    options = SimpleNamespace(
+        model_name_or_path=str(model), trust_remote_code=True, model_revision="main", max_seq_length=given
+    )
+    load_parts(options)
+    assert options.max_seq_length == expected
 
 
 def test_the_metric_by_hand():

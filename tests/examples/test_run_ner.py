@@ -87,7 +87,7 @@ def test_entities_are_found_in_pieces_of_sentences(monkeypatch, model, tmp_path,
     assert run(monkeypatch, model, tmp_path, save_strategy="epoch")["metrics"] == results["metrics"]
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, model, tmp_path, seed=1, label_column=2)
-    assert "holds a training that differs in label_column, seed" in capsys.readouterr().err
+    assert "holds a training that differs in label_column (-1, got 2), seed (" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -202,6 +202,18 @@ def test_a_refused_upload_leaves_the_folder(run, hub, tmp_path):
     assert (output / "README.md").exists()
 
 
+def test_an_export_is_replaced_by_one_of_the_same_run_only(capsys, run, tmp_path):
+    output = tmp_path / "exported"
+    for name in ("apache-2.0", "mit"):
+        main(["export", str(run), "--output", str(output), "--license", name])
+        assert f"license: {name}" in (output / "README.md").read_text()
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["export", str(run), "--output", str(output)])
+    assert "output: expected a new or an empty folder" in capsys.readouterr().err
+    assert (output / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,11 +1,13 @@
 """From files and data sets to documents, parts and tokens, and the folder that stores them."""
 
+import bz2
 import dataclasses
 import gzip
 import itertools
 import json
 import lzma
 
+import datasets
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
@@ -52,6 +54,25 @@ def test_columns(tmp_path):
         read_documents(TextSettings(train_file=[str(jsonl)]))
 
 
+def test_formats(tmp_path):
+    """Rows of text that other readers take for missing or for numbers are text."""
+    rows = ["NA", "null", "a text, with a comma", "nan"]
+    (tmp_path / "a.csv").write_text('text,n\nNA,1\nnull,2\n"a text, with a comma",3\nnan,4\n')
+    (tmp_path / "a.tsv").write_text("text\tn\n" + "".join(f"{row}\t{i}\n" for i, row in enumerate(rows)))
+    lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+    (tmp_path / "a.ndjson").write_text(lines)
+    (tmp_path / "a.jsonlines.bz2").write_bytes(bz2.compress(lines.encode()))
+    (tmp_path / "a.json").write_text("\ufeff" + json.dumps([{"text": row} for row in rows]))
+    table = datasets.Dataset.from_dict({"text": rows})
+    table.to_parquet(tmp_path / "a.parquet")
+    with datasets.arrow_writer.ArrowWriter(path=str(tmp_path / "a.arrow"), features=table.features) as writer:
+        for row in rows:
+            writer.write({"text": row})
+        writer.finalize()
+    for path in tmp_path.iterdir():
+        assert read_documents(settings_for(path)) == rows, path.name
+
+
 def test_cells_without_text(tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_text('{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
@@ -65,6 +86,35 @@ def test_a_name_is_not_a_pattern(tmp_path):
     (tmp_path / "a1.txt").write_text("wrong")
     (tmp_path / "a[1].txt").write_text("right")
     assert read_documents(settings_for(tmp_path / "a[1].txt")) == ["right"]
+    for name, content in {"a::b.txt": "right", "zip::b.jsonl": '{"text": "right"}\n'}.items():
+        (tmp_path / name).write_text(content)
+        assert read_documents(settings_for(tmp_path / name)) == ["right"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "message"),
+    [
+        ("a.pdf", b"%PDF-1.7 ...", "text", "train_file: expected text, got a PDF"),
+        ("a.json", b"null", "text", "train_file: expected JSON objects with the column 'text'"),
+        ("a.json", b'["a", "b"]', "text", "train_file: expected JSON objects with the column 'text'"),
+        ("a.txt", b'{"body": "a"}', "body", "text_column: expected a file that ends in .json, "),
+        ("a.data", b"a", "body", "text_column: expected a file that ends in .json, "),
+    ],
+)
+def test_content_that_is_not_text(tmp_path, name, content, column, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_documents(settings_for(tmp_path / name, text_column=column))
+
+
+def test_a_folder_is_not_a_file(tmp_path):
+    with pytest.raises(ValueError, match="train_file: expected a file, got the folder"):
+        read_documents(settings_for(tmp_path))
+
+
+def test_a_vocabulary_smaller_than_the_alphabet():
+    with pytest.raises(ValueError, match=r"vocab_size: expected at least \d+, for all characters of the text, got 64"):
+        train_tokenizer([" ".join(map(chr, range(0x4E00, 0x4E60)))], 64, 16)
 
 
 def test_text_repeated_from_an_earlier_document_is_removed(tmp_path):
