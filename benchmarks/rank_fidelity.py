@@ -7,7 +7,6 @@ Accepts the settings of a search and uses all of its parts: text, space, candida
 super-network, proxy. Trainings are rows of `rows.jsonl` in the folder; the same command resumes.
 """
 
-import argparse
 import copy
 import dataclasses
 import sys
@@ -23,11 +22,10 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 from scipy.stats import kendalltau
-from transformers import HfArgumentParser
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
-from autobert_zero.search.cli.search import parser_arguments
+from autobert_zero.search.cli.arguments import parse_with_settings
 from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
 from autobert_zero.search.evaluation.training import Checkpoint, seed_torch
 from autobert_zero.search.files import JsonLines, json_digest, write_json
@@ -35,7 +33,7 @@ from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.workers import Workers
-from autobert_zero.search.settings import GROUP_OF, SearchSettings
+from autobert_zero.search.settings import SearchSettings
 
 
 # Ways to train the super-network, as changes of the settings.
@@ -247,20 +245,12 @@ def table(summary: dict) -> str:
 
 
 def main() -> None:
-    arguments = parser_arguments()
-    parser = HfArgumentParser(
-        [*arguments["dataclass_types"], RankSettings],
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    given = vars(parser.parse_args())
-    ranks = RankSettings(**{field.name: given[field.name] for field in dataclasses.fields(RankSettings)})
+    parser, given, ranks = parse_with_settings(__doc__, RankSettings, "this benchmark")
     transformers.utils.logging.set_verbosity_error()
     accelerator = accelerate.Accelerator(cpu=not torch.accelerator.is_available() or None)
     main_process, commit = accelerator.is_main_process, current_commit()
     try:
-        settings = SearchSettings.from_dict({name: value for name, value in given.items() if name in GROUP_OF})
+        settings = SearchSettings.from_dict(given)
         settings = settings.replace(population_size=ranks.candidates, strategy="random")
         torch.set_num_threads(settings.run.num_threads or 1)
         problem = Problem.prepare(settings, accelerator.device, accelerator=accelerator)

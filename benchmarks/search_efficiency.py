@@ -7,7 +7,6 @@ For every seed all strategies use the same super-network; scores are those of th
 short training). Accepts the settings of a search. Every search has a history in the folder: the same command resumes.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -18,10 +17,9 @@ import accelerate
 import numpy as np
 import torch
 import transformers
-from transformers import HfArgumentParser
 
 from autobert_zero.configuration_autobert_zero import Genome
-from autobert_zero.search.cli.search import parser_arguments
+from autobert_zero.search.cli.arguments import parse_with_settings
 from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
 from autobert_zero.search.evaluation.training import Checkpoint
 from autobert_zero.search.evolution.archive import Archive, Outcome, Record
@@ -33,7 +31,7 @@ from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.workers import Workers
-from autobert_zero.search.settings import GROUP_OF, SearchSettings
+from autobert_zero.search.settings import SearchSettings
 
 
 # Searches, as changes of the settings. The others are compared with the first.
@@ -159,14 +157,7 @@ def summarize(histories: dict[str, list[list[Record]]], evaluations: int) -> dic
 
 
 def main() -> None:
-    parser = HfArgumentParser(
-        [*parser_arguments()["dataclass_types"], EfficiencySettings],
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    given = vars(parser.parse_args())
-    efficiency = EfficiencySettings(**{each.name: given[each.name] for each in dataclasses.fields(EfficiencySettings)})
+    parser, given, efficiency = parse_with_settings(__doc__, EfficiencySettings, "this benchmark")
     if efficiency.repetitions < 2:
         parser.error(f"repetitions: expected at least 2, got {efficiency.repetitions}")
     defaults = SearchSettings().to_dict()
@@ -177,7 +168,7 @@ def main() -> None:
     accelerator = accelerate.Accelerator(cpu=not torch.accelerator.is_available() or None)
     commit = current_commit()
     try:
-        settings = SearchSettings.from_dict({name: value for name, value in given.items() if name in GROUP_OF})
+        settings = SearchSettings.from_dict(given)
         torch.set_num_threads(settings.run.num_threads or 1)
         problem = Problem.prepare(settings, accelerator.device, accelerator=accelerator)
     except ValueError as error:

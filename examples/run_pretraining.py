@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from training_scripts import HelpFormatter, claim_folder, last_checkpoint, shut_down_together, steps_identity
+from training_scripts import claim_folder, last_checkpoint, shut_down_together, steps_identity
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForMaskedLM,
@@ -43,6 +43,7 @@ from transformers import TrainingArguments as TransformersArguments
 from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
 from autobert_zero.search import custom_operations
+from autobert_zero.search.cli.arguments import ScriptHelpFormatter
 from autobert_zero.search.files import bytes_digest, write_json
 from autobert_zero.search.genomes import read_genome
 from autobert_zero.search.provenance import commit as current_commit
@@ -433,7 +434,7 @@ def main() -> None:
     parser = HfArgumentParser(
         (ModelArguments, TextSettings, PretrainingArguments, TrainingArguments),  # type: ignore[arg-type]
         description=__doc__,
-        formatter_class=HelpFormatter,
+        formatter_class=ScriptHelpFormatter,
         allow_abbrev=False,
     )
     try:

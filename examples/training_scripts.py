@@ -1,6 +1,5 @@
 """What the training scripts share on top of transformers' Trainer: command line, models, resuming, results."""
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -25,20 +24,13 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from autobert_zero.search import custom_operations
+from autobert_zero.search.cli.arguments import ScriptHelpFormatter
 from autobert_zero.search.files import differing_keys, file_digest, write_json
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.text.tokens import check_fit, expect_vocabulary
 
 
 # Command line
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the layout of the description, and shows defaults other than None, False and []."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        is_trivial = action.default is None or action.default is False or action.default == []
-        return action.help if is_trivial else super()._get_help_string(action)
 
 
 class ArgumentParser(HfArgumentParser):
@@ -88,7 +80,7 @@ def parse(options: type, arguments: type, description: str | None) -> tuple[HfAr
     parser = ArgumentParser(
         (options, arguments),  # type: ignore[arg-type]
         description=description,
-        formatter_class=HelpFormatter,
+        formatter_class=ScriptHelpFormatter,
         allow_abbrev=False,
     )
     given, args = parser.parse_args_into_dataclasses()

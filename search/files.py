@@ -4,11 +4,24 @@ import contextlib
 import gc
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import filelock
 
@@ -55,6 +68,50 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Sorted keys of two mappings, one of them read from a JSON file, whose values differ."""
     new = json.loads(json.dumps(new))
     return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+
+
+def check_shape(value: Any, hint: Any, where: str) -> None:
+    """Check a value that was read from a file against a type hint: of simple types, lists, mappings, typed dictionaries,
+    choices, unions. An integer is a float, too.
+
+    Args:
+        where: name of the value in the message.
+
+    Raises: ValueError that names the part of the value, what was expected, and what came.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return
+    if origin is Annotated or origin in (Required, NotRequired):
+        return check_shape(value, arguments[0], where)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return
+        [hint] = set(arguments) - {NoneType}
+        return check_shape(value, hint, where)
+    if origin is Literal:
+        holds, expected = value in arguments, f"one of {list(arguments)}"
+    elif is_typeddict(hint) or origin is dict:
+        holds, expected = isinstance(value, dict) and all(isinstance(name, str) for name in value), "a mapping"
+    elif origin is list:
+        holds, expected = isinstance(value, list), "a list"
+    elif hint is float:
+        holds = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        expected = "a finite number"
+    else:
+        holds = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+        expected = {int: "an integer", str: "a string", bool: "true or false"}[hint]
+    if not holds:
+        raise ValueError(f"{where}: expected {expected}, got {value!r:.200}")
+    if is_typeddict(hint):
+        for name, each in get_type_hints(hint, include_extras=True).items():
+            if name in value:
+                check_shape(value[name], each, f"{where}, {name}")
+            elif name in hint.__required_keys__:
+                raise ValueError(f"{where}, {name}: expected a value, got none")
+    elif origin in (list, dict):
+        for key, each in value.items() if origin is dict else enumerate(value):
+            check_shape(each, arguments[-1], f"{where}, {key}")
 
 
 def lock_output_dir(folder: str | os.PathLike) -> contextlib.AbstractContextManager:

@@ -19,6 +19,7 @@ from autobert_zero.configuration_autobert_zero import (
 )
 from autobert_zero.search.evolution.archive import Archive
 from autobert_zero.search.evolution.history import read_history
+from autobert_zero.search.files import check_shape
 from autobert_zero.search.settings import did_you_mean
 
 
@@ -34,7 +35,12 @@ REPEATED: dict[str, Sequence[Gene]] = {
 
 def decode_genome(value: Any, header: dict[str, Any]) -> Genome:
     """A genome of a history. Raises: ValueError if it is not one."""
-    return Genome.from_list(value, header.get("custom_operations"))
+    return _from_list(value, header.get("custom_operations"))
+
+
+def _from_list(genes: Any, custom_operations: Any) -> Genome:
+    check_shape(custom_operations, dict[str, str] | None, "custom_operations")
+    return Genome.from_list(genes, custom_operations)
 
 
 def read_genome(
@@ -96,7 +102,7 @@ def _read_file(path: Path, rules: Mapping[str, str]) -> Genome:
         if "model_type" in value:
             return _from_config(value, str(path))
         genome = value["genome"] if "genome" in value else value["best"]["genome"]
-        return Genome.from_list(genome, value.get("custom_operations", value.get("own_operations")))
+        return _from_list(genome, value.get("custom_operations", value.get("own_operations")))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"expected a JSON file with a genome, got {str(path)!r}: {error}") from None
 

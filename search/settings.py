@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from autobert_zero.configuration_autobert_zero import ALL_OPERATIONS, MAX_NODES, PAPER_OPERATIONS, Convolution
+from autobert_zero.search.files import check_shape
 
 
 OBJECTIVES = ("score", "parameters", "flops", "latency")
@@ -81,18 +81,16 @@ class Group:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
-            if get_origin(hint) is ClassVar or (value := getattr(self, name)) is None:
+            if get_origin(hint) is ClassVar:
                 continue
-            if isinstance(value, float):
-                self._expect(name, math.isfinite(value), "a finite number")
+            check_shape(value := getattr(self, name), hint, name)
+            if value is None:
+                continue
             extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
             for allowed in (extra for extra in extras if isinstance(extra, Range)):
                 self._expect(name, value in allowed, str(allowed))
-            plain = get_args(hint)[0] if extras else hint
             if name in _PATHS:
                 object.__setattr__(self, name, _expanded(value))
-            if get_origin(plain) is Literal:
-                self._expect(name, value in get_args(plain), f"one of {list(get_args(plain))}")
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -200,9 +198,7 @@ class SpaceSettings(Group):
     title = "space"
 
     kernel_sizes: list[int] = setting([3, 5, 7, 9, 15, 31, 65], "Kernel sizes of convolutions.")
-    max_nodes: Annotated[int, Range(minimum=5, maximum=MAX_NODES)] = setting(
-        14, "Maximum number of nodes of an attention expression."
-    )
+    max_nodes: Annotated[int, Range(minimum=5)] = setting(14, "Maximum number of nodes of an attention expression.")
     min_attention_layers: Annotated[int, NOT_NEGATIVE] = setting(
         1, "Minimum number of attention layers. With none, a token sees only its neighbours within the kernels."
     )
@@ -220,6 +216,10 @@ class SpaceSettings(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Imported here: it takes seconds to load, which the help of the command line does not need.
+        from autobert_zero.configuration_autobert_zero import ALL_OPERATIONS, MAX_NODES, Convolution
+
+        self._expect("max_nodes", self.max_nodes <= MAX_NODES, f"at most {MAX_NODES}")
         self._expect("kernel_sizes", len(self.kernel_sizes) > 0, "at least one size")
         self._expect("kernel_sizes", self._is_distinct("kernel_sizes"), "distinct sizes")
         for size in self.kernel_sizes:
@@ -234,6 +234,8 @@ class SpaceSettings(Group):
 
     def named_operations(self) -> tuple[str, ...]:
         """The names of the operations, in a fixed order."""
+        from autobert_zero.configuration_autobert_zero import ALL_OPERATIONS, PAPER_OPERATIONS
+
         names = {
             name
             for given in self.operations

@@ -19,7 +19,8 @@ PACKAGE = "autobert_zero."
 LAYERS = [
     {"configuration_autobert_zero"},
     {"modeling_autobert_zero"},
-    {"settings", "seeding", "files", "provenance", "stopping"},
+    {"seeding", "files", "provenance", "stopping"},
+    {"settings"},
     {"space"},
     {"evolution", "text", "custom_operations"},
     {"genomes"},

@@ -36,9 +36,9 @@ EXAMPLES = HERE.parent
 sys.path.insert(0, str(EXAMPLES))
 
 from run_pretraining import ModelArguments, make_config, make_model  # noqa: E402
-from training_scripts import HelpFormatter  # noqa: E402
 
 from autobert_zero.configuration_autobert_zero import Genome  # noqa: E402
+from autobert_zero.search.cli.arguments import ScriptHelpFormatter  # noqa: E402
 from autobert_zero.search.evaluation.measure import count_backbone_flops  # noqa: E402
 from autobert_zero.search.files import write_json  # noqa: E402
 from autobert_zero.search.genomes import read_genome  # noqa: E402
@@ -428,7 +428,7 @@ def load_yaml(kind: str, name: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=ScriptHelpFormatter, allow_abbrev=False)
     parser.add_argument("--scale", required=True, help=f"One of {', '.join(known('scales'))}, or a path.")
     parser.add_argument(
         "--rows", nargs="+", default=DEFAULT_ROWS, help=f"Any of {', '.join(known('rows'))}, or paths."

@@ -8,35 +8,32 @@ import argparse
 import importlib.metadata
 import sys
 
-from transformers import HfArgumentParser
-
 from autobert_zero.search.cli import compare, export, report, search, show
+from autobert_zero.search.cli.arguments import ArgumentParser, HelpFormatter
 from autobert_zero.search.cli.encoding import degrade_output
 
 
-COMMANDS = {"show": show, "report": report, "compare": compare, "export": export}
+COMMANDS = {"search": search, "show": show, "report": report, "compare": compare, "export": export}
 
 
-def make_parser() -> tuple[argparse.ArgumentParser, dict[str, HfArgumentParser]]:
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the command, and those of its subcommands."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="autobert-zero", description="Evolve, show, compare and export BERT backbones.", allow_abbrev=False
     )
     version = importlib.metadata.version("autobert-zero")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
-    subparsers = parser.add_subparsers(
-        title="commands", dest="command", metavar="COMMAND", required=True, parser_class=HfArgumentParser
-    )
-    parsers = {"search": subparsers.add_parser("search", help=search.SUMMARY, **search.parser_arguments())}
-    search.add_switches(parsers["search"])
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    parsers = {}
     for name, command in COMMANDS.items():
         parsers[name] = subparsers.add_parser(
             name,
             help=command.SUMMARY,
+            usage="%(prog)s [options]" if name == "search" else None,
             description=command.DESCRIPTION,
             epilog=f"example: {command.EXAMPLE}",
             allow_abbrev=False,
-            formatter_class=argparse.HelpFormatter,
+            formatter_class=HelpFormatter,
         )
         command.add_arguments(parsers[name])
     parsers["completion"] = subparsers.add_parser(
@@ -45,7 +42,6 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, HfArgumentParser]]
         description="Print a script that completes these commands and their options with the tab key.",
         epilog="example: autobert-zero completion bash > ~/.local/share/bash-completion/completions/autobert-zero",
         allow_abbrev=False,
-        formatter_class=argparse.HelpFormatter,
     )
     parsers["completion"].add_argument("shell", choices=("bash", "zsh", "tcsh"), help="Shell of the script.")
     return parser, parsers

@@ -2,10 +2,7 @@
 
 import argparse
 from pathlib import Path
-
-from autobert_zero.search.files import write_text
-from autobert_zero.search.report.page import page
-from autobert_zero.search.report.recorded_run import RecordedRun
+from typing import Any
 
 
 SUMMARY = "make the page of a search, or of several side by side"
@@ -20,8 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_runs(parser: argparse.ArgumentParser, sources: list[str]) -> list[RecordedRun]:
-    """Ends with a usage error if one cannot be read."""
+def read_runs(parser: argparse.ArgumentParser, sources: list[str]) -> list[Any]:
+    """The recorded runs. Ends with a usage error if one cannot be read."""
+    from autobert_zero.search.report.recorded_run import RecordedRun
+
     try:
         return [RecordedRun.read(source) for source in sources]
     except (ValueError, OSError) as error:
@@ -29,6 +28,9 @@ def read_runs(parser: argparse.ArgumentParser, sources: list[str]) -> list[Recor
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from autobert_zero.search.files import write_text
+    from autobert_zero.search.report.page import page
+
     runs = read_runs(parser, arguments.runs)
     output = arguments.output
     if output is None:

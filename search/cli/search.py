@@ -4,16 +4,16 @@ accelerate launch -m autobert_zero.search --output_dir runs/demo
 """
 
 import argparse
-import dataclasses
 import os
 import sys
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
 
+from autobert_zero.search.cli.arguments import ArgumentParser, HelpFormatter, add_settings
 from autobert_zero.search.cli.encoding import degrade_output
-from autobert_zero.search.settings import GROUP_OF, GROUPS, RENAMED, SearchSettings, did_you_mean, flags
+from autobert_zero.search.settings import GROUP_OF, RENAMED, SearchSettings, did_you_mean, flags
 
 
 SUMMARY = "evolve a backbone from text"
@@ -22,34 +22,13 @@ DESCRIPTION = (
     "and two baselines, BERT and BERT with rotary positions, from scratch."
 )
 EXAMPLE = "accelerate launch -m autobert_zero.search --train_file text.txt --output_dir runs/mine"
+MAX_CONFIG_BYTES = 1 << 16
 RESUME = "All results so far are kept: the same command resumes."
 
 
-def parser_arguments() -> dict[str, Any]:
-    """Arguments of the `HfArgumentParser` of a search: its settings, group by group."""
-    groups = []
-    for group in GROUPS.values():
-        hints = get_type_hints(group)  # without bounds
-        fields = [
-            (
-                f.name,
-                hints[f.name],
-                dataclasses.field(default=f.default, default_factory=f.default_factory, metadata=f.metadata),
-            )
-            for f in dataclasses.fields(group)
-        ]
-        groups.append(dataclasses.make_dataclass("Group", fields, namespace={"_argument_group_name": group.title}))
-    return {
-        "dataclass_types": groups,
-        "usage": "%(prog)s [options]",
-        "description": DESCRIPTION,
-        "epilog": f"example: {EXAMPLE}",
-        "allow_abbrev": False,
-    }
-
-
-def add_switches(parser: argparse.ArgumentParser) -> None:
-    """Options of the command, not of the search."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The settings, and options of the command itself."""
+    add_settings(parser)
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -60,6 +39,36 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     verbosity.add_argument("-q", "--quiet", action="store_true", help="Print nothing but errors.")
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, by which a small file becomes a large value."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"expected values, got an alias{self.peek_event().start_mark}")
+        return super().compose_node(parent, index)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Names and values of settings in a YAML or JSON file. Raises: OSError; ValueError for anything else."""
+    with open(path, "rb") as file:
+        content = file.read(MAX_CONFIG_BYTES + 1)
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ValueError(f"expected at most {MAX_CONFIG_BYTES} bytes, got more")
+    try:
+        values = yaml.load(content, _PlainLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"expected YAML, got {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a mapping, got {values!r:.200}")
+    for name, value in values.items():
+        if name not in GROUP_OF and name not in RENAMED:
+            raise ValueError(f"got {name!r:.200}{did_you_mean([name], GROUP_OF)}")
+        for each in value if isinstance(value, list) else [value]:
+            if not isinstance(each, str | int | float | NoneType):
+                raise ValueError(f"{name}: expected text, numbers, or a list of them, got {each!r:.200}")
+    return values
+
+
 def with_config(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
     """The arguments, preceded by those of the file that `--config` names, which they override."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -68,15 +77,9 @@ def with_config(parser: argparse.ArgumentParser, arguments: list[str]) -> list[s
     if path is None:
         return arguments
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        parser.error(f"config: expected a YAML file, got {path!r}: {error}")
-    known = {*GROUP_OF, *RENAMED}
-    if not isinstance(values, dict) or not set(values) <= known:
-        unknown = sorted(map(str, set(values) - known)) if isinstance(values, dict) else values
-        suggestion = did_you_mean(unknown, GROUP_OF) if isinstance(values, dict) else ""
-        parser.error(f"config: expected settings of a search in {path!r}, got {unknown!r:.200}{suggestion}")
+        values = read_config(path)
+    except (OSError, ValueError) as error:
+        parser.error(f"config: expected settings of a search in {path!r}: {error}")
     defaults = SearchSettings().to_dict()
     if empty := [name for name, value in values.items() if value == [] and defaults[RENAMED.get(name, name)] != []]:
         parser.error(f"config: expected values for {', '.join(empty)} in {path!r}, got none")
@@ -102,8 +105,15 @@ def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tupl
 
 def parse(arguments: list[str]) -> tuple[SearchSettings, int]:
     """Settings and verbosity of `python -m autobert_zero.search`."""
-    parser = HfArgumentParser(prog="python -m autobert_zero.search", **parser_arguments())
-    add_switches(parser)
+    parser = ArgumentParser(
+        prog="python -m autobert_zero.search",
+        usage="%(prog)s [options]",
+        description=DESCRIPTION,
+        epilog=f"example: {EXAMPLE}",
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+    )
+    add_arguments(parser)
     namespace, unknown = parser.parse_known_args(with_config(parser, arguments))
     refuse_unknown(parser, unknown)
     return read(parser, namespace)

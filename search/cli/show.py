@@ -3,10 +3,6 @@
 import argparse
 from pathlib import Path
 
-from autobert_zero.configuration_autobert_zero import PRESETS
-from autobert_zero.search.genomes import read_genome
-from autobert_zero.search.report import drawing, notation
-
 
 SUMMARY = "show a backbone as text, LaTeX or a picture"
 DESCRIPTION = "Show a backbone: its layers and their attentions."
@@ -16,14 +12,17 @@ EXAMPLE = "autobert-zero show autobert-zero-base --output published.svg"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        help=f"One of {', '.join(PRESETS)}, an expression, a JSON file, the folder of a run or a model, or a model of "
-        "the Hub.",
+        help="A preset such as autobert-zero-base, an expression, a JSON file, the folder of a run or a model, or a model "
+        "of the Hub.",
     )
     parser.add_argument("--output", type=Path, help="Picture to write: a file that ends in .svg or .png.")
     parser.add_argument("--latex", action="store_true", help="Print formulas.")
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from autobert_zero.search.genomes import read_genome
+    from autobert_zero.search.report import drawing, notation
+
     try:
         genome = read_genome(arguments.source)
     except (ValueError, OSError) as error:

@@ -3,23 +3,28 @@
 Every step is a function of its number, so a training resumed from a checkpoint equals an uninterrupted one.
 """
 
+import json
+import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from autobert_zero.search.files import bytes_digest
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.stopping import Stopped
 
 
 MAX_GRADIENT_NORM = 1.0
+
+_LOG = logging.getLogger(__name__)
 
 
 def seed_torch(seed: int, *names: str | int) -> None:
@@ -44,8 +49,23 @@ class Schedule:
         return self.learning_rate * (self.steps - step) / (self.steps - warmup + 1)
 
 
+def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]], *names: str) -> str:
+    """Digest of tensors, with their names, types and shapes, and of further names."""
+
+    def parts() -> Iterator[bytes]:
+        yield json.dumps(names).encode()
+        for name, tensor in tensors:
+            yield json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
+            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+    return bytes_digest(parts())
+
+
 class Checkpoint:
     """Weights, optimizer state and step of a training, in one safetensors file that is replaced as a whole.
+
+    The file carries a digest of its content. A damaged one is renamed to `….damaged` with a warning, and its training
+    starts again.
 
     Args:
         path: of the file.
@@ -70,11 +90,12 @@ class Checkpoint:
             tensors[f"weight:{name}"] = parameter.detach()
             for field, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{field}:{name}"] = value
+        digest = tensors_digest(sorted(tensors.items()), str(step), self.identity)
         temporary = self.path.with_suffix(".tmp")
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()},
             temporary,
-            metadata={"step": str(step), "identity": self.identity},
+            metadata={"step": str(step), "identity": self.identity, "digest": digest},
         )
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -83,11 +104,25 @@ class Checkpoint:
 
     def step(self) -> int:
         """Completed steps in the file; 0 if there is nothing to resume."""
-        if not self.path.exists():
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                step, identity = metadata.get("step", ""), metadata.get("identity", "")
+                tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+                if metadata.get("digest") == tensors_digest(tensors, step, identity):
+                    return int(step) if identity == self.identity else 0
+                reason = "its content does not match its digest"
+        except FileNotFoundError:
             return 0
-        with safe_open(self.path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return int(metadata["step"]) if metadata.get("identity") == self.identity else 0
+        except (SafetensorError, ValueError) as error:
+            reason = str(error)
+        if self.writes:
+            damaged = self.path.with_name(f"{self.path.name}.damaged")
+            os.replace(self.path, damaged)
+            _LOG.warning(
+                "%s is damaged (%s): renamed to %s; its training is repeated", self.path, reason, damaged.name
+            )
+        return 0
 
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Restore both and return the number of completed steps; 0, changing nothing, if there is nothing to resume."""

@@ -1,6 +1,7 @@
 """The history of a run: an append-only file of JSON lines, of which all state of a search is a replay.
 
-The first line is a header; every further line is one record, on disk before `append` returns.
+The first line is a header; every further line is one record, on disk before `append` returns. A record carries a digest of
+itself, so that a changed one is not mistaken for a result.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autobert_zero.search.evolution.archive import Outcome, Record
-from autobert_zero.search.files import JsonLines, collector_paused
+from autobert_zero.search.files import JsonLines, collector_paused, json_digest
 
 
 SCHEMA = 3
@@ -39,7 +40,8 @@ ReadGenome = Callable[[Any, dict[str, Any]], Any]
 
 def _encode(record: Record) -> dict[str, Any]:
     values = {name: getattr(record, name) for name in _PROPOSAL_FIELDS}
-    return {**values, "genome": record.genome.to_list(), **dataclasses.asdict(record.result)}
+    values |= {"genome": record.genome.to_list(), **dataclasses.asdict(record.result)}
+    return {**values, "digest": json_digest(values)}
 
 
 def _upgrade_record(value: Any) -> Any:
@@ -49,11 +51,12 @@ def _upgrade_record(value: Any) -> Any:
         value["intermediate_score"] = value.pop("hurdle")
         if value.get("status") == "dropped":
             value["status"] = "pruned"
+        value["digest"] = json_digest(value)  # records had none
     return value
 
 
 def _decode(value: Any, header: dict[str, Any], read_genome: ReadGenome) -> Record:
-    expected = {*_PROPOSAL_FIELDS, *_OUTCOME_FIELDS}
+    expected = {*_PROPOSAL_FIELDS, *_OUTCOME_FIELDS, "digest"}
     if not isinstance(value, dict) or set(value) != expected:
         raise ValueError(f"expected an object with the fields {sorted(expected)}, got {value!r:.200}")
     for name, types in _TYPES.items():
@@ -68,6 +71,8 @@ def _decode(value: Any, header: dict[str, Any], read_genome: ReadGenome) -> Reco
         raise ValueError(f"status: expected 'ok' with a score, 'failed' or 'pruned', got {value['status']!r:.200}")
     proposal = {name: value[name] for name in _PROPOSAL_FIELDS}
     proposal |= {"genome": read_genome(value["genome"], header), "parents": tuple(value["parents"])}
+    if (digest := json_digest({n: v for n, v in value.items() if n != "digest"})) != value["digest"]:
+        raise ValueError(f"digest: expected {digest} for this record, got {value['digest']!r:.40}: it was changed")
     return Record(**proposal, outcome=Outcome(**{name: value[name] for name in _OUTCOME_FIELDS}))
 
 

@@ -6,19 +6,108 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, Required, TypedDict
 
 import numpy as np
 
+from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.evolution.archive import Record
 from autobert_zero.search.evolution.history import OLD_PARTS, read_history
+from autobert_zero.search.files import check_shape
 from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.report.tables import duration, machine_text
-from autobert_zero.search.settings import MARKERS, RENAMED, SearchSettings
+from autobert_zero.search.settings import GROUP_OF, MARKERS, RENAMED, SearchSettings
 
 
 # Maximum length of the curve of random search.
 MAX_RANDOM = 200
+
+
+class ModelResult(TypedDict):
+    """A model trained from scratch, or the unigram model."""
+
+    loss: float | None  # test loss in nats; None if the training diverged
+    perplexity: float | None
+    parameters: NotRequired[int | None]
+
+
+class Candidate(TypedDict):
+    """A candidate of the search."""
+
+    index: int
+    score: float | None
+    genome: list[dict[str, Any]]
+    steps_from_scratch: NotRequired[int]
+    score_from_scratch: NotRequired[float | None]
+
+
+class Counts(TypedDict):
+    """Numbers of candidates."""
+
+    evaluated: int
+    failed: int
+    pruned: NotRequired[int]
+
+
+class Machine(TypedDict):
+    """What a run ran on."""
+
+    processes: int
+    threads: int
+    device: str
+    cores: NotRequired[int | None]
+
+
+class Data(TypedDict):
+    """The text."""
+
+    source: str
+
+
+class Summary(TypedDict):
+    """summary.json of a finished run."""
+
+    identity: str
+    status: str
+    custom_operations: dict[str, str]
+    best: Candidate
+    finalists: list[Candidate]
+    front: list[dict[str, Any]]
+    results: dict[str, ModelResult]
+    counts: Counts
+    tokens: dict[str, int]
+    seconds_of_candidates: float
+    seed: int
+    data: Data
+    settings: dict[str, Any]
+    command: str
+    commit: str | None
+    versions: dict[str, str]
+    machine: Machine
+
+
+class HeaderData(TypedDict, total=False):
+    """The text, and what else a history depends on."""
+
+    digest: str
+    tokens: dict[str, int]
+
+
+class Header(TypedDict, total=False):
+    """The first line of history.jsonl."""
+
+    settings: Required[dict[str, Any]]
+    data: HeaderData
+    seed_genomes: list[str]
+    custom_operations: dict[str, str] | None
+    threads: int
+    text: str
+    text_digest: str
+    unigram_score: float | None
+    command: str
+    commit: str | None
+    versions: dict[str, str]
+    machine: Machine
 
 
 def _upgrade_settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -26,15 +115,64 @@ def _upgrade_settings(values: dict[str, Any]) -> dict[str, Any]:
     return {"operations": ["paper"], **{RENAMED.get(name, name): value for name, value in values.items()}}
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """The summary of a finished run; one of an older version with the names of today."""
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    return {
+def _read_json(path: Path) -> dict[str, Any]:
+    """A mapping in a file. Raises: OSError; ValueError that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        check_shape(value, dict[str, Any], "content")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return value
+
+
+def _check_settings(values: dict[str, Any], where: str) -> None:
+    """Raise a ValueError unless the settings that are still in use have legal values."""
+    try:
+        SearchSettings.from_dict({name: value for name, value in values.items() if name in GROUP_OF})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def read_summary(path: Path) -> Summary:
+    """The summary of a finished run; one of an older version with the names of today.
+
+    Raises: OSError; ValueError that names the file and the field, what was expected, and what came.
+    """
+    summary = _read_json(path)
+    upgraded = {
+        "finalists": [],
+        "front": [],
         **summary,
-        "custom_operations": summary.get("custom_operations", summary.get("own_operations")),
-        "settings": _upgrade_settings(summary["settings"]),
-        "tokens": {OLD_PARTS.get(name, name): count for name, count in summary["tokens"].items()},
+        "custom_operations": summary.get("custom_operations", summary.get("own_operations", {})),
     }
+    try:
+        check_shape(upgraded, Summary, "summary")
+        upgraded["settings"] = {**SearchSettings().to_dict(), **_upgrade_settings(upgraded["settings"])}
+        upgraded["tokens"] = {OLD_PARTS.get(name, name): count for name, count in upgraded["tokens"].items()}
+        _check_settings(upgraded["settings"], "summary, settings")
+        for name in ("train", "validation", "test", "final_each"):
+            if name not in upgraded["tokens"]:
+                raise ValueError(f"summary, tokens, {name}: expected a value, got none")
+        if len(upgraded["results"]) < 2 or upgraded["results"].get("unigram", {}).get("loss") is None:
+            raise ValueError(
+                f"summary, results: expected losses of models and of unigram, got {upgraded['results']!r:.200}"
+            )
+        _check_genome(upgraded["best"]["genome"], upgraded, "summary, best")
+        for number, finalist in enumerate(upgraded["finalists"]):
+            _check_genome(finalist["genome"], upgraded, f"summary, finalists, {number}")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return upgraded  # type: ignore[return-value]
+
+
+def _check_genome(genes: Any, summary: dict[str, Any], where: str) -> None:
+    try:
+        genome = Genome.from_list(genes, summary["custom_operations"])
+    except ValueError as error:
+        raise ValueError(f"{where}, {error}") from None
+    layers = summary["settings"]["num_hidden_layers"]
+    if len(genome) != layers:
+        raise ValueError(f"{where}, genome: expected {layers} layers, got {len(genome)}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +189,7 @@ class RecordedRun:
     name: str
     header: dict[str, Any]
     records: list[Record]
-    summary: dict[str, Any] | None = None
+    summary: Summary | None = None
     budget: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -63,14 +201,24 @@ class RecordedRun:
         if not file.exists():
             raise FileNotFoundError(f"expected the folder of a run, or a history, got {str(path)!r}")
         header, records = read_history(file, decode_genome)
+        try:
+            check_shape(header, Header, "header")
+            _check_settings(_upgrade_settings(header["settings"]), "header, settings")
+        except ValueError as error:
+            raise ValueError(f"{file}, line 1: {error}") from None
         summary = None
         if folder and (folder / "summary.json").exists():
             summary = read_summary(folder / "summary.json")
             if summary["counts"]["evaluated"] != len(records):
                 summary = None  # from before the search was extended
+            elif not 0 <= (index := summary["best"]["index"]) < len(records):
+                raise ValueError(
+                    f"{folder / 'summary.json'}: summary, best, index: expected below {len(records)}, got {index}"
+                )
         budget = {}
         if folder and (folder / "settings.json").exists():
-            settings = _upgrade_settings(json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+            settings = _upgrade_settings(_read_json(folder / "settings.json"))
+            _check_settings(settings, str(folder / "settings.json"))
             budget = {name: settings[name] for name in SearchSettings().budget() if name in settings}
         return cls(path.resolve().name if folder else path.stem, header, records, summary, budget)
 

@@ -1,8 +1,6 @@
 """One search from start to end: text, super-network, search, final training, each resumed where it was interrupted."""
 
 import contextlib
-import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -19,13 +17,14 @@ from accelerate.utils import broadcast_object_list, gather_object
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search import custom_operations
 from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
+from autobert_zero.search.evaluation.training import tensors_digest
 from autobert_zero.search.evolution.history import History
 from autobert_zero.search.files import lock_output_dir, write_json, write_text
 from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.provenance import commit, num_cores, provenance
 from autobert_zero.search.report.model_card import describe
 from autobert_zero.search.report.page import page
-from autobert_zero.search.report.recorded_run import RecordedRun
+from autobert_zero.search.report.recorded_run import RecordedRun, Summary, read_summary
 from autobert_zero.search.run.candidates import search_candidates
 from autobert_zero.search.run.errors import UsageError, usage_errors
 from autobert_zero.search.run.final import BASELINES, rank_finalists, train_final
@@ -143,12 +142,13 @@ class Run:
         write_json(self.folder / "settings.json", settings.to_dict())
         return history
 
-    def _finished(self) -> dict[str, Any] | None:
+    def _finished(self) -> Summary | None:
         """The summary of this run, if it is finished."""
-        try:
-            summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        path = self.folder / "summary.json"
+        if not path.exists():
             return None
+        with usage_errors():
+            summary = read_summary(path)
         return summary if summary["identity"] == self.problem.full_identity else None
 
     def _search(self, history: History | None) -> dict[str, Any] | None:
@@ -197,8 +197,9 @@ class Run:
                 "not enough for the checkpoints of this run"
             )
         checkpoint = make_checkpoint(self.problem, self.folder, "supernet", self.problem.identity, writes=self.main)
-        self._require_equal(checkpoint.step(), "output_dir: expected one folder that all processes share, got several")
-        bar = self.console.bar("super-network", settings.supernet.supernet_steps, checkpoint.step())
+        completed = checkpoint.step()
+        self._require_equal(completed, "output_dir: expected one folder that all processes share, got several")
+        bar = self.console.bar("super-network", settings.supernet.supernet_steps, completed)
 
         def progress(done: int, loss: float) -> None:
             bar(done, loss)
@@ -217,7 +218,9 @@ class Run:
         )
         bar.close()
         # Otherwise the score of a candidate would depend on the process.
-        self._require_equal(_weights_digest(supernet), "processes hold different super-networks: start them again")
+        self._require_equal(
+            tensors_digest(supernet.named_parameters()), "processes hold different super-networks: start them again"
+        )
         return supernet
 
     def _log(self, values: dict[str, Any], step: int) -> None:
@@ -258,10 +261,3 @@ class Run:
         for path in self.folder.glob("final-*.safetensors"):
             path.unlink()
         shutil.rmtree(self.folder / "results")
-
-
-def _weights_digest(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for parameter in module.parameters():
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

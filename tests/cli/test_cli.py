@@ -50,7 +50,7 @@ def finish(process: subprocess.Popen) -> str:
 def history_without_times(settings: SearchSettings) -> list[dict]:
     """The entries of a history that do not depend on the machine and its speed."""
     lines = Path(settings.run.output_dir, "history.jsonl").read_text(encoding="utf-8").splitlines()
-    changing = ("seconds", "machine", "command", "commit")
+    changing = ("seconds", "machine", "command", "commit", "digest")
     return [{k: v for k, v in json.loads(line).items() if k not in changing} for line in lines]
 
 
@@ -193,10 +193,18 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
     file.write_text(json.dumps(tiny_settings.to_dict()))
     assert parse(["--config", str(file)]) == (tiny_settings, 0)
     for text, message in {
-        "sead: 7": "expected settings of a search in '{file}', got ['sead']; did you mean seed?",
-        "- 7": "expected settings of a search in '{file}', got [7]",
-        "": "expected settings of a search in '{file}', got None",
-        "seed: {": "expected a YAML file, got '{file}'",
+        "sead: 7": "expected settings of a search in '{file}': got 'sead'; did you mean seed?",
+        "- 7": "expected settings of a search in '{file}': expected a mapping, got [7]",
+        "": "expected settings of a search in '{file}': expected a mapping, got None",
+        "seed: {": "expected settings of a search in '{file}': expected YAML, got ",
+        "[" * 5000: "expected YAML, got maximum recursion depth exceeded",
+        "train_file: &a [a.txt]\nlog_with: *a": "expected values, got an alias",
+        "train_file: [{a: 1}]": "train_file: expected text, numbers, or a list of them, got {'a': 1}",
+        "train_file: [2026-11-28]": "train_file: expected text, numbers, or a list of them, got datetime.date(",
+        "seed: {a: 1}": "seed: expected text, numbers, or a list of them, got {'a': 1}",
+        "text_column: ~\n1: 2": "got 1",
+        "".join(f"a{i}: 1\n" for i in range(100_000)): "expected at most 65536 bytes, got more",
+        "text_column: !!python/object/apply:os.getcwd []": "could not determine a constructor",
         "seed: many": "invalid int value: 'many'",
         "kernel_sizes: []\nlog_with: []": "expected values for kernel_sizes in '{file}', got none",
     }.items():
@@ -224,6 +232,17 @@ def test_the_command_is_installed(arguments):
     done = subprocess.run([command, *arguments], capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})
     assert done.returncode == 0 and "usage: autobert-zero" in done.stdout and "\x1b" not in done.stdout
     assert len(arguments) == 1 or "example: " in done.stdout
+
+
+@pytest.mark.parametrize("command", ["search", "show", "report", "compare", "export", "completion"])
+def test_help_imports_no_large_library(command):
+    code = (
+        "import contextlib, io, sys; from autobert_zero.search.cli.main import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main([sys.argv[1], '--help'])\n"
+        "print({'torch', 'transformers', 'datasets', 'huggingface_hub', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_the_version(capsys):

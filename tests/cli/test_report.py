@@ -1,20 +1,65 @@
 """The commands `report` and `compare`."""
 
+import copy
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from autobert_zero.search.cli.main import main
+from autobert_zero.search.report.comparison import comparison_table
+from autobert_zero.search.report.model_card import model_card
 from autobert_zero.search.report.page import page
 from autobert_zero.search.report.recorded_run import RecordedRun
-from tests.report.conftest import SETTINGS, write_run
+from tests.report.conftest import SETTINGS, summary_of, write_run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "one & <only>", crossover_probability=0.4)
+
+
+def damaged(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """A JSON value with each part of it missing, and replaced by values of other types; with the path of the part."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for name, part in parts:
+        for other, changed in damaged(part, (*path, name)):
+            copied = copy.copy(value)
+            copied[name] = changed
+            yield other, copied
+        if isinstance(value, dict):
+            yield (*path, name), {key: each for key, each in value.items() if key != name}
+    if path:
+        yield from ((path, bad) for bad in (None, "x", -1, 1e308, [[]]))
+
+
+@pytest.mark.parametrize("name", ["summary.json", "settings.json", "history.jsonl"])
+def test_a_damaged_file_of_a_run_is_named_or_harmless(tmp_path, name):
+    """Every part of the files missing or of another type: an error that names the file, or nothing happens."""
+    run = write_run(tmp_path / "run", count=12)
+    summary = summary_of(RecordedRun.read(run).best, count=12)
+    files = {"summary.json": summary, "settings.json": SETTINGS.to_dict()}
+    for file, content in files.items():
+        (run / file).write_text(json.dumps(content), encoding="utf-8")
+    header, _, records = (run / "history.jsonl").read_text(encoding="utf-8").partition("\n")
+    file, refused = run / name, set()
+    for path, content in damaged(files[name] if name in files else json.loads(header)):
+        after = f"\n{records}" if name == "history.jsonl" else ""
+        file.write_text(json.dumps(content) + after, encoding="utf-8")
+        try:
+            read = RecordedRun.read(run)
+        except ValueError as error:
+            assert str(file) in str(error) and len(str(error)) < 1000, path
+            refused.add(path)
+            continue
+        if name != "settings.json" and path[0] != "settings":  # settings are checked as such, and few are shown
+            page([read]), comparison_table([read])
+            if read.summary:
+                model_card(read.summary, {}, "name")
+    assert len(refused) > {"summary.json": 30, "settings.json": 40, "history.jsonl": 40}[name]
 
 
 def test_report_and_compare(capsys, folder, tmp_path):
@@ -23,23 +68,10 @@ def test_report_and_compare(capsys, folder, tmp_path):
     assert (folder / "report.html").read_text(encoding="utf-8") == page([RecordedRun.read(folder)])
     main(["report", str(folder), str(folder / "history.jsonl"), "--output", str(tmp_path / "both.html")])
     assert "2 runs" in (tmp_path / "both.html").read_text(encoding="utf-8")
-    losses = {
-        "AutoBERT-Zero (found)": {"loss": 3.5, "perplexity": 33.1},
-        "BERT": {"loss": None},
-        "unigram": {"loss": 3.4},
-    }
-    losses["unigram"]["perplexity"] = 30.0
     finished = shutil.copytree(folder, tmp_path / "finished")
     history = RecordedRun.read(folder)
     other = next(r for r in history.records if r.score is not None and r.index != history.best.index)
-    summary = {
-        "results": losses,
-        "settings": SETTINGS.to_dict(),
-        "finalists": [{"steps_from_scratch": 1400}] * 3,
-        "counts": {"evaluated": 60},
-        "tokens": {"train": 12345},
-    }
-    summary["best"] = {"index": other.index}
+    summary = summary_of(other)
     (finished / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     html = page([RecordedRun.read(finished)])
     assert (
@@ -47,7 +79,8 @@ def test_report_and_compare(capsys, folder, tmp_path):
     )
     assert "it was the best after their first 1,400 steps" in html
     assert f"<b>−{-history.best.score:.4f}</b> best score" in html and "no more than token frequencies" in html
-    summary["finalists"] = [{}]  # a single one, or without a first part of the final training
+    del summary["best"]["steps_from_scratch"]
+    summary["finalists"] = [summary["best"]]  # a single one, or without a first part of the final training
     (finished / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     assert "among the 1 best by score." in page([RecordedRun.read(finished)])
     # A summary from before the search was extended is ignored.

@@ -4,6 +4,8 @@ import os
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from autobert_zero.search.evaluation.training import Checkpoint, Schedule, train
@@ -144,6 +146,62 @@ def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path):
     train(module, backward_of(module), Schedule(2, 0.1), Checkpoint(tmp_path / "c.safetensors", "this", 0.0))
     other = Checkpoint(tmp_path / "c.safetensors", "other", 0.0)
     assert other.step() == 0 and other.load(make(), torch.optim.AdamW(make().parameters())) == 0
+
+
+def _rewrite(path, change):
+    """Write a checkpoint again with other tensors or metadata."""
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 (not a dict)
+    change(tensors, metadata)
+    save_file(tensors, path, metadata)
+
+
+def _overwrite(path, position, content):
+    with open(path, "r+b") as file:
+        file.seek(position, os.SEEK_END)
+        file.write(content)
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "garbled": lambda path: path.write_bytes(os.urandom(1000)),
+    "another format": lambda path: path.write_text('{"step": 3}'),
+    "a flipped bit": lambda path: _overwrite(path, -5, bytes([path.read_bytes()[-5] ^ 1])),
+    "a zeroed page": lambda path: _overwrite(path, -64, bytes(64)),
+    "another step": lambda path: _rewrite(path, lambda tensors, metadata: metadata.update(step="7")),
+    "no number as step": lambda path: _rewrite(path, lambda tensors, metadata: metadata.update(step="x")),
+    "no digest": lambda path: _rewrite(path, lambda tensors, metadata: metadata.pop("digest")),
+    "a missing tensor": lambda path: _rewrite(path, lambda tensors, metadata: tensors.pop("weight:0.bias")),
+    "another tensor": lambda path: _rewrite(path, lambda tensors, metadata: tensors.update(more=torch.ones(2))),
+    "another shape": lambda path: _rewrite(path, lambda t, metadata: t.update({"weight:0.bias": torch.ones(2)})),
+    "another type": lambda path: _rewrite(
+        path, lambda t, metadata: t.update({"weight:0.bias": t["weight:0.bias"].view(torch.int32)})
+    ),
+    "exchanged names": lambda path: _rewrite(
+        path, lambda t, m: t.update({"weight:1.bias": t["weight:1.weight"], "weight:1.weight": t["weight:1.bias"]})
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_its_training_repeated(tmp_path, damage, caplog):
+    path, schedule = tmp_path / "c.safetensors", Schedule(6, 0.03)
+    expected = make()
+    train(expected, backward_of(expected), schedule)
+    module = make()
+    train(module, backward_of(module), schedule, Checkpoint(path, "this", 0.0), steps=4)
+    DAMAGES[damage](path)
+    content = path.read_bytes()
+    reader = Checkpoint(path, "this", 0.0, writes=False)
+    assert reader.step() == 0 and path.read_bytes() == content and not caplog.records
+    module = make()
+    train(module, backward_of(module), schedule, Checkpoint(path, "this", 0.0))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
+    assert (tmp_path / "c.safetensors.damaged").read_bytes() == content
+    [record] = caplog.records
+    assert str(path) in record.getMessage() and "renamed to c.safetensors.damaged" in record.getMessage()
+    assert Checkpoint(path, "this", 0.0).step() == 6
 
 
 def test_only_one_process_writes(tmp_path):

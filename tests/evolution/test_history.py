@@ -11,6 +11,7 @@ import pytest
 from autobert_zero.search.evolution.archive import Outcome
 from autobert_zero.search.evolution.history import SCHEMA, History, read_history
 from autobert_zero.search.evolution.strategies import OpNas
+from autobert_zero.search.files import json_digest
 from autobert_zero.search.genomes import decode_genome
 from tests.conftest import SPACE
 from tests.evolution.conftest import search
@@ -29,6 +30,12 @@ def evaluate(record) -> Outcome:
     if record.index % 5 == 4:
         return Outcome("failed", reason="FloatingPointError: loss é", seconds=0.25)
     return Outcome(score=-float(len(str(record.genome))), costs={"parameters": 7}, seconds=0.5)
+
+
+def signed(record: dict) -> bytes:
+    """A line with a record that was changed and given the digest of its new content."""
+    del record["digest"]
+    return json.dumps({**record, "digest": json_digest(record)}).encode() + b"\n"
 
 
 def fill(path, count=20):
@@ -88,7 +95,17 @@ def test_a_history_cut_anywhere_and_resumed_is_the_same_file(tmp_path):
         (lambda line: b"null\n", "line 4"),
         (lambda line: line.replace(b'"costs": {', b'"costs": {"flops": "many", '), "line 4: costs: expected numbers"),
         (lambda line: line.replace(b'"parents": [', b'"parents": [2'), "line 4: parents: expected indices below 2"),
-        (lambda line: line.replace(b'"generation": 0', b'"generation": 9'), "line 5: generation: expected at least 9"),
+        (
+            lambda line: signed({**json.loads(line), "generation": 9}),
+            "line 5: generation: expected at least 9",
+        ),
+        (
+            lambda line: line.replace(b'"generation": 0', b'"generation": 9'),
+            "line 4: digest: expected .* it was changed",
+        ),
+        (lambda line: line.replace(b'"score": -', b'"score": -1'), "line 4: digest"),
+        (lambda line: line.replace(b'"kernel_size": ', b'"kernel_size": 1'), "line 4: digest"),
+        (lambda line: line.replace(b'"digest": "', b'"digest": "0'), "line 4: digest"),
     ],
 )
 def test_damage_in_the_middle_is_an_error_and_changes_nothing(tmp_path, damage, message):

@@ -48,6 +48,39 @@ def write_run(folder: Path, seed: int = 0, count: int = 60, **changes) -> Path:
     return folder
 
 
+def summary_of(winner: Record, count: int = 60) -> dict:
+    """The summary of a finished run of `count` candidates."""
+    best = {
+        "index": winner.index,
+        "score": winner.score,
+        "genome": winner.genome.to_list(),
+        "steps_from_scratch": 1400,
+    }
+    return {
+        "identity": "0123",
+        "status": "budget spent",
+        "custom_operations": {},
+        "best": best,
+        "finalists": [best] * 3,
+        "front": [],
+        "results": {
+            "AutoBERT-Zero (found)": {"loss": 3.5, "perplexity": 33.1, "parameters": 1000},
+            "BERT": {"loss": None, "perplexity": None},
+            "unigram": {"loss": 3.4, "perplexity": 30.0},
+        },
+        "counts": {"evaluated": count, "failed": count // 7, "pruned": 0, "duplicates avoided": 1},
+        "tokens": {"train": 12345, "validation": 12, "test": 34, "final_each": 56},
+        "seconds_of_candidates": 60.5,
+        "seed": 0,
+        "data": {"source": "a text", "digest": "4567"},
+        "settings": SETTINGS.to_dict(),
+        "command": "search",
+        "commit": None,
+        "versions": {"torch": "0"},
+        "machine": {"processes": 1, "threads": 2, "device": "2 cores of a CPU", "cores": 2},
+    }
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "one & <only>", crossover_probability=0.4)

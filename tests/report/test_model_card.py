@@ -16,30 +16,30 @@ from huggingface_hub import ModelCard
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.cli.main import main
+from autobert_zero.search.evolution.archive import Outcome, Record
 from autobert_zero.search.files import write_json
 from autobert_zero.search.report.drawing import draw_genome, to_svg
 from autobert_zero.search.report.model_card import describe
 from autobert_zero.search.text.tokens import train_tokenizer
 from tests.conftest import run_without_package, tiny_config
+from tests.report.conftest import summary_of
 
 
 GENOME = Genome([Convolution(3), SELF_ATTENTION])
 SUMMARY = {
-    "best": {"genome": GENOME.to_list()},
+    **summary_of(Record(3, "", GENOME, 0).evaluated(Outcome(score=-3.5)), count=17),
     "results": {
         "AutoBERT-Zero (found)": {"loss": 3.25, "perplexity": 25.79, "parameters": 12345},
         "BERT": {"loss": None, "perplexity": None, "parameters": 23456},
         "unigram": {"loss": 5.5, "perplexity": 244.69, "parameters": None},
     },
     "tokens": {"train": 1000, "validation": 200, "test": 300, "final_each": 987654},
-    "counts": {"evaluated": 17},
     "seed": 5,
     "machine": {"device": "2 cores of a machine", "processes": 2, "threads": 1},
     "command": "python -m autobert_zero.search --seed 5",
-    "commit": None,
     "versions": {"torch": "2.13.0"},
     "data": {"source": "novels.txt"},
-    "settings": {"sequence_length": 16},
+    "settings": {"num_hidden_layers": 2, "sequence_length": 16},
 }
 
 

@@ -1,0 +1,125 @@
+"""A table of trained backbones: what each is worth after a part, and after all, of a training from scratch.
+
+    python benchmarks/space_table.py --train_file novels.txt.xz --vocab_size 4096 --eval_sequences 1024 --batch_size 32 \\
+        --final_steps 500 --strategy evolution --population_size 150 --num_parents 10 --num_children 2 \\
+        --max_evaluations 400 --processes 2 --output_dir results/space_table
+
+The first generation is random; the strategy proposes the others from the losses of full trainings, so that the table covers
+good backbones, too. The table, `table.jsonl`, is a history of a search: minus the validation loss is the score, and the costs of a
+candidate contain its losses by number of steps. The same command resumes. `--genomes_of TABLE --every 8` trains every eighth
+genome of another table with other settings: longer, or with another seed.
+"""
+
+import dataclasses
+import multiprocessing
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from autobert_zero.configuration_autobert_zero import Genome
+from autobert_zero.search.cli.arguments import parse_with_settings
+from autobert_zero.search.evaluation.training import seed_torch
+from autobert_zero.search.evolution.archive import Archive, Outcome, Record
+from autobert_zero.search.evolution.history import History, read_history
+from autobert_zero.search.evolution.loop import evolve
+from autobert_zero.search.evolution.strategies import RandomSearch
+from autobert_zero.search.genomes import decode_genome
+from autobert_zero.search.provenance import commit as current_commit
+from autobert_zero.search.provenance import provenance
+from autobert_zero.search.run.problem import Problem
+from autobert_zero.search.settings import SearchSettings
+
+
+# Fractions of a training at which the validation loss is measured.
+FRACTIONS = (0.25, 0.5, 1.0)
+
+
+@dataclasses.dataclass
+class TableSettings:
+    processes: int = dataclasses.field(default=1, metadata={"help": "Trainings at the same time, one thread each."})
+    genomes_of: str | None = dataclasses.field(
+        default=None, metadata={"help": "Another table, whose genomes are trained instead of proposed ones."}
+    )
+    every: int = dataclasses.field(default=1, metadata={"help": "Every n-th genome of that table."})
+
+
+_PROBLEM: list[Problem] = []  # of a worker process
+
+
+def prepare(settings: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    _PROBLEM[:] = [Problem.prepare(SearchSettings.from_dict(settings), torch.device("cpu"))]
+
+
+def train(genome: Genome) -> Outcome:
+    """Train a genome from scratch. Initial weights, order of the text and masks depend on the seed of the settings."""
+    [problem] = _PROBLEM
+    settings, proxy = problem.settings, problem.proxy
+    start, steps = time.perf_counter(), settings.final.final_steps
+    at = {round(fraction * steps) for fraction in FRACTIONS}
+    losses: dict[str, float] = {}
+    seed_torch(settings.run.seed, "final")
+    model = proxy.builder.model(genome)
+
+    def progress(done: int, _: float) -> None:
+        if done in at:
+            losses[f"validation_{done}"] = round(proxy.loss(model, "validation"), 5)
+            model.train()
+
+    schedule = proxy.schedule(steps, settings.training.learning_rate)
+    try:
+        proxy.train(model, schedule, "final", progress=progress)
+        losses["test"] = round(proxy.loss(model, "test"), 5)
+        found: dict[str, Any] = {"score": -losses[f"validation_{steps}"]}
+    except FloatingPointError as error:
+        found = {"status": "failed", "reason": str(error)}
+    costs = {**problem.costs.costs(genome), **losses}
+    return Outcome(**found, costs=costs, seconds=round(time.perf_counter() - start, 1))
+
+
+def main() -> None:
+    parser, given, arguments = parse_with_settings(__doc__, TableSettings, "this benchmark")
+    commit = current_commit()
+    try:
+        settings = SearchSettings.from_dict(given)
+        problem = Problem.prepare(settings, torch.device("cpu"))
+        strategy, count = problem.strategy, settings.strategy.max_evaluations
+        if arguments.genomes_of:
+            _, records = read_history(arguments.genomes_of, decode_genome)
+            genomes = tuple(record.genome for record in records[:: arguments.every])
+            strategy, count = RandomSearch(problem.space, len(genomes), seeds=genomes), len(genomes)
+    except ValueError as error:
+        parser.error(str(error))
+    folder = Path(settings.run.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {
+        "settings": {**settings.identity(), "final_steps": settings.final.final_steps},
+        "data": problem.data,
+        "custom_operations": dict(problem.custom_operations.rules),
+        "text": problem.source,
+        "unigram_score": problem.unigram_score(),
+        **provenance(commit),
+    }
+    with (
+        ProcessPoolExecutor(
+            arguments.processes, multiprocessing.get_context("spawn"), prepare, (settings.to_dict(),)
+        ) as pool,
+        History(folder / "table.jsonl", header, ("settings", "data"), decode_genome) as table,
+    ):
+
+        def submit(record: Record, archive: Archive) -> Future[Outcome]:
+            return pool.submit(train, record.genome)
+
+        for record in evolve(problem.space, strategy, submit, table, settings.run.seed, count):
+            print(
+                f"{record.index + 1}/{count}: {record.score}, {record.result.seconds} s, {record.genome}", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

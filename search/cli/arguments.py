@@ -1,0 +1,92 @@
+"""Settings as command-line arguments, by argparse alone: transformers takes seconds to import, and help must not."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from autobert_zero.search.settings import GROUPS, RENAMED
+
+
+_METAVARS = {int: "N", float: "X"}
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults other than None, False and []."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_trivial = action.default is None or action.default is False or action.default == []
+        return action.help if is_trivial else super()._get_help_string(action)
+
+
+class ScriptHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Also keeps the layout of the description, which is the docstring of a script."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Also accepts `--some-name` for `--some_name`, and the old names of settings."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(None if args is None else list(map(self._current_name, args)), namespace)
+
+    def _current_name(self, argument: str) -> str:
+        if not argument.startswith("--"):
+            return argument
+        flag, equals, value = argument.partition("=")
+        name = flag[2:].replace("-", "_")
+        name = RENAMED.get(name, name)
+        return f"--{name}{equals}{value}" if f"--{name}" in self._option_string_actions else argument
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def add_fields(parser: argparse.ArgumentParser, title: str, dataclass: type) -> None:
+    """Add an argument for each field of a dataclass: a string, a number, a boolean, a choice, a list, or None."""
+    section = parser.add_argument_group(title)
+    hints = get_type_hints(dataclass)
+    for field in dataclasses.fields(dataclass):
+        hint, many = hints[field.name], False
+        if get_origin(hint) in (Union, UnionType):
+            [hint] = set(get_args(hint)) - {NoneType}
+        if get_origin(hint) is list:
+            [hint], many = get_args(hint), True
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        arguments: dict[str, Any] = {"help": field.metadata["help"]}
+        if default is dataclasses.MISSING:
+            arguments["required"] = True
+        else:
+            arguments["default"] = default
+        if get_origin(hint) is Literal:
+            arguments["choices"] = get_args(hint)
+        elif hint is bool:
+            arguments |= {"type": _boolean, "nargs": "?", "const": True, "metavar": "BOOL"}
+        else:
+            arguments |= {"type": hint, "metavar": _METAVARS.get(hint), "nargs": "+" if many else None}
+        section.add_argument(f"--{field.name}", **arguments)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the settings of a search, group by group."""
+    for group in GROUPS.values():
+        add_fields(parser, group.title, group)
+
+
+def parse_with_settings(
+    description: str | None, dataclass: type, title: str, arguments: Sequence[str] | None = None
+) -> tuple[argparse.ArgumentParser, dict[str, Any], Any]:
+    """Parse the command line of a script that has the settings of a search and options of its own.
+
+    Returns: the parser, the settings in a flat mapping, and the options as an instance of `dataclass`.
+    """
+    parser = ArgumentParser(description=description, formatter_class=ScriptHelpFormatter, allow_abbrev=False)
+    add_settings(parser)
+    add_fields(parser, title, dataclass)
+    given = vars(parser.parse_args(arguments))
+    options = {field.name: given.pop(field.name) for field in dataclasses.fields(dataclass)}
+    return parser, given, dataclass(**options)
