@@ -25,6 +25,7 @@ from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -49,17 +50,19 @@ from transformers import (
 from autobert_zero.search import custom_operations
 from autobert_zero.search.evaluation.glue import (
     DIAGNOSTIC,
+    METRIC_NAMES,
     TASKS,
     decide,
     headline,
     load_diagnostic,
     load_task,
+    majority_metrics,
     unlike_official,
 )
 from autobert_zero.search.files import JsonLines, differing_keys, json_digest, write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
-from autobert_zero.search.report.tables import mean
+from autobert_zero.search.report.tables import mean, text_table
 
 
 METRIC = str(Path(__file__).with_name("glue_metric.py"))
@@ -146,6 +149,20 @@ class FineTuning:
             found |= {k if len(parts) == 1 else f"{part} {k}": round(v, 6) for k, v in scores.items()}
         return found
 
+    def majority(self) -> dict[str, Any]:
+        """Metrics and score of the most frequent label, on the validation parts as they are evaluated."""
+        labels = np.array(self._training_part()["label"][:])
+        found = {}
+        for part, rows in self._validation_parts().items():
+            metrics = majority_metrics(self.name, labels, np.array(rows["label"][:]))
+            found |= {f"{part} {metric}": round(value, 6) for metric, value in metrics.items()}
+        return {"metrics": found, "score": round(headline(found), 4)}
+
+    def _validation_parts(self) -> dict[str, datasets.Dataset]:
+        limit = self.options.max_eval_samples
+        parts = {part: self.parts[part] for part in self.task.validations}
+        return {part: p if limit is None else p.select(range(min(limit, len(p)))) for part, p in parts.items()}
+
     def folder(self, seed: int) -> Path:
         return Path(self.args.output_dir, self.name, f"seed-{seed}")
 
@@ -175,9 +192,7 @@ class FineTuning:
         None if it diverged."""
         rows = self._training_part()
         trainer = self.train(rows, learning_rate, seed)
-        limit = self.options.max_eval_samples
-        parts = {part: self.parts[part] for part in self.task.validations}
-        parts = {part: p if limit is None else p.select(range(min(limit, len(p)))) for part, p in parts.items()}
+        parts = self._validation_parts()
         counts = {"train": len(rows), **{part: len(p) for part, p in parts.items()}}
         if has_diverged(trainer):
             return {"metrics": {}, "score": None, "rows": counts}
@@ -239,7 +254,7 @@ class Rows:
         self.finished[key] = {"key": key, **row}
         if self.writes:
             self.lines.append(self.finished[key])
-            print(key, row, flush=True)
+            print(f"{key}: {shown([row['score']])}, {row['seconds']:.1f} s", flush=True)
 
 
 def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, Any]:
@@ -272,32 +287,36 @@ def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, An
         "grid": {str(rate): score for rate, score in grid.items()},
         "scores": [each["score"] for each in seeds],
         "metrics": [each["metrics"] for each in seeds],
+        "majority": tuning.majority(),
         "rows": seeds[0]["rows"],
         "seconds": [each["seconds"] for each in seeds],
     }
-
-
-def median_and_spread(values: list[float | None]) -> str:
-    """Median and standard deviation over seeds; `diverged` if one of them did."""
-    if None in values:
-        return f"{'diverged':>8}{'':8}"
-    spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.median(values):8.2f}{spread:>8}"
 
 
 def shown(scores: list[float | None]) -> str:
     return " ".join("diverged" if score is None else f"{score:.2f}" for score in scores)
 
 
+def mean_and_spread(scores: list[float | None]) -> tuple[str, str]:
+    """Mean and standard deviation over seeds."""
+    if None in scores:
+        return "diverged", ""
+    return f"{statistics.fmean(scores):.2f}", f"{statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+
+
 def table(results: dict[str, dict[str, Any]]) -> str:
-    lines = [f"{'task':8}{'median':>8}{'spread':>8}{'rate':>9}  seeds"]
+    """Scores in points, with their means and standard deviations over seeds."""
+    lines = [("task", "metric", "mean", "s.d.", "majority", "rate", "seeds")]
     for name, result in results.items():
-        scores = result["scores"]
-        lines.append(f"{name:8}{median_and_spread(scores)}{result['learning_rate']:>9g}  {shown(scores)}")
+        metrics = dict.fromkeys(METRIC_NAMES[key.split()[-1]] for key in result["majority"]["metrics"])
+        scores, rate = result["scores"], f"{result['learning_rate']:g}"
+        majority = f"{result['majority']['score']:.2f}"
+        lines.append((name, ", ".join(metrics), *mean_and_spread(scores), majority, rate, shown(scores)))
     if len(results) > 1:
         means = list(map(mean, zip(*(r["scores"] for r in results.values()), strict=True)))
-        lines.append(f"{'mean':8}{median_and_spread(means)}{'':9}  {shown(means)}")
-    return "\n".join(lines)
+        majority = f"{statistics.fmean(r['majority']['score'] for r in results.values()):.2f}"
+        lines.append(("mean", "", *mean_and_spread(means), majority, "", shown(means)))
+    return text_table(lines)
 
 
 def names_of(task_name: str, data_dir: str | None) -> list[str]:

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,9 +30,16 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from training_scripts import claim_folder, last_checkpoint, shut_down_together, steps_identity
+from training_scripts import (
+    claim_folder,
+    last_checkpoint,
+    model_identity,
+    shut_down_together,
+    steps_identity,
+)
 from transformers import (
     CONFIG_MAPPING,
+    AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     HfArgumentParser,
@@ -64,6 +72,10 @@ class ModelArguments:
         metadata={"help": f"One of {sorted(PRESETS)}, a JSON file with a genome, or the folder of a search or model."},
     )
     model_type: str | None = field(default=None, metadata={"help": "Another architecture of transformers: bert, …"})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of a model to continue from, with its tokenizer."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Revision of a model of the Hub."})
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of the configuration: hidden_size=128,num_attention_heads=2"}
     )
@@ -133,12 +145,23 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
 
     Raises: ValueError for an unknown model or field.
     """
-    if (model.genome is None) == (model.model_type is None):
-        raise ValueError("genome: expected either --genome or --model_type")
+    if [model.genome, model.model_type, model.model_name_or_path].count(None) != 2:
+        raise ValueError("genome: expected one of --genome, --model_type and --model_name_or_path")
     custom = custom_operations.CustomOperations()
     if model.custom_operations is not None:
         custom = custom_operations.load(model.custom_operations)
-    if model.model_type is not None:
+    if model.model_name_or_path is not None:
+        if model.config_overrides:
+            raise ValueError("config_overrides: expected none with --model_name_or_path")
+        try:
+            config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model_name_or_path: {error}") from None
+        if config.vocab_size != vocab_size:
+            raise ValueError(
+                f"tokenizer_name: expected the vocabulary of the model, of {config.vocab_size} tokens, got {vocab_size}"
+            )
+    elif model.model_type is not None:
         if model.model_type not in CONFIG_MAPPING:
             raise ValueError(f"model_type: expected a model type of transformers, got {model.model_type!r}")
         config = CONFIG_MAPPING[model.model_type]()
@@ -157,7 +180,7 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
     if not hasattr(config, "max_position_embeddings"):
         raise ValueError(f"model_type: expected an encoder with max_position_embeddings, got {model.model_type!r}")
     if config.max_position_embeddings < max_seq_length:
-        if "max_position_embeddings=" in overrides:
+        if "max_position_embeddings=" in overrides or model.model_name_or_path is not None:
             raise ValueError(
                 f"max_seq_length: expected at most max_position_embeddings={config.max_position_embeddings}, "
                 f"got {max_seq_length}"
@@ -203,15 +226,26 @@ def predict_where_labelled(model: transformers.PreTrainedModel) -> None:
     model.base_model.register_forward_hook(select_hidden_states)
 
 
-def make_model(config: Any, objective: str) -> transformers.PreTrainedModel:
-    """The model with random weights and the heads of the objective. Raises: ValueError if it has none."""
+def make_model(
+    config: Any, objective: str, name_or_path: str | None = None, revision: str = "main"
+) -> transformers.PreTrainedModel:
+    """The model with the heads of the objective, with random weights or those of another model.
+
+    Raises: ValueError if it has no such heads, or the weights cannot be loaded.
+    """
     if isinstance(config, AutoBertZeroConfig):
         config.sparse_prediction = True  # logits only at labelled tokens
-        return (AutoBertZeroForMaskedLM if objective == "mlm" else AutoBertZeroForPreTraining)(config)
+        own = AutoBertZeroForMaskedLM if objective == "mlm" else AutoBertZeroForPreTraining
+        if name_or_path is None:
+            return own(config)
+        return own.from_pretrained(name_or_path, config=config, revision=revision)
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForPreTraining
     try:
-        model = auto.from_config(config)
-    except ValueError as error:
+        if name_or_path is None:
+            model = auto.from_config(config)
+        else:
+            model = auto.from_pretrained(name_or_path, config=config, revision=revision)
+    except (OSError, ValueError) as error:
         raise ValueError(f"model_type: {error}") from None
     if objective != "mlm" and "next_sentence_label" not in inspect.signature(model.forward).parameters:
         raise ValueError(
@@ -291,6 +325,20 @@ def evaluation_sets(settings: TextSettings, options: PretrainingArguments, text:
     return found
 
 
+def may_be_extended(args: TransformersArguments, options: PretrainingArguments) -> bool:
+    """Whether the steps of a training do not depend on their number: constant rate after a warm-up in steps, and no phase
+    of short sequences."""
+    constant = args.lr_scheduler_type == "constant"
+    warms_up = args.lr_scheduler_type == "constant_with_warmup" and (args.warmup_steps >= 1 or args.warmup_steps == 0)
+    return (constant or warms_up) and options.short_seq_length is None
+
+
+def finished_steps(folder: Path) -> int | None:
+    """The steps of the finished training in a folder; None if there is none."""
+    path = folder / "results.json"
+    return json.loads(path.read_text(encoding="utf-8"))["steps"] if path.exists() else None
+
+
 def losses_by_fraction(log: list[dict[str, Any]], max_steps: int) -> dict[str, dict[str, float | None]]:
     """For each evaluation set its loss after fractions of the steps; None if it was not finite."""
     found: dict[str, dict[str, float | None]] = {}
@@ -312,6 +360,11 @@ class PretrainingTrainer(Trainer):
             labels = inputs["next_sentence_label"].view(-1)
             loss = loss - torch.nn.functional.cross_entropy(outputs["seq_relationship_logits"], labels)
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args, **kwargs):
+        # An iterator of a DataLoader takes a random number, by which dropout would depend on the number of evaluations.
+        with torch.random.fork_rng():
+            return super().evaluate(*args, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
         config = self.model.config
@@ -343,6 +396,8 @@ class Pretraining:
     ) -> "Pretraining":
         """Raises: ValueError for bad input."""
         commit = current_commit()
+        if model_arguments.model_name_or_path is not None and settings.tokenizer_name is None:
+            settings = dataclasses.replace(settings, tokenizer_name=model_arguments.model_name_or_path)
         with args.main_process_first(desc="text"):
             text = prepared_or_streamed(settings, options)
         if args.n_gpu > 1:
@@ -372,7 +427,9 @@ class Pretraining:
         transformers.set_seed(args.seed)
         evaluated = evaluation_sets(settings, options, text)
         trainer = PretrainingTrainer(
-            model=make_model(config, options.objective),
+            model=make_model(
+                config, options.objective, model_arguments.model_name_or_path, model_arguments.model_revision
+            ),
             args=args,
             data_collator=join_blocks,
             train_dataset=make_blocks(settings, options, text, args.seed, args.max_steps, batch),
@@ -389,6 +446,10 @@ class Pretraining:
             "evaluated": {name: digest_of(blocks.packer.tokens) for name, blocks in evaluated.items()},
             "streamed": dataclasses.asdict(settings) if settings.streaming else None,
         }
+        if model_arguments.model_name_or_path is not None:
+            identity["weights"] = model_identity(model_arguments)
+        if may_be_extended(args, options):
+            del identity["max_steps"]
         claim_folder(args, identity)
         source = {"files": [Path(name).name for name in settings.train_file], "data_set": settings.dataset_name}
         return cls(trainer, text, identity, source, commit)
@@ -415,6 +476,7 @@ class Pretraining:
             "losses": losses_by_fraction(trainer.state.log_history, args.max_steps),
             "unigram_losses": unigram,
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "steps": args.max_steps,
             "tokens": args.max_steps * self.identity["batch"] * block,
             "seconds_of_last_session": metrics["train_runtime"],
             "tokens_per_second": round(metrics["train_samples_per_second"] * block, 1),
@@ -439,10 +501,16 @@ def main() -> None:
     )
     try:
         pretraining = Pretraining.set_up(*parser.parse_args_into_dataclasses())
+        args = pretraining.trainer.args
+        finished = finished_steps(Path(args.output_dir))
+        if finished is not None and finished > args.max_steps:
+            raise ValueError(
+                f"max_steps: expected at least {finished}, those of {args.output_dir}, got {args.max_steps}"
+            )
     except (ValueError, StrictDataclassError) as error:
         parser.error(str(error))
-    if (Path(pretraining.trainer.args.output_dir) / "results.json").exists():
-        print(f"{pretraining.trainer.args.output_dir} contains this training, finished.")
+    if finished == args.max_steps:
+        print(f"{args.output_dir} contains this training, finished.")
     else:
         pretraining.run()
     shut_down_together()

@@ -213,8 +213,8 @@ def _claim_folder(folder: Path, identity: dict[str, Any]) -> None:
                 f"{name} ({found.get(name)!r:.60}, got {identity.get(name)!r:.60})" for name in different
             )
             raise ValueError(
-                f"output_dir: {folder} holds a training that differs in {values}: its schedule is another one; choose "
-                "another folder"
+                f"output_dir: {folder} holds a training that differs in {values}. Choose another folder, and "
+                "--model_name_or_path to start from the weights in this one"
             )
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
 from autobert_zero.configuration_autobert_zero import (
     PRESETS,
     PUBLISHED_GENOME,
@@ -22,6 +25,15 @@ from autobert_zero.search.evolution.history import read_history
 from autobert_zero.search.files import check_shape
 from autobert_zero.search.settings import did_you_mean
 
+
+# Errors of the Hub and of the network. The base of the latter is that of httpx or its successor, by the version of
+# huggingface_hub.
+HUB_ERRORS: tuple[type[Exception], ...] = (
+    HfHubHTTPError.__mro__[1],
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OSError,
+)
 
 # Genomes of any number of layers, which repeat.
 REPEATED: dict[str, Sequence[Gene]] = {
@@ -91,7 +103,22 @@ def _read(source: str, rules: Mapping[str, str]) -> Genome:
     if not may_be_on_hub or Path(path.parts[0]).is_dir():
         suggestion = did_you_mean([source], [*PRESETS, *REPEATED])
         raise ValueError(f"expected a file, a folder, or a model of the Hub (USER/NAME), got {source!r}{suggestion}")
-    return _from_config(AutoBertZeroConfig.get_config_dict(source)[0], source)
+    return _from_hub(source)
+
+
+def _from_hub(name: str) -> Genome:
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            get_hf_file_metadata(hf_hub_url(name, "config.json"))  # a single attempt; a download would be repeated
+        path = hf_hub_download(name, "config.json")
+    except HUB_ERRORS as error:
+        raise OSError(f"cannot load {name!r} from the Hub: {reason(error)}") from None
+    return _read_file(Path(path), {})
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_file(path: Path, rules: Mapping[str, str]) -> Genome:

@@ -1,6 +1,11 @@
 """Genomes from presets, expressions, files, folders and the Hub."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,10 +18,11 @@ from autobert_zero.configuration_autobert_zero import (
     Genome,
 )
 from autobert_zero.search.genomes import decode_genome, read_genome
+from autobert_zero.search.report.notation import genome_text
 from tests.conftest import random_genome
 
 
-def test_sources_of_genomes(tmp_path, monkeypatch):
+def test_sources_of_genomes(tmp_path):
     genome = random_genome(3)
     (tmp_path / "genome.json").write_text(json.dumps(genome.to_list()))
     assert read_genome(str(tmp_path / "genome.json")) == genome
@@ -29,13 +35,67 @@ def test_sources_of_genomes(tmp_path, monkeypatch):
         (folder / name).write_text(json.dumps(value))
         assert read_genome(str(folder)) == genome
     assert read_genome("bert-small") == Genome([SELF_ATTENTION] * 12)
-    monkeypatch.setattr(AutoBertZeroConfig, "get_config_dict", lambda name: ({"model_type": "bert"}, {}))
-    with pytest.raises(ValueError, match="a model of type 'bert' has no genome: 'me/bert'"):
-        read_genome("me/bert")
-    config = AutoBertZeroConfig(genome=genome.to_list()).to_dict()
-    monkeypatch.setattr(AutoBertZeroConfig, "get_config_dict", lambda name: (config, {}))
-    assert read_genome("me/found") == genome
     assert read_genome(str(SELF_ATTENTION.expression)) == Genome([SELF_ATTENTION])
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A Hub with two models."""
+
+    found = random_genome(1)
+    models = {
+        "me/found": AutoBertZeroConfig(genome=found.to_list()).to_dict(),
+        "me/bert": {"model_type": "bert"},
+    }
+
+    def do_HEAD(self):
+        self.server.requests.append(f"{self.command} {self.path}")
+        config = self.models.get(self.path.removeprefix("/").removesuffix("/resolve/main/config.json"))
+        config = config or self.models.get(self.path.removeprefix("/").partition("/resolve/")[0])
+        content = json.dumps(config).encode() if config else b""
+        self.send_response(200 if config else 503)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{len(content)}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_GET = do_HEAD
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+def test_models_of_the_hub(tmp_path):
+    """Read from the Hub, then from the cache; a model that cannot be loaded is asked for once."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.requests = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+
+    def show(name: str, **environment: str) -> subprocess.CompletedProcess:
+        command = [Path(sys.executable).with_name("autobert-zero"), "show", name]
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, **environment}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+    try:
+        first = show("me/found")
+        assert first.returncode == 0 and first.stdout.strip() == genome_text(Hub.found).strip(), first.stderr
+        assert show("me/found", HF_HUB_OFFLINE="1").stdout == first.stdout
+        bert = show("me/bert")
+        assert bert.returncode == 2 and "a model of type 'bert' has no genome" in bert.stderr
+        server.requests.clear()
+        missing = show("me/missing")
+        assert missing.returncode == 2 and "cannot load 'me/missing' from the Hub: " in missing.stderr
+        asked = [request for request in server.requests if "/me/missing/" in request]
+        assert asked == ["HEAD /me/missing/resolve/main/config.json"]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    gone = show("me/missing")
+    assert gone.returncode == 2 and "cannot load 'me/missing' from the Hub: " in gone.stderr
 
 
 def test_files_with_a_required_number_of_layers(tmp_path):

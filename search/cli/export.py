@@ -23,12 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
+    from autobert_zero.search.genomes import HUB_ERRORS, reason
     from autobert_zero.search.report.model_card import export, push
 
-    # The base of all errors of the network: of httpx or its successor, by the version of huggingface_hub.
-    network_error: type[Exception] = HfHubHTTPError.__mro__[1]  # type: ignore[assignment]
     repository = arguments.push_to_hub
     if arguments.private and not repository:
         parser.error("--private: expected --push_to_hub with it")
@@ -41,6 +38,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     if repository:
         try:
             print(push(arguments.output, repository, arguments.private))
-        except (network_error, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            sys.exit(f"error: not uploaded: {reason}\n{arguments.output} is ready; `hf upload` can upload it, too.")
+        except HUB_ERRORS as error:
+            sys.exit(
+                f"error: not uploaded: {reason(error)}\n{arguments.output} is ready; `hf upload` can upload it, too."
+            )

@@ -208,6 +208,27 @@ def glue_metrics(name: str, predictions: np.ndarray, references: np.ndarray) -> 
     return accuracy
 
 
+# Names of the metrics in tables.
+METRIC_NAMES = {
+    "matthews_correlation": "Matthews corr.",
+    "pearson": "Pearson",
+    "spearmanr": "Spearman",
+    "accuracy": "accuracy",
+    "f1": "F1",
+}
+
+
+def majority_metrics(name: str, labels: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """Metrics of a model that always predicts the most frequent label (stsb: the mean) of the train part.
+
+    Args:
+        labels: of the train part, (rows,).
+        references: (rows,) of another part.
+    """
+    constant = np.bincount(labels).argmax() if TASKS[name].labels else labels.mean()
+    return glue_metrics(name, np.full(len(references), constant), references)
+
+
 def decide(name: str, logits: np.ndarray) -> np.ndarray:
     """Labels, or scores clipped to their range, from (rows, labels) logits."""
     return logits.argmax(-1) if TASKS[name].labels else np.clip(logits[..., 0], *SCORE_RANGE)

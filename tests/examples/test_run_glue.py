@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,7 +66,12 @@ def test_all_tasks_of_a_folder(monkeypatch, model, tmp_path, capsys):
         assert found["rows"] == {"train": 60, "validation": 60}
     assert set(results["tasks"]["stsb"]["metrics"][0]) == {"pearson", "spearmanr"}
     shown = capsys.readouterr()
-    assert all(word in shown.out for word in ("median", "spread", "mean", "rte"))
+    *_, head, line, cola, stsb, rte, mean = shown.out.rstrip().splitlines()
+    assert head.split() == ["task", "metric", "mean", "s.d.", "majority", "rate", "seeds"] and set(line) == {"-"}
+    scores = results["tasks"]["rte"]["scores"]
+    assert rte.split()[:3] == ["rte", "accuracy", f"{sum(scores) / 2:.2f}"] and rte.split()[4] == "50.00"
+    assert "Matthews corr." in cola and "Pearson, Spearman" in stsb and mean.startswith("mean")
+    assert [results["tasks"][name]["majority"]["score"] for name in ("cola", "stsb", "rte")] == [0.0, 0.0, 50.0]
     assert "rte, train: 60 rows, officially 2,490" in shown.err and "rte, train: 60" in results["notes"][4]
 
     rte = (out / "submission-seed-43" / "RTE.tsv").read_text().splitlines()
@@ -81,7 +87,7 @@ def test_all_tasks_of_a_folder(monkeypatch, model, tmp_path, capsys):
     with pytest.warns(UserWarning, match="rows.jsonl: dropped a torn last line"):
         again = run(monkeypatch, model, tmp_path / "data", out, *options)
     repeated = capsys.readouterr().out
-    assert repeated.count("'score'") == 2
+    assert len(re.findall(r", seed \d+: \d+\.\d\d, \d+\.\d s$", repeated, re.MULTILINE)) == 2
     assert {n: t["scores"] for n, t in again["tasks"].items()} == {n: t["scores"] for n, t in results["tasks"].items()}
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, model, tmp_path / "data", out, "--task_name", "all", "--max_train_samples", "8")
@@ -213,7 +219,8 @@ def test_a_training_that_diverges_is_reported(monkeypatch, model, tmp_path, caps
     out = tmp_path / "all"
     results = run(monkeypatch, model, tmp_path / "data", out, "--task_name", "rte", *rates[:2], *rates[3:])
     assert results["tasks"]["rte"]["scores"] == [None, None] and not list(out.glob("submission*"))
-    assert capsys.readouterr().out.splitlines()[-1].split() == ["rte", "diverged", "1e+30", "diverged", "diverged"]
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert last == ["rte", "accuracy", "diverged", "50.00", "1e+30", "diverged", "diverged"]
 
 
 def test_from_one_task_to_another(monkeypatch, model, tmp_path):

@@ -271,7 +271,7 @@ def test_two_processes(folder):
     ("arguments", "message"),
     [
         ({"genome": "nonsense"}, "genome: expected a preset, a JSON file or a folder, got 'nonsense'"),
-        ({"genome": None}, "genome: expected either --genome or --model_type"),
+        ({"genome": None}, "genome: expected one of --genome, --model_type and --model"),
         ({"genome": None, "model_type": "berd"}, "model_type: expected a model type of transformers, got 'berd'"),
         ({"config_overrides": "hiden_size=3"}, "config_overrides: key hiden_size"),
         ({"config_overrides": "hidden_size=13"}, "num_attention_heads: expected a divisor of hidden_size=13"),
@@ -296,6 +296,44 @@ def test_two_processes(folder):
 def test_bad_input_ends_the_script_before_anything_is_trained(folder, run, arguments, message):
     assert re.search(f"error: .*({message})", run(code=2, **arguments), re.DOTALL)
     assert not (folder / "out" / "training.json").exists()
+
+
+def test_a_training_at_a_constant_rate_is_extended(folder, run):
+    constant = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3}
+    run(**constant, max_steps=12, output_dir=folder / "whole")
+    run(**constant, max_steps=8)
+    assert "contains this training, finished" in run(**constant, max_steps=8)
+    assert "test: loss" in run(**constant, max_steps=12)
+    one, other = (load_file(folder / name / "model.safetensors") for name in ("out", "whole"))
+    assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert results["steps"] == 12 and results["tokens"] == 12 * 2 * 32
+    assert "max_steps: expected at least 12, those of" in run(code=2, **constant, max_steps=8)
+    error = run(code=2, max_steps=12)  # a schedule that depends on the number of steps
+    assert "differs in lr_scheduler_type ('" in error and "--model_name_or_path to start from the weights" in error
+
+
+def test_another_schedule_is_another_training(folder, run):
+    run(max_steps=4)
+    assert "differs in max_steps ('4', got '8'). Choose another folder" in run(code=2, max_steps=8)
+
+
+@pytest.mark.parametrize("architecture", ["genome", "model_type"])
+def test_a_training_from_the_weights_of_a_model(folder, run, architecture):
+    """With a learning rate of nearly 0 the loss is that of the model, whose tokenizer is used, too."""
+    model = {"genome": "bert-small"} if architecture == "genome" else {"genome": None, "model_type": "bert"}
+    sizes = SIZES if architecture == "genome" else SIZES + ",num_hidden_layers=2"
+    run(**model, config_overrides=sizes, learning_rate=0.01)
+    start = {"genome": None, "config_overrides": None, "model_name_or_path": folder / "out", "prepared_dir": None}
+    run(**start, max_steps=1, learning_rate=1e-12, output_dir=folder / "next", vocab_size=999)
+    losses = [json.loads((folder / name / "results.json").read_text())["losses"] for name in ("out", "next")]
+    assert losses[1]["test"]["1"] == pytest.approx(losses[0]["test"]["1"], abs=1e-5)
+    for changed, message in (
+        ({"genome": "bert-small"}, "genome: expected one of"),
+        ({"config_overrides": "hidden_size=24"}, "config_overrides: expected none with --model_name_or_path"),
+        ({"model_name_or_path": folder / "nowhere"}, "tokenizer_name: cannot load"),
+    ):
+        assert message in run(code=2, **{**start, "output_dir": folder / "other", **changed})
 
 
 def test_a_model_without_a_genome(folder, run):
