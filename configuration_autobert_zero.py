@@ -209,11 +209,11 @@ class Expression:
                 found[node] = f"{node.name}_{sum(other.name == node.name for other in found)}"
         return found
 
-    def mixes_tokens(self) -> bool:
-        """Whether the result for a token depends on other tokens: some node sums or normalises over tokens."""
+    def attends(self) -> bool:
+        """Whether the result for a token depends on all tokens: some node sums or normalises over them. An expression that
+        mixes tokens by `conv` operations alone is a convolution by another name."""
         return any(
-            node.contracts_tokens() or node.name in KERNEL_SIZES or (node.name == "softmax" and node.type[1] == "n")
-            for node in self.nodes()
+            node.contracts_tokens() or (node.name == "softmax" and node.type[1] == "n") for node in self.nodes()
         )
 
     def uses_positions(self) -> bool:

@@ -174,7 +174,7 @@ class ModelSettings(Group):
     intermediate_size: Annotated[int, AT_LEAST_ONE] = setting(256, "Width of the feed-forward part.")
     sequence_length: Annotated[int, Range(minimum=8)] = setting(64, "Tokens per sequence.")
     position_embedding_type: Literal["absolute", "none"] = setting(
-        "absolute",
+        "none",
         "absolute: BERT's table of positions. none: no table; rotary and convolutions encode the order of tokens.",
     )
     rope_theta: Annotated[float, POSITIVE] = setting(10_000.0, "Base of the rotation frequencies of rotary.")

@@ -91,6 +91,15 @@ class MaskedLMProxy:
             raise FloatingPointError(f"{part} loss: expected a finite number, got {total / count}")
         return total / count
 
+    def loss_without_mixer(self, model: AutoBertZeroForMaskedLM, layer: int) -> float:
+        """Test loss in nats if the mixer of a layer gives zeros: only its residual connection and feed-forward part remain."""
+        mixer = model.base_model.encoder.layer[layer].mixer
+        removed = mixer.register_forward_hook(lambda module, inputs, output: (output[0] * 0, *output[1:]))
+        try:
+            return self.loss(model, "test")
+        finally:
+            removed.remove()
+
     def train(
         self,
         model: AutoBertZeroForMaskedLM,

@@ -189,8 +189,7 @@ class PathSampler:
             return Genome(bounds.random_other(rng) for _ in range(bounds.num_layers))
         match self.settings.other_paths:
             case "attentions":
-                genome = Genome(bounds.random_attention(rng) for _ in range(bounds.num_layers))
-                return genome if bounds.has_order(genome) else self.space.random(rng)
+                return bounds.random_attentions(rng)
             case "population":
                 return self.population[int(rng.integers(len(self.population)))]
             case _:

@@ -92,6 +92,8 @@ def model_card(
         backbone=notation.genome_text(summary_genome(summary)),
         training={fact: value for fact, value in training.items() if value is not None},
         results=tables.result_rows(summary),
+        layer_rows=tables.layer_rows(summary),
+        measured_models=tables.measured_models(summary),
         note=tables.learning_note(summary),
         positions=summary["settings"]["sequence_length"],
     )

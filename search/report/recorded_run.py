@@ -29,6 +29,7 @@ class ModelResult(TypedDict):
     loss: float | None  # test loss in nats; None if the training diverged
     perplexity: float | None
     parameters: NotRequired[int | None]
+    layer_importance: NotRequired[list[float]]  # rise of the test loss without the mixer of each layer
 
 
 class Candidate(TypedDict):
@@ -111,8 +112,9 @@ class Header(TypedDict, total=False):
 
 
 def _upgrade_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the names of today; runs from before there was a choice of operations used those of the paper."""
-    return {"operations": ["paper"], **{RENAMED.get(name, name): value for name, value in values.items()}}
+    """Settings with the names of today. Runs from before there was a choice of operations and positions used the paper's."""
+    paper = {"operations": ["paper"], "position_embedding_type": "absolute"}
+    return {**paper, **{RENAMED.get(name, name): value for name, value in values.items()}}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autobert_zero.configuration_autobert_zero import Genome
@@ -75,7 +75,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, divider, *rows))
 
 
-def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, parameters, test loss and perplexity of the found model and of all baselines."""
     rows = []
     for name, result in summary["results"].items():
@@ -86,12 +86,12 @@ def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def results_table(summary: dict[str, Any]) -> str:
+def results_table(summary: Mapping[str, Any]) -> str:
     """The final table of a run."""
     return text_table([("model", "parameters", "test loss", "perplexity"), *result_rows(summary)])
 
 
-def learning_note(summary: dict[str, Any]) -> str:
+def learning_note(summary: Mapping[str, Any]) -> str:
     """A warning if the found model is no better than token frequencies, else nothing."""
     found, unigram = next(iter(summary["results"].values())), summary["results"]["unigram"]
     if found["loss"] is not None and found["loss"] < unigram["loss"]:
@@ -99,6 +99,26 @@ def learning_note(summary: dict[str, Any]) -> str:
     return "The found model has learned no more than token frequencies: train it longer (final_steps)."
 
 
-def genome_table(genome: Genome) -> str:
-    """One line per layer."""
+def layer_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """For each layer its number, its gene, and the rise of the test loss without its mixer: in the found model, and in
+    each baseline. Empty for a run that has not measured it."""
+    genome = Genome.from_list(summary["best"]["genome"], summary["custom_operations"])
+    models = [r["layer_importance"] for r in summary["results"].values() if "layer_importance" in r]
+    return [
+        (str(number), str(gene), *(f"{rises[number - 1]:+.3f}" for rises in models))
+        for number, gene in enumerate(genome, start=1)
+        if models and all(len(rises) == len(genome) for rises in models)
+    ]
+
+
+def measured_models(summary: Mapping[str, Any]) -> list[str]:
+    """Names of the models in `layer_rows`."""
+    return [name for name, result in summary["results"].items() if "layer_importance" in result]
+
+
+def layers_text(summary: Mapping[str, Any]) -> str:
+    """One line per layer of the found model: its number, the rise of the test loss without its mixer, and its gene."""
+    if rows := layer_rows(summary):
+        return "\n".join(f"{number:>3}  {rise:>7}  {gene}" for number, gene, rise, *_ in rows)
+    genome = Genome.from_list(summary["best"]["genome"], summary["custom_operations"])
     return "\n".join(f"{number:>3}  {gene}" for number, gene in enumerate(genome, start=1))

@@ -87,6 +87,11 @@ def read_seed_genomes(sources: list[str], space: Any) -> tuple[Genome, ...]:
             genome = read_genome(source, bounds.num_layers, rules)
         except (ValueError, OSError) as error:
             raise ValueError(f"seed_genomes: {error}") from None
+        if not bounds.has_order(genome):
+            raise ValueError(
+                f"seed_genomes: expected genomes with rotary or a convolution, because position_embedding_type is none, "
+                f"got {source!r}"
+            )
         if not space.contains(genome):
             raise ValueError(f"seed_genomes: expected genomes in the space of this run, got {source!r}: {genome}")
         found.append(genome)

@@ -71,11 +71,18 @@ class JobRunner:
             if job["steps"] < problem.settings.final.final_steps:
                 return {"score": problem.proxy.final_score(model, problem.proxy.stop.check)}
             loss = problem.proxy.loss(model, "test")
+            importance = [
+                round(problem.proxy.loss_without_mixer(model, layer) - loss, 4) for layer in range(len(genome))
+            ]
         except FloatingPointError as error:
             return {"score": None, "loss": None, "reason": str(error)}
         finally:
             bar.close()
-        return {"loss": loss, "parameters": sum(p.numel() for p in model.parameters())}
+        return {
+            "loss": loss,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "layer_importance": importance,
+        }
 
     def train(
         self,

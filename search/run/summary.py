@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.evolution.archive import Record, pareto_front
 from autobert_zero.search.report import tables
 from autobert_zero.search.run.problem import Problem
@@ -65,12 +64,11 @@ def summarize(
 def closing_text(summary: dict[str, Any], folder: Path) -> str:
     """What a run prints at its end."""
     counts = summary["counts"]
-    genome = Genome.from_list(summary["best"]["genome"], summary["custom_operations"])
     labels = {"failed": "failed", "pruned": "pruned", "duplicates avoided": "duplicate proposals"}
     notes = [summary["status"], *(f"{counts[name]} {label}" for name, label in labels.items() if counts[name])]
     lines = [
-        f"\nBest of {counts['evaluated']} candidates ({', '.join(notes)}):\n",
-        tables.genome_table(genome),
+        f"\nBest of {counts['evaluated']} candidates ({', '.join(notes)}); +: rise of the test loss without that layer's mixer\n",
+        tables.layers_text(summary),
         f"\nTrained from scratch on {summary['tokens']['final_each']:,} tokens each:\n",
         tables.results_table(summary),
     ]

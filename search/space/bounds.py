@@ -1,5 +1,6 @@
 """Bounds of the space: which genes and genomes are legal, and random ones."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +26,7 @@ MAX_TRIES = 100
 
 @dataclass(frozen=True)
 class Bounds:
-    """Legal genomes: each layer is a convolution, a custom layer, or an attention that mixes tokens.
+    """Legal genomes: each layer is a convolution, a custom layer, or an attention to all tokens.
 
     Args:
         num_layers: layers of each genome.
@@ -75,7 +76,7 @@ class Bounds:
         nodes = expression.nodes()
         return (
             expression.type == RESULT_TYPE
-            and expression.mixes_tokens()
+            and expression.attends()
             and expression.depth <= MAX_DEPTH
             and len(nodes) <= self.max_nodes
             and len(str(expression)) <= MAX_CHARACTERS
@@ -84,8 +85,15 @@ class Bounds:
 
     def random(self, rng: np.random.Generator, choose: Choose = choose_uniformly) -> Genome:
         """A random genome: for each layer a fair coin decides on attention, then the gene is random."""
+        return self._with_order(lambda: self._random(rng, choose))
+
+    def random_attentions(self, rng: np.random.Generator) -> Genome:
+        """A random genome of attentions only, whatever the bounds of their number."""
+        return self._with_order(lambda: Genome(self.random_attention(rng) for _ in range(self.num_layers)))
+
+    def _with_order(self, make: Callable[[], Genome]) -> Genome:
         for _ in range(MAX_TRIES):
-            if self.has_order(genome := self._random(rng, choose)):
+            if self.has_order(genome := make()):
                 return genome
         raise AssertionError(f"no genome that depends on the order of tokens in {MAX_TRIES} tries")
 
@@ -104,7 +112,7 @@ class Bounds:
 
     def random_attention(self, rng: np.random.Generator, choose: Choose = choose_uniformly) -> Attention:
         for attempt in range(MAX_TRIES):
-            # About one in three does not mix tokens; nearly all, if a priority prefers operations that do not.
+            # Many do not attend to tokens; nearly all, if a priority prefers operations that do not.
             way = choose if attempt < MAX_TRIES // 2 else choose_uniformly
             expression = self.grammar.random_operation(RESULT_TYPE, self.max_nodes, rng, way)
             if self.contains_expression(expression):

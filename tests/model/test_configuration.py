@@ -99,7 +99,7 @@ def test_size_is_bounded():
 
 
 @pytest.mark.parametrize(
-    ("text", "mixes"),
+    ("text", "attends"),
     [
         ("q", False),
         ("softsign(add(q, neg(k)))", False),
@@ -108,10 +108,12 @@ def test_size_is_bounded():
         ("matmul(q, matmul(transpose(k), v))", True),
         ("cosine_similarity(q, cosine_similarity(transpose(k), transpose(v)))", True),
         (STANDARD, True),
+        ("conv3(conv15(q))", False),
+        ("conv3(softmax(transpose(softmax(transpose(q)))))", True),
     ],
 )
-def test_mixes_tokens(text, mixes):
-    assert Expression.parse(text).mixes_tokens() == mixes
+def test_attends(text, attends):
+    assert Expression.parse(text).attends() == attends
 
 
 @pytest.mark.parametrize("size", [0, -3, 4, 3.0, True, "3", 2001])

@@ -5,7 +5,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, SELF_ATTENTION
+from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, ROTARY_ATTENTION, SELF_ATTENTION
 from autobert_zero.search.custom_operations import CustomOperations
 from autobert_zero.search.evolution.limits import LimitedSpace
 from autobert_zero.search.evolution.loop import first_generation
@@ -67,9 +67,16 @@ def test_limits():
 def test_seed_genomes(tmp_path):
     genome = make()[0].random(random_stream(1))
     (tmp_path / "list.json").write_text(json.dumps(genome.to_list()))
-    space, strategy = make(seed_genomes=["bert", "published", str(tmp_path / "list.json")])
+    space, strategy = make(seed_genomes=["bert-rotary", "published", str(tmp_path / "list.json")])
     first = [record.genome for record in first_generation(space, strategy, 0)]
-    assert first[:3] == [(SELF_ATTENTION,) * 4, PUBLISHED_GENOME[:4], genome]
+    assert first[:3] == [(ROTARY_ATTENTION,) * 4, PUBLISHED_GENOME[:4], genome]
+
+
+def test_seed_genomes_without_order():
+    with pytest.raises(ValueError, match=r"seed_genomes: expected genomes with rotary or a convolution, .*got 'bert'"):
+        make(seed_genomes=["bert"])
+    _, strategy = make(seed_genomes=["bert"], position_embedding_type="absolute")
+    assert strategy.seeds == ((SELF_ATTENTION,) * 4,)
 
 
 @pytest.mark.parametrize(

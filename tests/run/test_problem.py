@@ -87,9 +87,14 @@ def test_equal_settings_have_equal_identities(problem, tiny_settings):
     assert [record.genome for record in again.first] == [record.genome for record in problem.first]
 
 
-@pytest.mark.parametrize("changed", [{"seed": 7}, {"candidate_steps": 4}, {"seed_genomes": ["bert"]}])
+@pytest.mark.parametrize("changed", [{"seed": 7}, {"candidate_steps": 4}, {"position_embedding_type": "absolute"}])
 def test_another_setting_gives_another_identity(problem, changed):
     assert problem.replace(**changed).identity != problem.identity
+
+
+def test_other_seed_genomes_give_another_identity(problem):
+    absolute = problem.replace(position_embedding_type="absolute")
+    assert absolute.replace(seed_genomes=["bert"]).identity != absolute.identity
 
 
 @pytest.mark.parametrize("changed", [{"output_dir": "elsewhere"}, {"num_threads": 3}, {"max_seconds": 9.0}])

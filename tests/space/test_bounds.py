@@ -17,7 +17,7 @@ def test_random_genomes():
     for i in range(2000):
         genome = random_genome(i)
         assert SPACE.contains(genome)
-        assert all(gene.expression.mixes_tokens() for gene in genome if isinstance(gene, Attention))
+        assert all(gene.expression.attends() for gene in genome if isinstance(gene, Attention))
         genes |= {(layer, getattr(gene, "kernel_size", "attention")) for layer, gene in enumerate(genome)}
     assert genes == {(layer, kind) for layer in range(3) for kind in (3, 5, 7, "attention")}
 
