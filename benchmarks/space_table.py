@@ -1,7 +1,6 @@
 """A table of trained backbones: what each is worth after a part, and after all, of a training from scratch.
 
-    python benchmarks/space_table.py --train_file novels.txt.xz --vocab_size 4096 --eval_sequences 1024 --batch_size 32 \\
-        --final_steps 500 --strategy evolution --population_size 150 --num_parents 10 --num_children 2 \\
+    python benchmarks/space_table.py --strategy evolution --population_size 150 --num_parents 10 --num_children 2 \\
         --max_evaluations 400 --processes 2 --output_dir results/space_table
 
 The first generation is random; the strategy proposes the others from the losses of full trainings, so that the table covers
@@ -97,13 +96,17 @@ def main() -> None:
         parser.error(str(error))
     folder = Path(settings.run.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    facts = provenance(commit)
     header = {
         "settings": {**settings.identity(), "final_steps": settings.final.final_steps},
         "data": problem.data,
         "custom_operations": dict(problem.custom_operations.rules),
         "text": problem.source,
         "unigram_score": problem.unigram_score(),
-        **provenance(commit),
+        "seed": settings.run.seed,
+        "threads": 1,
+        **facts,
+        "machine": {"processes": arguments.processes, "threads": 1, "device": facts["machine"]},
     }
     with (
         ProcessPoolExecutor(
