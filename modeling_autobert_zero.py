@@ -309,8 +309,9 @@ def _euclidean_distance(node, x, y, layout, head_size, dropout):
     # Scaled below 1 by the rounding error, so that equal rows have distance 0: sqrt is infinitely steep there.
     scale = 1 - 2 * x.shape[-1] ** 0.5 * torch.finfo(wide).eps
     lengths_x, lengths_y = (scale * rows.square().sum(-1, keepdim=True) for rows in (wide_x, wide_y))
-    left = torch.cat([wide_x, lengths_x, torch.ones_like(lengths_x)], -1)
-    right = torch.cat([-2 * wide_y, torch.ones_like(lengths_y), lengths_y], -1)
+    # Ones by padding: in a trace, `ones_like` would be a constant of one batch size.
+    left = F.pad(torch.cat([wide_x, lengths_x], -1), (0, 1), value=1.0)
+    right = torch.cat([F.pad(-2 * wide_y, (0, 1), value=1.0), lengths_y], -1)
     squares = (left @ right.transpose(-1, -2)).to(torch.promote_types(x.dtype, torch.float32))
     # The clamp also gives a distance of 0 a gradient of 0.
     return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt().to(x.dtype)

@@ -1,13 +1,14 @@
 """Compiled, exported and in ONNX the model gives its eager outputs, at any length, without graph breaks."""
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, Attention, Convolution, Expression, Genome
-from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.modeling_autobert_zero import AUTO_CLASSES, AutoBertZeroForMaskedLM
 from tests.conftest import VOCAB, tiny_config
 
 
@@ -23,6 +24,11 @@ GENOME = Genome(
             Expression.parse("matmul(softmax(cosine_similarity(q, k)), matmul(euclidean_distance(q, v), softsign(p)))")
         ),
         Attention(Expression.parse("matmul(q, matmul(transpose(k), v))")),
+        Attention(
+            Expression.parse(
+                "mix(conv3(mul(v1, sigmoid(p))), matmul(softmax(scale(matmul(rotary(q), transpose(rotary(k))))), v))"
+            )
+        ),
     ]
 )
 
@@ -74,36 +80,127 @@ def test_compiled_training_gives_the_same_gradients(model):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def dynamic(inputs, first=torch.export.Dim.AUTO, second=torch.export.Dim.AUTO):
-    return {name: {0: first, 1: second} for name in inputs}
+# Exported at one shape, run at others; `left`: whether padding is on the left.
+SHAPES = [(3, 9), (1, 5), (4, 20), (2, 31)]
 
 
-@pytest.mark.usefixtures("_libraries_warn")
-def test_exported(model):
-    inputs = batch(3, 9)
-    program = torch.export.export(model, (), inputs, dynamic_shapes=dynamic(inputs)).module()
-    for rows, tokens in ((4, 5), (2, 20)):
-        inputs = batch(rows, tokens)
-        torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=1e-4)
+def head_batch(name: str, rows: int, tokens: int, left: bool = False) -> dict[str, torch.Tensor]:
+    inputs = batch(rows, tokens)
+    if left:
+        inputs["attention_mask"] = inputs["attention_mask"].flip(1)
+    if name == "AutoModelForMultipleChoice":
+        inputs = {key: torch.stack([x, x.flip(0)], 1) for key, x in inputs.items()}
+    return inputs
 
 
-@pytest.mark.usefixtures("_libraries_warn")
-def test_onnx(model, tmp_path):
+def axes(inputs: dict[str, torch.Tensor], first, last) -> dict[str, dict]:
+    return {name: {0: first, x.ndim - 1: last} for name, x in inputs.items()}
+
+
+class LastOutput(torch.nn.Module):
+    """A model with positional inputs of given names and one output, as tracing wants."""
+
+    def __init__(self, model, names=("input_ids", "attention_mask")):
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs):
+        return self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=False)[-1]
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5 * max(1.0, expected.abs().max().item()), rtol=0)
+
+
+def traced(model, inputs, path):
+    trace = torch.jit.trace(model, tuple(inputs.values()))
+    return lambda given: trace(*given.values())
+
+
+def exported(model, inputs, path, first=None, last=None, strict=False):
+    first, last = first or torch.export.Dim.AUTO, last or torch.export.Dim.AUTO
+    shapes = (tuple(axes(inputs, first, last).values()),)  # of *inputs
+    program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes, strict=strict).module()
+    return lambda given: program(*given.values())
+
+
+def exported_with_names(model, inputs, path):
+    return exported(model, inputs, path, torch.export.Dim("batch"), torch.export.Dim("tokens", min=2, max=32))
+
+
+def exported_strictly(model, inputs, path):
+    return exported(model, inputs, path, strict=True)
+
+
+def onnx(model, inputs, path, dynamo=True):
     runtime = pytest.importorskip("onnxruntime")
-    inputs = batch(3, 9)
-    path = tmp_path / "model.onnx"
-    torch.onnx.export(
-        model,
-        (),
-        path,
-        kwargs=inputs,
-        dynamic_shapes=dynamic(inputs, "batch", "tokens"),
-        output_names=["logits"],
-        dynamo=True,
-        verbose=False,
+    shapes = axes(inputs, "batch", "tokens")
+    names = {"input_names": list(inputs), "output_names": ["output"]}
+    shapes = (
+        {"dynamic_shapes": (tuple(shapes.values()),)}
+        if dynamo
+        else {"dynamic_axes": {**shapes, "output": {0: "batch"}}}
     )
+    torch.onnx.export(model, tuple(inputs.values()), path, dynamo=dynamo, verbose=False, **names, **shapes)
     session = runtime.InferenceSession(path)
-    for rows, tokens in ((4, 5), (1, 20), (6, 31)):
-        inputs = batch(rows, tokens)
-        [logits] = session.run(["logits"], {name: x.numpy() for name, x in inputs.items()})
-        torch.testing.assert_close(torch.tensor(logits), model(**inputs).logits.detach(), atol=1e-4, rtol=0)
+    return lambda given: torch.tensor(session.run(["output"], {name: x.numpy() for name, x in given.items()})[0])
+
+
+def onnx_by_tracing(model, inputs, path):
+    return onnx(model, inputs, path, dynamo=False)
+
+
+EXPORTS = [traced, exported, exported_with_names, exported_strictly, onnx, onnx_by_tracing]
+NAMES = [auto_class.__name__ for auto_class in AUTO_CLASSES]
+
+
+def is_fast(name: str, export: Callable) -> bool:
+    """A head with a pooler in all quick ways, one without in the quickest."""
+    if name == "AutoModelForSequenceClassification":
+        return export is not exported_strictly
+    return name == "AutoModelForMaskedLM" and export in (traced, onnx_by_tracing)
+
+
+@pytest.mark.usefixtures("_libraries_warn")
+@pytest.mark.parametrize(
+    ("name", "export"),
+    [
+        pytest.param(n, e, id=f"{n}-{e.__name__}", marks=[] if is_fast(n, e) else pytest.mark.slow)
+        for n in NAMES
+        for e in EXPORTS
+    ],
+)
+def test_exported_at_one_shape_and_run_at_others(name, export, tmp_path):
+    """The last output of each head: the pooled one, where there is one."""
+    model_class = {auto_class.__name__: model_class for auto_class, model_class in AUTO_CLASSES.items()}[name]
+    model = LastOutput(model_class(tiny_config(GENOME))).eval()
+    run = export(model, head_batch(name, *SHAPES[0]), tmp_path / "model.onnx")
+    for shape in SHAPES:
+        for left in (False, True):
+            inputs = head_batch(name, *shape, left)
+            with torch.no_grad():
+                assert_near(run(inputs), model(*inputs.values()))
+
+
+@pytest.mark.usefixtures("_libraries_warn")
+@pytest.mark.parametrize(
+    "export",
+    [traced, onnx_by_tracing, *(pytest.param(e, marks=pytest.mark.slow) for e in (exported, exported_strictly, onnx))],
+    ids=lambda export: export.__name__,
+)
+@pytest.mark.parametrize("more", [(), ("token_type_ids", "position_ids"), ("attention_mask", "position_ids")])
+def test_exported_with_other_inputs(export, more, tmp_path):
+    names = ("input_ids", *more)
+    model = LastOutput(AutoBertZeroForMaskedLM(tiny_config(GENOME)), names).eval()
+
+    def inputs(rows: int, tokens: int) -> dict[str, torch.Tensor]:
+        found = {**batch(rows, tokens), "token_type_ids": torch.randint(2, (rows, tokens))}
+        found["position_ids"] = torch.arange(tokens).repeat(rows, 1)
+        return {name: found[name] for name in names}
+
+    run = export(model, inputs(*SHAPES[0]), tmp_path / "model.onnx")
+    for shape in SHAPES:
+        given = inputs(*shape)
+        with torch.no_grad():
+            assert_near(run(given), model(*given.values()))

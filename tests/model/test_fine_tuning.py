@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, Attention, Expression, Genome
+from autobert_zero.configuration_autobert_zero import (
+    PUBLISHED_GENOME,
+    ROTARY_ATTENTION,
+    Attention,
+    Convolution,
+    Expression,
+    Genome,
+)
 from autobert_zero.modeling_autobert_zero import (
     AutoBertZeroForMaskedLM,
     AutoBertZeroForSequenceClassification,
@@ -85,6 +92,37 @@ def test_adapters_of_embeddings(adapted):
     assert any("word_embeddings" in name and p.grad is not None for name, p in model.named_parameters())
     with pytest.raises(ValueError, match=rf"input_ids: expected ids from 0 to {VOCAB - 1} \(vocab_size={VOCAB}\)"):
         model(input_ids=torch.tensor([[VOCAB]]))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft reads it
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups > 1. Merging is not supported")
+def test_lora_of_all_linear_maps_and_of_convolutions():
+    """Of a depth-wise convolution, too, whose rank must be divisible by its groups."""
+    config = tiny_config(Genome([Convolution(3), ROTARY_ATTENTION]))
+    for modules, count in (("all-linear", 2 * 2 + 2 + 4 + 1), (["convolution"], 1)):
+        lora = peft.LoraConfig(target_modules=modules, r=config.hidden_size, task_type="SEQ_CLS")
+        model = peft.get_peft_model(AutoBertZeroForSequenceClassification(config), lora)
+        labels = torch.randint(2, (BATCH,))
+        inputs = {"input_ids": torch.randint(VOCAB, (BATCH, TOKENS)), "attention_mask": padding_mask()}
+        model(**inputs, labels=labels).loss.backward()
+        assert sum("lora_B" in name and p.grad is not None for name, p in model.named_parameters()) == count, modules
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft reads it
+def test_mixed_adapters_in_a_padded_batch():
+    """Every row with its adapter, as if alone."""
+    genome = Genome([*random_genome(3), ROTARY_ATTENTION])
+    lora = peft.LoraConfig(target_modules="all-linear", r=2, init_lora_weights=False)
+    model = peft.get_peft_model(AutoBertZeroModel(tiny_config(genome)), lora, adapter_name="one")
+    model.add_adapter("two", lora)
+    model.eval()
+    inputs = {"input_ids": torch.randint(VOCAB, (BATCH, TOKENS)), "attention_mask": padding_mask()}
+    names = [("one", "two", "__base__")[row % 3] for row in range(BATCH)]
+    mixed = model(**inputs, adapter_names=names).last_hidden_state
+    for row, name in enumerate(names):
+        alone = {key: x[row : row + 1] for key, x in inputs.items()}
+        expected = model(**alone, adapter_names=[name]).last_hidden_state
+        torch.testing.assert_close(mixed[row : row + 1], expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft reads it

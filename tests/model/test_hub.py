@@ -1,6 +1,8 @@
 """Saved models in a process with transformers but without this package, head by head and tensor by tensor."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,12 @@ from autobert_zero.configuration_autobert_zero import (
     Expression,
     Genome,
 )
-from autobert_zero.modeling_autobert_zero import AUTO_CLASSES
+from autobert_zero.modeling_autobert_zero import (
+    AUTO_CLASSES,
+    AutoBertZeroForSequenceClassification,
+    AutoBertZeroModel,
+)
+from autobert_zero.search import custom_operations
 from tests.conftest import run_without_package, tiny_config
 
 
@@ -75,6 +82,93 @@ def test_every_head_in_a_process_without_the_package(tmp_path):
     assert "It has no effect here and is ignored" not in messages and "loading weights" in messages.lower()
     printed = {line.split()[1]: float(line.split()[2]) for line in out.splitlines() if line.startswith("SUM ")}
     assert printed == pytest.approx(sums, rel=1e-5) and len(printed) == 8
+
+
+_TWO_RUNS = """
+import sys, torch
+from transformers import AutoModel
+
+folders = sys.argv[1:]
+ids = torch.tensor([[5, 6, 7, 8]])
+for order in (folders, folders[::-1]):
+    for folder in order:
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+        print(folder, model(ids).last_hidden_state.double().sum().item())
+"""
+
+
+def test_models_of_two_runs_in_one_process(tmp_path):
+    """Folders of one name, with other operations of one name: each model computes with its own, in any order."""
+    import torch
+
+    expected = {}
+    for function in ("relu", "tanh"):
+        file = tmp_path / f"{function}.py"
+        file.write_text(f"import torch\nOPERATIONS = {{'act': ('ab->ab', torch.{function})}}\n")
+        custom = custom_operations.load(file)
+        genome = Genome([Attention(Expression.parse("matmul(act(q), matmul(transpose(k), v))", custom.rules))])
+        config = tiny_config(genome, custom_operations=dict(custom.rules), custom_operations_digest=custom.digest)
+        torch.manual_seed(0)
+        model, folder = AutoBertZeroModel(config).eval(), tmp_path / f"run_{function}" / "model"
+        model.save_pretrained(folder)
+        custom_operations.save_with_model(folder)
+        expected[str(folder)] = model(torch.tensor([[5, 6, 7, 8]])).last_hidden_state.double().sum().item()
+    assert len(set(expected.values())) == 2
+    out, _ = run_without_package(_TWO_RUNS, *expected, cwd=tmp_path)
+    lines = [line.split() for line in out.splitlines()]
+    assert len(lines) == 4
+    for folder, total in lines:
+        assert float(total) == pytest.approx(expected[folder], rel=1e-5), folder
+
+
+_SUBCLASS = """
+import sys, torch
+from transformers import AutoModelForSequenceClassification
+from autobert_zero.modeling_autobert_zero import AutoBertZeroForSequenceClassification
+
+class Weighted(AutoBertZeroForSequenceClassification):
+    pass
+
+class Larger(AutoBertZeroForSequenceClassification):
+    # With an adapter, a second encoder, and a head that has an attribute called `layer`.
+    def __init__(self, config):
+        super().__init__(config)
+        self.adapters = torch.nn.ModuleList([torch.nn.Linear(4, 4) for _ in config.genome])
+        self.second = type(self.autobert_zero)(config)
+        self.layer = torch.nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+plain, folder = sys.argv[1:]
+model = Weighted.from_pretrained(plain)
+model.save_pretrained(folder + "/weighted")
+model.config.save_pretrained(folder + "/config")
+larger = Larger.from_pretrained(plain)
+larger.save_pretrained(folder + "/larger")
+assert torch.equal(Larger.from_pretrained(folder + "/larger").layer.weight, larger.layer.weight)
+ids = torch.tensor([[5, 6, 7]])
+print(*(m.eval()(ids).logits.double().sum().item() for m in (model, larger)))
+"""
+_LOAD_SUBCLASS = """
+import sys, torch, transformers
+ids = torch.tensor([[5, 6, 7]])
+for name in ("weighted", "larger"):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1] + "/" + name, trust_remote_code=True)
+    print(model.eval()(ids).logits.double().sum().item())
+config = transformers.AutoConfig.from_pretrained(sys.argv[1] + "/config", trust_remote_code=True)
+transformers.AutoModel.from_config(config, trust_remote_code=True)
+"""
+
+
+def test_subclasses_of_a_user(tmp_path):
+    """Defined in a script: saved with code that loads without it, and loaded from a plain checkpoint with more weights."""
+    model = AutoBertZeroForSequenceClassification(tiny_config(Genome([PUBLISHED_GENOME[2], PUBLISHED_GENOME[9]])))
+    model.save_pretrained(tmp_path / "plain")
+    (tmp_path / "script.py").write_text(_SUBCLASS)
+    command = [sys.executable, "script.py", str(tmp_path / "plain"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out, _ = run_without_package(_LOAD_SUBCLASS, str(tmp_path), cwd=tmp_path)
+    assert [float(x) for x in out.split()] == pytest.approx([float(x) for x in done.stdout.split()], rel=1e-5)
 
 
 def test_a_checkout_is_the_published_base_architecture(tmp_path):
