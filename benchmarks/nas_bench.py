@@ -17,7 +17,6 @@ import csv
 import gzip
 import itertools
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import Pool
@@ -39,6 +38,7 @@ from autobert_zero.search.evolution.strategies import (
 from autobert_zero.search.files import write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
+from autobert_zero.search.report.tables import mean_and_error
 
 
 GRAPHS = ("cora", "pubmed", "arxiv", "cs")
@@ -249,10 +249,6 @@ def run(job: tuple[str, str, str, int]) -> list[float]:
     return regrets(space, strategies[name](space), seed, CHECKPOINTS[data_set][-1], LOOKAHEAD.get(name, 0))
 
 
-def standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values)))
-
-
 def summarize(curves: dict[str, np.ndarray], baseline: str, checkpoints: Sequence[int]) -> dict[str, Any]:
     """Mean regrets with standard errors, and the paired difference of the last one to the baseline."""
     random_final = curves["random"][:, -1].mean()
@@ -261,11 +257,8 @@ def summarize(curves: dict[str, np.ndarray], baseline: str, checkpoints: Sequenc
         difference = curve[:, -1] - curves[baseline][:, -1]
         below = np.flatnonzero(curve.mean(0) <= random_final)
         summary[name] = {
-            "regret": {
-                n: [round(float(curve[:, n - 1].mean()), 4), round(standard_error(curve[:, n - 1]), 4)]
-                for n in checkpoints
-            },
-            f"minus {baseline}": [round(float(difference.mean()), 4), round(standard_error(difference), 4)],
+            "regret": {n: list(mean_and_error(curve[:, n - 1].tolist())) for n in checkpoints},
+            f"minus {baseline}": list(mean_and_error(difference.tolist())),
             "evaluations_like_random": int(below[0]) + 1 if len(below) else None,
         }
     return summary

@@ -29,6 +29,7 @@ from autobert_zero.search.files import write_json
 from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
+from autobert_zero.search.report.tables import mean_and_error
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.workers import Workers
 from autobert_zero.search.settings import SearchSettings
@@ -121,10 +122,6 @@ def best_so_far(records: list[Record]) -> np.ndarray:
     return np.maximum.accumulate([-math.inf if r.score is None else r.score for r in records])
 
 
-def mean_and_error(values: np.ndarray) -> list[float]:
-    return [round(float(values.mean()), 4), round(float(values.std(ddof=1) / math.sqrt(len(values))), 4)]
-
-
 def summarize(histories: dict[str, list[list[Record]]], evaluations: int) -> dict[str, Any]:
     """Best score after each quarter of the evaluations, and the difference to the first variant: after all evaluations,
     and after the time that the faster one of the two took."""
@@ -145,10 +142,10 @@ def summarize(histories: dict[str, list[list[Record]]], evaluations: int) -> dic
 
     return {
         name: {
-            "best_after": {str(n): mean_and_error(curve[:, n - 1]) for n in counts},
-            f"minus {baseline}": mean_and_error(curve[:, -1] - curves[baseline][:, -1]),
-            f"minus {baseline}, equal time": mean_and_error(in_equal_time(name)),
-            "seconds": mean_and_error(np.array([times[-1] for times in seconds[name]])),
+            "best_after": {str(n): mean_and_error(curve[:, n - 1].tolist()) for n in counts},
+            f"minus {baseline}": mean_and_error((curve[:, -1] - curves[baseline][:, -1]).tolist()),
+            f"minus {baseline}, equal time": mean_and_error(in_equal_time(name).tolist()),
+            "seconds": mean_and_error([float(times[-1]) for times in seconds[name]]),
             "pruned": sum(r.result.status == "pruned" for records in histories[name] for r in records),
             "each": curve[:, -1].round(4).tolist(),
         }

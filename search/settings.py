@@ -88,11 +88,12 @@ class Group:
                 continue
             extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
             for allowed in (extra for extra in extras if isinstance(extra, Range)):
-                self._expect(name, value in allowed, str(allowed))
+                self.expect(name, value in allowed, str(allowed))
             if name in _PATHS:
                 object.__setattr__(self, name, _expanded(value))
 
-    def _expect(self, name: str, holds: bool, expected: str) -> None:
+    def expect(self, name: str, holds: bool, expected: str) -> None:
+        """Raise a ValueError about a setting unless `holds`."""
         if not holds:
             raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
@@ -133,9 +134,9 @@ class TextSettings(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._expect("train_file", not (self.train_file and self.dataset_name), "either train_file or dataset_name")
+        self.expect("train_file", not (self.train_file and self.dataset_name), "either train_file or dataset_name")
         for name in ("streaming", "dataset_config_name"):
-            self._expect(name, not getattr(self, name) or self.dataset_name is not None, "dataset_name with it")
+            self.expect(name, not getattr(self, name) or self.dataset_name is not None, "dataset_name with it")
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class ModelSettings(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         divides = self.hidden_size % self.num_attention_heads == 0
-        self._expect("num_attention_heads", divides, "a divisor of hidden_size")
+        self.expect("num_attention_heads", divides, "a divisor of hidden_size")
 
 
 @dataclass(frozen=True)
@@ -219,14 +220,14 @@ class SpaceSettings(Group):
         # Imported here: it takes seconds to load, which the help of the command line does not need.
         from autobert_zero.configuration_autobert_zero import ALL_OPERATIONS, MAX_NODES, Convolution
 
-        self._expect("max_nodes", self.max_nodes <= MAX_NODES, f"at most {MAX_NODES}")
-        self._expect("kernel_sizes", len(self.kernel_sizes) > 0, "at least one size")
-        self._expect("kernel_sizes", self._is_distinct("kernel_sizes"), "distinct sizes")
+        self.expect("max_nodes", self.max_nodes <= MAX_NODES, f"at most {MAX_NODES}")
+        self.expect("kernel_sizes", len(self.kernel_sizes) > 0, "at least one size")
+        self.expect("kernel_sizes", self._is_distinct("kernel_sizes"), "distinct sizes")
         for size in self.kernel_sizes:
             Convolution(size)
         known = {"all", "paper", *ALL_OPERATIONS}
-        self._expect("operations", bool(self.operations) and set(self.operations) <= known, f"any of {sorted(known)}")
-        self._expect(
+        self.expect("operations", bool(self.operations) and set(self.operations) <= known, f"any of {sorted(known)}")
+        self.expect(
             "max_attention_layers",
             self.max_attention_layers is None or self.max_attention_layers >= self.min_attention_layers,
             f"at least min_attention_layers={self.min_attention_layers}",
@@ -321,9 +322,9 @@ class StrategySettings(Group):
         for name, count in {"layer_mutations": 3, "operation_mutations": 4}.items():
             weights = getattr(self, name)
             valid = len(weights) == count and all(w >= 0 and math.isfinite(w) for w in weights) and sum(weights) > 0
-            self._expect(name, valid, f"{count} numbers of at least 0, not all of them 0")
+            self.expect(name, valid, f"{count} numbers of at least 0, not all of them 0")
         known = "score" in self.objectives and set(self.objectives) <= set(OBJECTIVES)
-        self._expect(
+        self.expect(
             "objectives", known and self._is_distinct("objectives"), f"score and any others of {list(OBJECTIVES)}"
         )
 
@@ -405,9 +406,7 @@ class GlueSettings(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         known = bool(self.proxy_tasks) and set(self.proxy_tasks) <= set(GLUE_TASKS)
-        self._expect(
-            "proxy_tasks", known and self._is_distinct("proxy_tasks"), f"any of {list(GLUE_TASKS)}, each once"
-        )
+        self.expect("proxy_tasks", known and self._is_distinct("proxy_tasks"), f"any of {list(GLUE_TASKS)}, each once")
 
 
 @dataclass(frozen=True)
@@ -451,9 +450,9 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         fits = self.space.min_attention_layers <= self.model.num_hidden_layers
-        self.space._expect("min_attention_layers", fits, "0 to num_hidden_layers")
+        self.space.expect("min_attention_layers", fits, "0 to num_hidden_layers")
         bounded = not self.text.streaming or self.text.max_documents is not None
-        self.text._expect("streaming", bounded, "max_documents with it")
+        self.text.expect("streaming", bounded, "max_documents with it")
 
     @property
     def groups(self) -> list[Group]:

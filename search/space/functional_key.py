@@ -5,7 +5,6 @@ also compare the model's executor with this one, which is in numpy.
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable
 
@@ -21,6 +20,7 @@ from autobert_zero.configuration_autobert_zero import (
     Gene,
     Genome,
 )
+from autobert_zero.search.files import bytes_digest
 from autobert_zero.search.seeding import random_stream
 
 
@@ -135,14 +135,14 @@ _FIXED_INPUTS = _fixed_inputs()
 @functools.lru_cache(maxsize=100_000)
 def expression_key(expression: Expression, functions: Functions = ()) -> str:
     """16 hexadecimal digits, equal for equal functions."""
-    digest = hashlib.sha256()
-    for inputs in _FIXED_INPUTS:
-        value = evaluate(expression, inputs, functions)
-        # Rounded relative to the largest entry: entries that cancel to nearly zero are rounding errors of its size.
-        largest = np.abs(value).max()
-        decimals = SIGNIFICANT_DIGITS - math.ceil(math.log10(largest)) if 0 < largest < math.inf else 0
-        digest.update((np.round(value, decimals) + 0.0).tobytes())  # + 0.0 turns -0.0 into 0.0
-    return digest.hexdigest()[:16]
+    return bytes_digest(_rounded(evaluate(expression, inputs, functions)).tobytes() for inputs in _FIXED_INPUTS)
+
+
+def _rounded(value: np.ndarray) -> np.ndarray:
+    # Relative to the largest entry: entries that cancel to nearly zero are rounding errors of its size.
+    largest = np.abs(value).max()
+    decimals = SIGNIFICANT_DIGITS - math.ceil(math.log10(largest)) if 0 < largest < math.inf else 0
+    return np.round(value, decimals) + 0.0  # + 0.0 turns -0.0 into 0.0
 
 
 def genome_key(genome: Genome, functions: Functions = ()) -> str:
@@ -160,4 +160,4 @@ def genome_key(genome: Genome, functions: Functions = ()) -> str:
         expression = gene.expression.replace(Expression(FIRST_VALUES), Expression("v"))
         genome = Genome((*genome[:first], Attention(expression), *genome[first + 1 :]))
     layers = [layer_key(gene) for gene in genome]
-    return hashlib.sha256("|".join(layers).encode()).hexdigest()[:16]
+    return bytes_digest(["|".join(layers).encode()])
