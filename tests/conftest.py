@@ -1,11 +1,13 @@
 """Small things that several tests need. Sizes are all different, so that a swapped axis cannot pass."""
 
 import dataclasses
+import json
 import os
 import random
 import site
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -77,6 +79,23 @@ def run_script(monkeypatch, script: ModuleType, *flags: str, **arguments) -> Non
     given = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
     monkeypatch.setattr(sys, "argv", [script.__name__, *given, *flags])
     script.main()
+
+
+def fine_tune(monkeypatch, script: ModuleType, model: Path, folder: Path, file: str, **more) -> dict:
+    """Run a script that trains and evaluates on one file of a folder. Returns its results."""
+    arguments = {
+        "model_name_or_path": model,
+        "output_dir": folder / "out",
+        "train_file": folder / file,
+        "validation_file": folder / file,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.01,
+        "disable_tqdm": "true",
+        "save_strategy": "no",
+        **more,
+    }
+    run_script(monkeypatch, script, "--trust_remote_code", **arguments)
+    return json.loads((folder / "out" / "results.json").read_text())
 
 
 def write_corpus(path, documents: int = 30, seed: int = 0) -> str:

@@ -16,7 +16,7 @@ from transformers import BertTokenizerFast
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
 from autobert_zero.search.text.tokens import train_tokenizer
-from tests.conftest import run_script, tiny_config
+from tests.conftest import fine_tune, tiny_config
 
 
 NAMES = ("anna", "bert", "carl dorn", "dora")
@@ -51,21 +51,8 @@ def model(tmp_path_factory) -> Path:
 
 
 def run(monkeypatch, model, folder, **more) -> dict:
-    arguments = {
-        "model_name_or_path": model,
-        "output_dir": folder / "out",
-        "train_file": folder / "train.txt",
-        "validation_file": folder / "train.txt",
-        "max_seq_length": 12,
-        "per_device_train_batch_size": 8,
-        "num_train_epochs": 8,
-        "learning_rate": 0.01,
-        "disable_tqdm": "true",
-        "save_strategy": "no",
-        **more,
-    }
-    run_script(monkeypatch, run_ner, "--trust_remote_code", **arguments)
-    return json.loads((folder / "out" / "results.json").read_text())
+    sizes = {"max_seq_length": 12, "num_train_epochs": 8}
+    return fine_tune(monkeypatch, run_ner, model, folder, "train.txt", **{**sizes, **more})
 
 
 def test_entities_are_found_in_pieces_of_sentences(monkeypatch, model, tmp_path, capsys):
