@@ -9,6 +9,9 @@ to the best of the table.
 `bert_encoders`: 500 BERT-like encoders from a space of millions, with their mean GLUE scores (Serianni and Kalita, 2023;
 CC-BY-4.0). Strategies select from this pool: a mutation is one of the most similar encoders.
 
+`backbones`: this project's own space, by a model of the backbones in a table (`surrogate.py`). Scores are predicted, so
+regret, relative to the best of the table, may be below 0.
+
 All strategies run with the same seeds, so that differences are paired.
 """
 
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from surrogate import BackboneTable
 
 from autobert_zero.search.evolution.archive import Archive, Outcome, Record
 from autobert_zero.search.evolution.loop import Completed, evolve
@@ -42,8 +46,12 @@ from autobert_zero.search.report.tables import mean_and_error
 
 
 GRAPHS = ("cora", "pubmed", "arxiv", "cs")
-ENCODERS = "bert_encoders"
-CHECKPOINTS = {**dict.fromkeys(GRAPHS, (25, 50, 100, 150, 200, 300)), ENCODERS: (10, 20, 30, 60)}
+ENCODERS, BACKBONES = "bert_encoders", "backbones"
+CHECKPOINTS = {
+    **dict.fromkeys(GRAPHS, (25, 50, 100, 150, 200, 300)),
+    ENCODERS: (10, 20, 30, 60),
+    BACKBONES: (16, 28, 40, 64, 100),
+}
 NODES = range(4)
 OPERATIONS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
 
@@ -224,6 +232,18 @@ ENCODER_STRATEGIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+# As in a search with default settings.
+BACKBONE_STRATEGIES: dict[str, Callable[[Any], Any]] = {
+    "random": lambda space: RandomSearch(space, 16),
+    "largest first": lambda space: LargestFirst(space, 16),
+    "evolution": lambda space: Evolution(space, 16, 3, 4),
+    "regularized evolution": lambda space: RegularizedEvolution(space, 16, 5, 12),
+    "OP-NAS": lambda space: OpNas(space, 16, 3, 4),
+    "Thompson OP-NAS": lambda space: ThompsonOpNas(space, 16, 3, 4),
+}
+STRATEGIES_ON = {ENCODERS: ENCODER_STRATEGIES, BACKBONES: BACKBONE_STRATEGIES}
+
+
 def regrets(space: Any, strategy: Any, seed: int, evaluations: int, lookahead: int = 0) -> list[float]:
     """Regret after each evaluation."""
 
@@ -238,14 +258,17 @@ _SPACES: dict[str, Any] = {}
 
 
 def run(job: tuple[str, str, str, int]) -> list[float]:
+    """Regrets of a search; the first entry of the job is the folder of the data, or the file of the table."""
     data, name, data_set, seed = job
     if data_set not in _SPACES:
-        if data_set == ENCODERS:
+        if data_set == BACKBONES:
+            _SPACES[data_set] = BackboneTable(Path(data))
+        elif data_set == ENCODERS:
             _SPACES[data_set] = EncoderSpace(Path(data) / f"{data_set}_glue.jsonl.gz")
         else:
             _SPACES[data_set] = GraphSpace(Path(data) / f"graph_{data_set}.csv.gz")
     space = _SPACES[data_set]
-    strategies = ENCODER_STRATEGIES if data_set == ENCODERS else STRATEGIES
+    strategies = STRATEGIES_ON.get(data_set, STRATEGIES)
     return regrets(space, strategies[name](space), seed, CHECKPOINTS[data_set][-1], LOOKAHEAD.get(name, 0))
 
 
@@ -281,8 +304,10 @@ def table(results: dict[str, Any], baseline: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", required=True, help="folder with graph_<data set>.csv.gz and bert_encoders_glue.jsonl.gz"
+        "--data",
+        help="folder with graph_<data set>.csv.gz and bert_encoders_glue.jsonl.gz; needed unless only backbones",
     )
+    parser.add_argument("--table", help="table of trained backbones, for the data set backbones")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=100, help="number of paired repetitions, with seeds 0, 1, ...")
     parser.add_argument("--data_sets", nargs="+", default=[*GRAPHS, ENCODERS])
@@ -293,9 +318,12 @@ def main() -> None:
     results: dict[str, Any] = {}
     with Pool(args.processes) as pool:
         for data_set in args.data_sets:
-            known = ENCODER_STRATEGIES if data_set == ENCODERS else STRATEGIES
+            known = STRATEGIES_ON.get(data_set, STRATEGIES)
+            source = args.table if data_set == BACKBONES else args.data
+            if source is None:
+                parser.error(f"data_sets: expected {'--table' if data_set == BACKBONES else '--data'} for {data_set}")
             names = [name for name in known if name in {*args.strategies, "random", baseline}]
-            jobs = [(args.data, name, data_set, seed) for name in names for seed in range(args.seeds)]
+            jobs = [(source, name, data_set, seed) for name in names for seed in range(args.seeds)]
             curves = np.array(pool.map(run, jobs, chunksize=5)).reshape(len(names), args.seeds, -1)
             results[data_set] = summarize(dict(zip(names, curves, strict=True)), baseline, CHECKPOINTS[data_set])
             print(table({data_set: results[data_set]}, baseline), flush=True)
