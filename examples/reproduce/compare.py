@@ -51,6 +51,10 @@ from autobert_zero.search.text.prepared import prepare  # noqa: E402
 
 # Widths of the feed-forward part are multiples of this.
 WIDTH_STEP = 8
+# Sizes of the model that are settings of a search, too.
+SIZES_OF_SEARCH = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "initializer_range"),
+)
 DEFAULT_ROWS = ["bert", "hybrid", "convbert", "published", "searched"]
 
 
@@ -152,6 +156,9 @@ class Comparison:
         positions = self.scale["pretraining"]["max_seq_length"]
         sizes = {**self.scale["model"], "intermediate_size": intermediate_size, "max_position_embeddings": positions}
         overrides = self._resolved(sizes | given.get("config", {}))
+        if "search" in given:
+            positions_of_search = SearchSettings.from_dict(self._search_settings(row)).model.position_embedding_type
+            overrides["position_embedding_type"] = positions_of_search
         if "model_type" in given:
             what = {"model_type": given["model_type"]}
         else:
@@ -191,19 +198,14 @@ class Comparison:
         }
         return [*self.launch, str(EXAMPLES / "run_pretraining.py"), *flags(values)]
 
+    def _search_settings(self, row: str) -> dict[str, Any]:
+        sizes = {name: self.scale["model"][name] for name in SIZES_OF_SEARCH}
+        return self._resolved(sizes | self.scale["search"] | self.rows[row]["search"])
+
     def searches(self) -> Iterable[list[str]]:
-        model = self.scale["model"]
         for row, given in self.rows.items():
             if "search" in given:
-                names = (
-                    "num_hidden_layers",
-                    "hidden_size",
-                    "num_attention_heads",
-                    "intermediate_size",
-                    "initializer_range",
-                )
-                settings = self._resolved({n: model[n] for n in names} | self.scale["search"] | given["search"])
-                values = {**self._text(), **settings, "output_dir": str(self.search_folder(row))}
+                values = {**self._text(), **self._search_settings(row), "output_dir": str(self.search_folder(row))}
                 yield [*self.launch, "-m", "autobert_zero.search", *flags(values)]
 
     def write_genomes(self) -> None:

@@ -74,7 +74,10 @@ def test_all_commands_are_valid(tmp_path, scale):
     made = comparison(tmp_path, scale, ROWS)
     searches = {Path(c[c.index("--output_dir") + 1]).parent.name: c for c in made.searches()}
     settings = {row: parse(command[3:])[0] for row, command in searches.items()}
-    assert set(settings) == {"attentions", "convolutions", "one_kernel_size", "random_search", "searched"}
+    searched = {"attentions", "convolutions", "one_kernel_size", "random_search", "searched", "searched_paper"}
+    assert set(settings) == searched
+    absolute = {row for row, each in settings.items() if each.model.position_embedding_type == "absolute"}
+    assert absolute == searched - {"searched"}
     layers = made.scale["model"]["num_hidden_layers"]
     assert settings["attentions"].space.min_attention_layers == layers
     assert settings["searched"].strategy.strategy == "thompson_op_nas"
