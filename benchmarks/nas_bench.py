@@ -314,14 +314,15 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--processes", type=int, default=None)
     args = parser.parse_args()
+    for data_set in args.data_sets:
+        if (args.table if data_set == BACKBONES else args.data) is None:
+            parser.error(f"data_sets: expected {'--table' if data_set == BACKBONES else '--data'} for {data_set}")
     commit, start, baseline = current_commit(), time.perf_counter(), "regularized evolution"
     results: dict[str, Any] = {}
     with Pool(args.processes) as pool:
         for data_set in args.data_sets:
             known = STRATEGIES_ON.get(data_set, STRATEGIES)
             source = args.table if data_set == BACKBONES else args.data
-            if source is None:
-                parser.error(f"data_sets: expected {'--table' if data_set == BACKBONES else '--data'} for {data_set}")
             names = [name for name in known if name in {*args.strategies, "random", baseline}]
             jobs = [(source, name, data_set, seed) for name in names for seed in range(args.seeds)]
             curves = np.array(pool.map(run, jobs, chunksize=5)).reshape(len(names), args.seeds, -1)

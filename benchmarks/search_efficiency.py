@@ -122,6 +122,11 @@ def best_so_far(records: list[Record]) -> np.ndarray:
     return np.maximum.accumulate([-math.inf if r.score is None else r.score for r in records])
 
 
+def finite(scores: np.ndarray) -> list[float | None]:
+    """Scores, None for a search that has none so far."""
+    return [None if math.isinf(score) else score for score in scores.tolist()]
+
+
 def summarize(histories: dict[str, list[list[Record]]], evaluations: int) -> dict[str, Any]:
     """Best score after each quarter of the evaluations, and the difference to the first variant: after all evaluations,
     and after the time that the faster one of the two took."""
@@ -142,7 +147,7 @@ def summarize(histories: dict[str, list[list[Record]]], evaluations: int) -> dic
 
     return {
         name: {
-            "best_after": {str(n): mean_and_error(curve[:, n - 1].tolist()) for n in counts},
+            "best_after": {str(n): mean_and_error(finite(curve[:, n - 1])) for n in counts},
             f"minus {baseline}": mean_and_error((curve[:, -1] - curves[baseline][:, -1]).tolist()),
             f"minus {baseline}, equal time": mean_and_error(in_equal_time(name).tolist()),
             "seconds": mean_and_error([float(times[-1]) for times in seconds[name]]),

@@ -56,21 +56,24 @@ def search(folder: Path, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
 def summarize(rows: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """For each variant, means with standard errors over the seeds that it has."""
 
-    def losses(variant: str, model: str) -> dict[int, float]:
+    def losses(variant: str, model: str) -> dict[int, float | None]:
         return {row["seed"]: row["losses"][model] for row in rows[variant]}
+
+    def differences(a: dict[int, float | None], b: dict[int, float | None]) -> list[float | None]:
+        pairs = [(a[seed], b[seed]) for seed in a if seed in b]
+        return [None if x is None or y is None else x - y for x, y in pairs]  # None: a training diverged
 
     first = next(iter(rows))
     found = {}
     for variant in rows:
         mine, baseline, reference = losses(variant, FOUND), losses(variant, BETTER_BASELINE), losses(first, FOUND)
-        shared = [seed for seed in mine if seed in reference]
         found[variant] = {
             "seeds": list(mine),
             "found": mean_and_error(list(mine.values())),
             "BERT": mean_and_error(list(losses(variant, "BERT").values())),
             BETTER_BASELINE: mean_and_error(list(baseline.values())),
-            f"found minus {BETTER_BASELINE}": mean_and_error([mine[seed] - baseline[seed] for seed in mine]),
-            f"found minus that of {first}": mean_and_error([mine[seed] - reference[seed] for seed in shared]),
+            f"found minus {BETTER_BASELINE}": mean_and_error(differences(mine, baseline)),
+            f"found minus that of {first}": mean_and_error(differences(mine, reference)),
         }
     return found
 

@@ -108,11 +108,17 @@ def main() -> None:
         **facts,
         "machine": {"processes": arguments.processes, "threads": 1, "device": facts["machine"]},
     }
+    try:
+        table = History(folder / "table.jsonl", header, ("settings", "data"), decode_genome)
+        if arguments.processes < 1:
+            raise ValueError(f"processes: expected at least 1, got {arguments.processes}")
+    except ValueError as error:
+        parser.error(str(error))
     with (
         ProcessPoolExecutor(
             arguments.processes, multiprocessing.get_context("spawn"), prepare, (settings.to_dict(),)
         ) as pool,
-        History(folder / "table.jsonl", header, ("settings", "data"), decode_genome) as table,
+        table,
     ):
 
         def submit(record: Record, archive: Archive) -> Future[Outcome]:

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from training_scripts import (
     claim_folder,
     last_checkpoint,
@@ -75,7 +76,6 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of a model to continue from, with its tokenizer."}
     )
-    model_revision: str = field(default="main", metadata={"help": "Revision of a model of the Hub."})
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of the configuration: hidden_size=128,num_attention_heads=2"}
     )
@@ -153,10 +153,7 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
     if model.model_name_or_path is not None:
         if model.config_overrides:
             raise ValueError("config_overrides: expected none with --model_name_or_path")
-        try:
-            config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"model_name_or_path: {error}") from None
+        config = _config_of_model(model.model_name_or_path, custom.digest)
         if config.vocab_size != vocab_size:
             raise ValueError(
                 f"tokenizer_name: expected the vocabulary of the model, of {config.vocab_size} tokens, got {vocab_size}"
@@ -169,7 +166,7 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
         config = AutoBertZeroConfig.preset(model.genome)
     else:
         config = _config_of_genome(model.genome, custom.rules)
-    if custom.digest and getattr(config, "custom_operations", None):
+    if custom.digest and model.model_name_or_path is None and getattr(config, "custom_operations", None):
         config.custom_operations_digest = custom.digest
     overrides = model.config_overrides or ""
     try:
@@ -179,7 +176,8 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
         raise ValueError(f"config_overrides: {error}") from None
     if not hasattr(config, "max_position_embeddings"):
         raise ValueError(f"model_type: expected an encoder with max_position_embeddings, got {model.model_type!r}")
-    if config.max_position_embeddings < max_seq_length:
+    has_table = getattr(config, "position_embedding_type", "absolute") != "none"
+    if has_table and config.max_position_embeddings < max_seq_length:
         if "max_position_embeddings=" in overrides or model.model_name_or_path is not None:
             raise ValueError(
                 f"max_seq_length: expected at most max_position_embeddings={config.max_position_embeddings}, "
@@ -188,6 +186,19 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
         config.max_position_embeddings = max_seq_length
     sizes = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
     return type(config).from_dict({**config.to_dict(), **sizes})  # checks all fields together
+
+
+def _config_of_model(name: str, custom_digest: str | None) -> PretrainedConfig:
+    """The configuration of a model to continue from, whose custom operations are loaded with it."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+        custom_operations.load_for_model(config, name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model_name_or_path: expected a model, got {name!r}: {error}") from None
+    own = getattr(config, "custom_operations_digest", None)
+    if custom_digest is not None and custom_digest != own:
+        raise ValueError("custom_operations: expected those of the model, or none, with --model_name_or_path")
+    return config
 
 
 def _config_of_genome(source: str, rules: Mapping[str, str]) -> AutoBertZeroConfig:
@@ -226,32 +237,40 @@ def predict_where_labelled(model: transformers.PreTrainedModel) -> None:
     model.base_model.register_forward_hook(select_hidden_states)
 
 
-def make_model(
-    config: Any, objective: str, name_or_path: str | None = None, revision: str = "main"
-) -> transformers.PreTrainedModel:
+def make_model(config: Any, objective: str, name_or_path: str | None = None) -> transformers.PreTrainedModel:
     """The model with the heads of the objective, with random weights or those of another model.
 
-    Raises: ValueError if it has no such heads, or the weights cannot be loaded.
+    Raises: ValueError if it has no such heads, or if weights are missing or cannot be loaded.
     """
     if isinstance(config, AutoBertZeroConfig):
         config.sparse_prediction = True  # logits only at labelled tokens
         own = AutoBertZeroForMaskedLM if objective == "mlm" else AutoBertZeroForPreTraining
-        if name_or_path is None:
-            return own(config)
-        return own.from_pretrained(name_or_path, config=config, revision=revision)
+        return own(config) if name_or_path is None else _with_weights(own, config, name_or_path)
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForPreTraining
     try:
-        if name_or_path is None:
-            model = auto.from_config(config)
-        else:
-            model = auto.from_pretrained(name_or_path, config=config, revision=revision)
-    except (OSError, ValueError) as error:
+        model = auto.from_config(config)
+    except ValueError as error:
         raise ValueError(f"model_type: {error}") from None
     if objective != "mlm" and "next_sentence_label" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"objective: expected mlm for {type(model).__name__}, without sentence pairs, got {objective!r}"
         )
+    if name_or_path is not None:
+        model = _with_weights(auto, config, name_or_path)
     predict_where_labelled(model)
+    return model
+
+
+def _with_weights(model_class: Any, config: Any, name_or_path: str) -> transformers.PreTrainedModel:
+    try:
+        model, info = model_class.from_pretrained(name_or_path, config=config, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"model_name_or_path: expected weights in {name_or_path!r}: {error}") from None
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"model_name_or_path: expected weights of a {type(model).__name__} in {name_or_path!r}, "
+            f"got none for {', '.join(missing):.200}"
+        )
     return model
 
 
@@ -333,10 +352,23 @@ def may_be_extended(args: TransformersArguments, options: PretrainingArguments) 
     return (constant or warms_up) and options.short_seq_length is None
 
 
+def completed_steps(folder: Path) -> int:
+    """The steps of the finished training in a folder, or of its last checkpoint. Raises: ValueError for a damaged file."""
+    checkpoint = last_checkpoint(folder)
+    steps = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    return max(steps, finished_steps(folder) or 0)
+
+
 def finished_steps(folder: Path) -> int | None:
-    """The steps of the finished training in a folder; None if there is none."""
+    """The steps of the finished training in a folder; None if there is none. Raises: ValueError for a damaged file."""
     path = folder / "results.json"
-    return json.loads(path.read_text(encoding="utf-8"))["steps"] if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        return int(results["steps"] if "steps" in results else results["identity"]["max_steps"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected the results of a training: {error!r}") from None
 
 
 def losses_by_fraction(log: list[dict[str, Any]], max_steps: int) -> dict[str, dict[str, float | None]]:
@@ -363,7 +395,7 @@ class PretrainingTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         # An iterator of a DataLoader takes a random number, by which dropout would depend on the number of evaluations.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # of the CPU alone
             return super().evaluate(*args, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
@@ -397,6 +429,7 @@ class Pretraining:
         """Raises: ValueError for bad input."""
         commit = current_commit()
         if model_arguments.model_name_or_path is not None and settings.tokenizer_name is None:
+            _config_of_model(model_arguments.model_name_or_path, None)  # otherwise an error would be of the tokenizer
             settings = dataclasses.replace(settings, tokenizer_name=model_arguments.model_name_or_path)
         with args.main_process_first(desc="text"):
             text = prepared_or_streamed(settings, options)
@@ -427,9 +460,7 @@ class Pretraining:
         transformers.set_seed(args.seed)
         evaluated = evaluation_sets(settings, options, text)
         trainer = PretrainingTrainer(
-            model=make_model(
-                config, options.objective, model_arguments.model_name_or_path, model_arguments.model_revision
-            ),
+            model=make_model(config, options.objective, model_arguments.model_name_or_path),
             args=args,
             data_collator=join_blocks,
             train_dataset=make_blocks(settings, options, text, args.seed, args.max_steps, batch),
@@ -502,10 +533,10 @@ def main() -> None:
     try:
         pretraining = Pretraining.set_up(*parser.parse_args_into_dataclasses())
         args = pretraining.trainer.args
-        finished = finished_steps(Path(args.output_dir))
-        if finished is not None and finished > args.max_steps:
+        finished, completed = finished_steps(Path(args.output_dir)), completed_steps(Path(args.output_dir))
+        if completed > args.max_steps:
             raise ValueError(
-                f"max_steps: expected at least {finished}, those of {args.output_dir}, got {args.max_steps}"
+                f"max_steps: expected at least {completed}, those of {args.output_dir}, got {args.max_steps}"
             )
     except (ValueError, StrictDataclassError) as error:
         parser.error(str(error))

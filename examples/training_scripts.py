@@ -175,7 +175,7 @@ def model_identity(options: Any) -> dict[str, str]:
     """Digests of the configuration and weights in a folder; name and revision of a model of the Hub."""
     name = options.model_name_or_path
     if not Path(name).is_dir():
-        return {"name": name, "revision": options.model_revision}
+        return {"name": name, "revision": getattr(options, "model_revision", "main")}
     # Not all files of the folder: Trainer's own say how it was trained, not what it is.
     patterns = ("config.json", "*.safetensors", "pytorch_model*.bin")
     files = sorted(path for pattern in patterns for path in Path(name).glob(pattern))

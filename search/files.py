@@ -4,8 +4,8 @@ import contextlib
 import gc
 import hashlib
 import json
-import math
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -96,7 +96,7 @@ def check_shape(value: Any, hint: Any, where: str) -> None:
     elif origin is list:
         holds, expected = isinstance(value, list), "a list"
     elif hint is float:
-        holds = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        holds = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         expected = "a finite number"
     else:
         holds = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

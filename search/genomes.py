@@ -110,10 +110,12 @@ def _from_hub(name: str) -> Genome:
     try:
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             get_hf_file_metadata(hf_hub_url(name, "config.json"))  # a single attempt; a download would be repeated
-        path = hf_hub_download(name, "config.json")
+        config = json.loads(Path(hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
     except HUB_ERRORS as error:
         raise OSError(f"cannot load {name!r} from the Hub: {reason(error)}") from None
-    return _read_file(Path(path), {})
+    except ValueError as error:
+        raise ValueError(f"expected a configuration in {name!r}: {error}") from None
+    return _from_config(config, name)
 
 
 def reason(error: Exception) -> str:
@@ -135,6 +137,8 @@ def _read_file(path: Path, rules: Mapping[str, str]) -> Genome:
 
 
 def _from_config(config: dict[str, Any], source: str) -> Genome:
+    if not isinstance(config, dict):
+        raise ValueError(f"expected a configuration in {source!r}, got {config!r:.200}")
     if config.get("model_type") != AutoBertZeroConfig.model_type:
         raise ValueError(f"a model of type {config.get('model_type')!r} has no genome: {source!r}")
     return AutoBertZeroConfig.from_dict(config).parsed_genome()

@@ -83,7 +83,11 @@ class Group:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             if get_origin(hint) is ClassVar:
                 continue
-            check_shape(value := getattr(self, name), hint, name)
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike | tuple):  # as Python code may give them
+                value = os.fspath(value) if isinstance(value, os.PathLike) else list(value)
+                object.__setattr__(self, name, value)
+            check_shape(value, hint, name)
             if value is None:
                 continue
             extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()

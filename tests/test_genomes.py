@@ -84,7 +84,7 @@ def test_models_of_the_hub(tmp_path):
         assert first.returncode == 0 and first.stdout.strip() == genome_text(Hub.found).strip(), first.stderr
         assert show("me/found", HF_HUB_OFFLINE="1").stdout == first.stdout
         bert = show("me/bert")
-        assert bert.returncode == 2 and "a model of type 'bert' has no genome" in bert.stderr
+        assert bert.returncode == 2 and "a model of type 'bert' has no genome: 'me/bert'" in bert.stderr
         server.requests.clear()
         missing = show("me/missing")
         assert missing.returncode == 2 and "cannot load 'me/missing' from the Hub: " in missing.stderr

@@ -1,6 +1,8 @@
 """Settings in groups, flat in files and flags; independent random streams."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +75,11 @@ def test_old_names_are_accepted():
 def test_errors_name_the_setting(values, message):
     with pytest.raises(ValueError, match=message):
         SearchSettings.from_dict(values)
+
+
+def test_paths_and_tuples_of_python_code():
+    settings = SearchSettings.from_dict({"output_dir": Path("runs") / "a", "kernel_sizes": (3, 5)})
+    assert settings.run.output_dir == os.path.join("runs", "a") and settings.space.kernel_sizes == [3, 5]
 
 
 def test_identity_omits_the_machine_and_the_budget():

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -28,7 +29,9 @@ class ArgumentParser(argparse.ArgumentParser):
     """Also accepts `--some-name` for `--some_name`, and the old names of settings."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_known_args(None if args is None else list(map(self._current_name, args)), namespace)
+        return super().parse_known_args(
+            list(map(self._current_name, sys.argv[1:] if args is None else args)), namespace
+        )
 
     def _current_name(self, argument: str) -> str:
         if not argument.startswith("--"):
@@ -40,9 +43,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
+    """As transformers' HfArgumentParser reads it."""
+    yes, no = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
+    if text.lower() not in (*yes, *no):
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return text.lower() == "true"
+    return text.lower() in yes
 
 
 def add_fields(parser: argparse.ArgumentParser, title: str, dataclass: type) -> None:

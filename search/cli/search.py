@@ -6,7 +6,6 @@ accelerate launch -m autobert_zero.search --output_dir runs/demo
 import argparse
 import os
 import sys
-from types import NoneType
 from typing import Any
 
 import yaml
@@ -22,7 +21,7 @@ DESCRIPTION = (
     "and two baselines, BERT and BERT with rotary positions, from scratch."
 )
 EXAMPLE = "accelerate launch -m autobert_zero.search --train_file text.txt --output_dir runs/mine"
-MAX_CONFIG_BYTES = 1 << 16
+MAX_CONFIG_BYTES = 1 << 20
 RESUME = "All results so far are kept: the same command resumes."
 
 
@@ -44,7 +43,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"expected values, got an alias{self.peek_event().start_mark}")
+            raise yaml.YAMLError(f"no aliases, got one in line {self.peek_event().start_mark.line + 1}")
         return super().compose_node(parent, index)
 
 
@@ -56,15 +55,15 @@ def read_config(path: str) -> dict[str, Any]:
         raise ValueError(f"expected at most {MAX_CONFIG_BYTES} bytes, got more")
     try:
         values = yaml.load(content, _PlainLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"expected YAML, got {error}") from None
+    except (yaml.YAMLError, RecursionError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"expected YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"expected a mapping, got {values!r:.200}")
     for name, value in values.items():
         if name not in GROUP_OF and name not in RENAMED:
             raise ValueError(f"got {name!r:.200}{did_you_mean([name], GROUP_OF)}")
-        for each in value if isinstance(value, list) else [value]:
-            if not isinstance(each, str | int | float | NoneType):
+        for each in value if isinstance(value, list) else [] if value is None else [value]:
+            if not isinstance(each, str | int | float):
                 raise ValueError(f"{name}: expected text, numbers, or a list of them, got {each!r:.200}")
     return values
 

@@ -94,7 +94,9 @@ class MaskedLMProxy:
     def loss_without_mixer(self, model: AutoBertZeroForMaskedLM, layer: int) -> float:
         """Test loss in nats if the mixer of a layer gives zeros: only its residual connection and feed-forward part remain."""
         mixer = model.base_model.encoder.layer[layer].mixer
-        removed = mixer.register_forward_hook(lambda module, inputs, output: (output[0] * 0, *output[1:]))
+        removed = mixer.register_forward_hook(
+            lambda module, inputs, output: (torch.zeros_like(output[0]), *output[1:])
+        )
         try:
             return self.loss(model, "test")
         finally:

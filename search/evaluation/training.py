@@ -109,9 +109,11 @@ class Checkpoint:
                 metadata = file.metadata() or {}
                 step, identity = metadata.get("step", ""), metadata.get("identity", "")
                 tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+                if "digest" not in metadata and identity != self.identity:
+                    return 0  # of an earlier version, and of another training
                 if metadata.get("digest") == tensors_digest(tensors, step, identity):
                     return int(step) if identity == self.identity else 0
-                reason = "its content does not match its digest"
+                reason = "its content does not match its digest" if "digest" in metadata else "it has no digest"
         except FileNotFoundError:
             return 0
         except (SafetensorError, ValueError) as error:

@@ -57,8 +57,11 @@ def _upgrade_record(value: Any) -> Any:
 
 def _decode(value: Any, header: dict[str, Any], read_genome: ReadGenome) -> Record:
     expected = {*_PROPOSAL_FIELDS, *_OUTCOME_FIELDS, "digest"}
-    if not isinstance(value, dict) or set(value) != expected:
-        raise ValueError(f"expected an object with the fields {sorted(expected)}, got {value!r:.200}")
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, got {value!r:.200}")
+    if set(value) != expected:
+        missing, others = sorted(expected - set(value)), sorted(set(value) - expected)
+        raise ValueError(f"expected other fields: missing {missing}, not expected {others!r:.200}")
     for name, types in _TYPES.items():
         if not isinstance(value[name], types) or isinstance(value[name], bool):
             raise ValueError(f"{name}: expected {' or '.join(t.__name__ for t in types)}, got {value[name]!r:.200}")

@@ -93,7 +93,7 @@ def model_card(
         training={fact: value for fact, value in training.items() if value is not None},
         results=tables.result_rows(summary),
         layer_rows=tables.layer_rows(summary),
-        measured_models=tables.measured_models(summary),
+        measured_models=list(tables.layer_importance(summary)),
         note=tables.learning_note(summary),
         positions=summary["settings"]["sequence_length"],
     )

@@ -71,8 +71,8 @@ def _one(run: RecordedRun) -> dict[str, Any]:
         "top_score": None if run.best is None else run.best.score,
         "results": tables.result_rows(run.summary) if run.summary else [],
         "note": tables.learning_note(run.summary) if run.summary else "",
+        "measured_models": list(tables.layer_importance(run.summary)) if run.summary else [],
         "layer_rows": tables.layer_rows(run.summary) if run.summary else [],
-        "measured_models": tables.measured_models(run.summary) if run.summary else [],
         "finalists": run.summary["finalists"] if run.summary else [],
         "best": [
             {"record": record, "layers": notation.layer_names(record.genome), "picture": _picture(record.genome)}

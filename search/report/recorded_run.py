@@ -167,6 +167,19 @@ def read_summary(path: Path) -> Summary:
     return upgraded  # type: ignore[return-value]
 
 
+def _check_winner(winner: Candidate, records: list[Record], path: Path) -> None:
+    index = winner["index"]
+    if not 0 <= index < len(records):
+        raise ValueError(f"{path}: summary, best, index: expected below {len(records)}, got {index}")
+    if records[index].score is None:
+        raise ValueError(f"{path}: summary, best, index: expected a candidate with a score, got {index}")
+    if winner["genome"] != records[index].genome.to_list():
+        raise ValueError(
+            f"{path}: summary, best, genome: expected that of candidate {index}, {records[index].genome}, "
+            f"got {winner['genome']!r:.200}"
+        )
+
+
 def _check_genome(genes: Any, summary: dict[str, Any], where: str) -> None:
     try:
         genome = Genome.from_list(genes, summary["custom_operations"])
@@ -213,10 +226,8 @@ class RecordedRun:
             summary = read_summary(folder / "summary.json")
             if summary["counts"]["evaluated"] != len(records):
                 summary = None  # from before the search was extended
-            elif not 0 <= (index := summary["best"]["index"]) < len(records):
-                raise ValueError(
-                    f"{folder / 'summary.json'}: summary, best, index: expected below {len(records)}, got {index}"
-                )
+            else:
+                _check_winner(summary["best"], records, folder / "summary.json")
         budget = {}
         if folder and (folder / "settings.json").exists():
             settings = _upgrade_settings(_read_json(folder / "settings.json"))

@@ -99,26 +99,31 @@ def learning_note(summary: Mapping[str, Any]) -> str:
     return "The found model has learned no more than token frequencies: train it longer (final_steps)."
 
 
+def layer_importance(summary: Mapping[str, Any]) -> dict[str, list[float]]:
+    """For the models that were measured the rises of the test loss, in nats, without the mixer of each layer. Empty
+    unless the found model is among them."""
+    found = next(iter(summary["results"]))
+    layers = len(summary["best"]["genome"])
+    measured = {
+        name: result["layer_importance"]
+        for name, result in summary["results"].items()
+        if len(result.get("layer_importance", ())) == layers
+    }
+    return measured if found in measured else {}
+
+
 def layer_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """For each layer its number, its gene, and the rise of the test loss without its mixer: in the found model, and in
-    each baseline. Empty for a run that has not measured it."""
+    """For each layer its number, its gene, and its importance in the models of `layer_importance`."""
     genome = Genome.from_list(summary["best"]["genome"], summary["custom_operations"])
-    models = [r["layer_importance"] for r in summary["results"].values() if "layer_importance" in r]
+    columns = layer_importance(summary).values()
     return [
-        (str(number), str(gene), *(f"{rises[number - 1]:+.3f}" for rises in models))
+        (str(number), str(gene), *(f"{rises[number - 1]:+.3f}" for rises in columns))
         for number, gene in enumerate(genome, start=1)
-        if models and all(len(rises) == len(genome) for rises in models)
     ]
 
 
-def measured_models(summary: Mapping[str, Any]) -> list[str]:
-    """Names of the models in `layer_rows`."""
-    return [name for name, result in summary["results"].items() if "layer_importance" in result]
-
-
 def layers_text(summary: Mapping[str, Any]) -> str:
-    """One line per layer of the found model: its number, the rise of the test loss without its mixer, and its gene."""
-    if rows := layer_rows(summary):
-        return "\n".join(f"{number:>3}  {rise:>7}  {gene}" for number, gene, rise, *_ in rows)
-    genome = Genome.from_list(summary["best"]["genome"], summary["custom_operations"])
-    return "\n".join(f"{number:>3}  {gene}" for number, gene in enumerate(genome, start=1))
+    """One line per layer of the found model: its number, its importance if it was measured, and its gene."""
+    return "\n".join(
+        f"{row[0]:>3}  {''.join(f'{rise:>7}  ' for rise in row[2:3])}{row[1]}" for row in layer_rows(summary)
+    )

@@ -1,5 +1,6 @@
 """The jobs of a run, done in any process: scoring a candidate, and training a model from scratch."""
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,18 +72,15 @@ class JobRunner:
             if job["steps"] < problem.settings.final.final_steps:
                 return {"score": problem.proxy.final_score(model, problem.proxy.stop.check)}
             loss = problem.proxy.loss(model, "test")
-            importance = [
-                round(problem.proxy.loss_without_mixer(model, layer) - loss, 4) for layer in range(len(genome))
-            ]
         except FloatingPointError as error:
             return {"score": None, "loss": None, "reason": str(error)}
         finally:
             bar.close()
-        return {
-            "loss": loss,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "layer_importance": importance,
-        }
+        result: dict[str, Any] = {"loss": loss, "parameters": sum(p.numel() for p in model.parameters())}
+        with contextlib.suppress(FloatingPointError):  # without a mixer, a model may overflow
+            without = [problem.proxy.loss_without_mixer(model, layer) for layer in range(len(genome))]
+            result["layer_importance"] = [round(other - loss, 4) for other in without]
+        return result
 
     def train(
         self,

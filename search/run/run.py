@@ -258,6 +258,6 @@ class Run:
         os.replace(temporary, folder)
         write_json(self.folder / "summary.json", summary)
         write_text(self.folder / "report.html", page([RecordedRun.read(self.folder)]))
-        for path in self.folder.glob("final-*.safetensors"):
+        for path in (*self.folder.glob("final-*.safetensors"), *self.folder.glob("*.safetensors.damaged")):
             path.unlink()
         shutil.rmtree(self.folder / "results")

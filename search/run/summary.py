@@ -65,13 +65,17 @@ def closing_text(summary: dict[str, Any], folder: Path) -> str:
     """What a run prints at its end."""
     counts = summary["counts"]
     labels = {"failed": "failed", "pruned": "pruned", "duplicates avoided": "duplicate proposals"}
-    notes = [summary["status"], *(f"{counts[name]} {label}" for name, label in labels.items() if counts[name])]
+    notes = [summary["status"], *(f"{counts[name]} {label}" for name, label in labels.items() if counts.get(name))]
     lines = [
-        f"\nBest of {counts['evaluated']} candidates ({', '.join(notes)}); +: rise of the test loss without that layer's mixer\n",
+        f"\nBest of {counts['evaluated']} candidates ({', '.join(notes)}):\n",
         tables.layers_text(summary),
         f"\nTrained from scratch on {summary['tokens']['final_each']:,} tokens each:\n",
         tables.results_table(summary),
     ]
+    if tables.layer_importance(summary):
+        lines.insert(
+            2, "\nThe number beside a layer is how much the test loss rises without its convolution or attention."
+        )
     if note := tables.learning_note(summary):
         lines.append(f"\n{note}")
     return "\n".join([*lines, f"\nModel: {folder / 'model'}\nReport: {folder / 'report.html'}"])

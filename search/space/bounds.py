@@ -84,7 +84,10 @@ class Bounds:
         )
 
     def random(self, rng: np.random.Generator, choose: Choose = choose_uniformly) -> Genome:
-        """A random genome: for each layer a fair coin decides on attention, then the gene is random."""
+        """A random genome: for each layer a fair coin decides on attention, then the gene is random.
+
+        Raises: ValueError if the operations hardly ever form a legal one.
+        """
         return self._with_order(lambda: self._random(rng, choose))
 
     def random_attentions(self, rng: np.random.Generator) -> Genome:
@@ -95,7 +98,10 @@ class Bounds:
         for _ in range(MAX_TRIES):
             if self.has_order(genome := make()):
                 return genome
-        raise AssertionError(f"no genome that depends on the order of tokens in {MAX_TRIES} tries")
+        raise ValueError(
+            f"operations: expected genomes that depend on the order of tokens, got none in {MAX_TRIES} tries from "
+            f"{', '.join(self.grammar.rules)}"
+        )
 
     def _random(self, rng: np.random.Generator, choose: Choose) -> Genome:
         attends = rng.random(self.num_layers) < 0.5
@@ -117,4 +123,7 @@ class Bounds:
             expression = self.grammar.random_operation(RESULT_TYPE, self.max_nodes, rng, way)
             if self.contains_expression(expression):
                 return Attention(expression)
-        raise AssertionError(f"no legal attention in {MAX_TRIES} tries")
+        raise ValueError(
+            f"operations: expected some that form an attention to all tokens within max_nodes={self.max_nodes}, got none in "
+            f"{MAX_TRIES} tries from {', '.join(self.grammar.rules)}"
+        )

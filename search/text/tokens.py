@@ -81,14 +81,16 @@ def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, leng
         length: tokens per sequence.
         setting: name of the setting that holds the length, for the message.
 
-    Raises: ValueError if the tokenizer has more tokens than the model's vocabulary, or the length exceeds its positions.
+    Raises: ValueError if the tokenizer has more tokens than the model's vocabulary, or the length exceeds its table of
+        positions, if it has one.
     """
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"model: expected a tokenizer of at most {config.vocab_size} tokens, the vocabulary of the model, "
             f"got one of {len(tokenizer)}"
         )
-    if length > config.max_position_embeddings:
+    has_table = getattr(config, "position_embedding_type", "absolute") != "none"
+    if has_table and length > config.max_position_embeddings:
         raise ValueError(
             f"{setting}: expected at most {config.max_position_embeddings}, the positions of the model, got {length}"
         )

@@ -19,6 +19,7 @@ from accelerate import PartialState
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.search.cli.arguments import parse_with_settings
 from autobert_zero.search.cli.main import main as autobert_zero
 from autobert_zero.search.cli.search import main, parse
 from autobert_zero.search.evaluation.proxy import MaskedLMProxy
@@ -112,6 +113,13 @@ def test_the_output_of_a_run(finished):
     winner, found = summary["best"]["index"], summary["results"]["AutoBERT-Zero (found)"]
     assert f"Candidate #{winner} and its ancestors" in page and f'<h3 id="backbone">#{winner}</h3>' in page
     assert f'<td class="n">{found["loss"]:.4f}</td>' in page
+    for name, result in summary["results"].items():
+        assert (name == "unigram") == ("layer_importance" not in result)
+    for number, rise in enumerate(found["layer_importance"], start=1):
+        assert re.search(rf"^ +{number} +{re.escape(f'{rise:+.3f}')} +\S", out, re.MULTILINE)
+        assert f'<td class="n">{rise:+.3f}</td>' in page
+        assert f"| {number} | {rise:+.3f} |" in (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert "The number beside a layer is how much the test loss rises" in out and "What each layer contributes" in page
     assert ("no more than token frequencies" in page) == (found["loss"] >= summary["results"]["unigram"]["loss"])
     assert ("no more than token frequencies" in out) == ("no more than token frequencies" in page)
     assert summary["command"].startswith("python -m autobert_zero.search --")
@@ -196,14 +204,19 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
         "sead: 7": "expected settings of a search in '{file}': got 'sead'; did you mean seed?",
         "- 7": "expected settings of a search in '{file}': expected a mapping, got [7]",
         "": "expected settings of a search in '{file}': expected a mapping, got None",
-        "seed: {": "expected settings of a search in '{file}': expected YAML, got ",
-        "[" * 5000: "expected YAML, got maximum recursion depth exceeded",
-        "train_file: &a [a.txt]\nlog_with: *a": "expected values, got an alias",
+        "seed: {": "expected settings of a search in '{file}': expected YAML: ",
+        "[" * 5000: "expected YAML: maximum recursion depth exceeded",
+        "train_file: &a [a.txt]\nlog_with: *a": "expected YAML: no aliases, got one in line 2",
         "train_file: [{a: 1}]": "train_file: expected text, numbers, or a list of them, got {'a': 1}",
         "train_file: [2026-11-28]": "train_file: expected text, numbers, or a list of them, got datetime.date(",
         "seed: {a: 1}": "seed: expected text, numbers, or a list of them, got {'a': 1}",
         "text_column: ~\n1: 2": "got 1",
-        "".join(f"a{i}: 1\n" for i in range(100_000)): "expected at most 65536 bytes, got more",
+        "# " + "x" * (1 << 20): "expected at most 1048576 bytes, got more",
+        "".join(f"a{i}: 1\n" for i in range(5_000)): "got 'a0'",
+        "train_file: [~]": "train_file: expected text, numbers, or a list of them, got None",
+        "seed: !!int ''": "expected YAML: ",
+        "seed: !!bool maybe": "expected YAML: ",
+        "seed: !!timestamp x": "expected YAML: ",
         "text_column: !!python/object/apply:os.getcwd []": "could not determine a constructor",
         "seed: many": "invalid int value: 'many'",
         "kernel_sizes: []\nlog_with: []": "expected values for kernel_sizes in '{file}', got none",
@@ -211,6 +224,21 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
         file.write_text(text)
         assert message.replace("{file}", str(file)) in fails(capsys, ["--config", str(file)])
     assert "No such file" in fails(capsys, ["--config", "nowhere.yaml"])
+
+
+def test_hyphens_and_old_names(monkeypatch):
+    expected = SearchSettings.from_dict({"hidden_size": 128, "prune_after": 0.5, "streaming": False, "seed": 3})
+    given = ["--hidden-size", "128", "--hurdle=0.5", "--streaming", "no", "--seed=3"]
+    assert parse(given)[0] == expected
+    assert parse(["--prune-after", "0.5", "--hidden_size=128", "--seed", "3"])[0] == expected
+    monkeypatch.setattr(sys, "argv", ["script", *given, "--own-count", "5"])
+
+    @dataclasses.dataclass
+    class Options:
+        own_count: int = dataclasses.field(default=1, metadata={"help": "Of a script."})
+
+    _, values, options = parse_with_settings("A script.", Options, "options")
+    assert SearchSettings.from_dict(values) == expected and options.own_count == 5
 
 
 def test_help_has_every_setting_in_its_group(capsys):

@@ -33,7 +33,7 @@ def damaged(value: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
         if isinstance(value, dict):
             yield (*path, name), {key: each for key, each in value.items() if key != name}
     if path:
-        yield from ((path, bad) for bad in (None, "x", -1, 1e308, [[]]))
+        yield from ((path, bad) for bad in (None, "x", -1, 1e308, 10**400, [[]]))
 
 
 @pytest.mark.parametrize("name", ["summary.json", "settings.json", "history.jsonl"])

@@ -55,6 +55,19 @@ def train(problem: Problem, supernet: SuperNetwork, sample_path=None, **argument
     train_supernet(supernet, paths, problem.corpus, settings.supernet, settings.training, **arguments)
 
 
+def test_the_loss_without_a_mixer(problem):
+    """Equal to that of a model whose mixer ends in a map to zeros; the model itself is unchanged."""
+    for layer in range(len(GENOME)):
+        model = problem.proxy.builder.model(GENOME)
+        expected = problem.proxy.loss(model, "test")
+        without = problem.proxy.loss_without_mixer(model, layer)
+        assert problem.proxy.loss(model, "test") == expected != without
+        mixer = model.base_model.encoder.layer[layer].mixer
+        torch.nn.init.zeros_(mixer.dense.weight)
+        torch.nn.init.zeros_(mixer.dense.bias)
+        assert problem.proxy.loss(model, "test") == pytest.approx(without, abs=1e-6)
+
+
 def test_a_candidate_equals_its_path(problem, supernet):
     """Loss and gradients of a model with copied weights equal those of the super-network on the path."""
     supernet.eval()

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -309,6 +310,13 @@ def test_a_training_at_a_constant_rate_is_extended(folder, run):
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["steps"] == 12 and results["tokens"] == 12 * 2 * 32
     assert "max_steps: expected at least 12, those of" in run(code=2, **constant, max_steps=8)
+    results["identity"]["max_steps"] = results.pop("steps")  # as an earlier version wrote it
+    (folder / "out" / "results.json").write_text(json.dumps(results))
+    assert "contains this training, finished" in run(**constant, max_steps=12)
+    (folder / "out" / "results.json").write_text("{")
+    assert "results.json: expected the results of a training" in run(code=2, **constant, max_steps=12)
+    (folder / "out" / "results.json").unlink()  # as if killed before it was written
+    assert "max_steps: expected at least 12, those of" in run(code=2, **constant, max_steps=8)
     error = run(code=2, max_steps=12)  # a schedule that depends on the number of steps
     assert "differs in lr_scheduler_type ('" in error and "--model_name_or_path to start from the weights" in error
 
@@ -328,10 +336,18 @@ def test_a_training_from_the_weights_of_a_model(folder, run, architecture):
     run(**start, max_steps=1, learning_rate=1e-12, output_dir=folder / "next", vocab_size=999)
     losses = [json.loads((folder / name / "results.json").read_text())["losses"] for name in ("out", "next")]
     assert losses[1]["test"]["1"] == pytest.approx(losses[0]["test"]["1"], abs=1e-5)
+    for name in ("weightless", "truncated", "bare"):
+        shutil.copytree(folder / "out", folder / name, ignore=shutil.ignore_patterns("checkpoint-*"))
+    (folder / "weightless" / "model.safetensors").unlink()
+    os.truncate(folder / "truncated" / "model.safetensors", 1000)
+    AutoModelForMaskedLM.from_pretrained(folder / "out").base_model.save_pretrained(folder / "bare")
     for changed, message in (
         ({"genome": "bert-small"}, "genome: expected one of"),
         ({"config_overrides": "hidden_size=24"}, "config_overrides: expected none with --model_name_or_path"),
-        ({"model_name_or_path": folder / "nowhere"}, "tokenizer_name: cannot load"),
+        ({"model_name_or_path": folder / "nowhere"}, "model_name_or_path: expected a model, got "),
+        ({"model_name_or_path": folder / "weightless"}, "model_name_or_path: expected weights in "),
+        ({"model_name_or_path": folder / "truncated"}, "model_name_or_path: expected weights in "),
+        ({"model_name_or_path": folder / "bare"}, "got none for "),
     ):
         assert message in run(code=2, **{**start, "output_dir": folder / "other", **changed})
 

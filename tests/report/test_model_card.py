@@ -157,7 +157,7 @@ def test_the_folder_and_its_card(capsys, run, tmp_path):
     )
     assert (
         '"USER/NAME"' in card.text
-        and "The maximum sequence length is 16 tokens" in card.text
+        and "It was trained on sequences of 16 tokens" in card.text
         and "{" not in card.text.partition("## Citation")[0]
     )
 

@@ -19,3 +19,14 @@ def test_losses_too_large_for_a_perplexity():
     assert tables.perplexity(1.0) == math.e and tables.perplexity(None) is tables.perplexity(1e4) is None
     results = {name: {"loss": loss, "perplexity": tables.perplexity(loss)} for name, loss in (("a", 1e4), ("b", None))}
     assert tables.result_rows({"results": results}) == [("a", "", "10000.0000", ""), ("b", "", "diverged", "")]
+
+
+def test_layer_importance_is_shown_only_with_that_of_the_found_model():
+    genes = [{"kind": "convolution", "kernel_size": 3}, {"kind": "convolution", "kernel_size": 5}]
+    results = {"found": {"layer_importance": [0.5, -0.25]}, "BERT": {"layer_importance": [0.1, 0.2]}, "unigram": {}}
+    summary = {"best": {"genome": genes}, "custom_operations": {}, "results": results}
+    assert tables.layers_text(summary) == "  1   +0.500  convolution 3\n  2   -0.250  convolution 5"
+    assert tables.layer_rows(summary)[0] == ("1", "convolution 3", "+0.500", "+0.100")
+    del results["found"]["layer_importance"]
+    assert tables.layers_text(summary) == "  1  convolution 3\n  2  convolution 5"
+    assert tables.layer_importance(summary) == {} and tables.layer_rows(summary)[1] == ("2", "convolution 5")

@@ -4,12 +4,14 @@ import json
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
 
 from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, ROTARY_ATTENTION, SELF_ATTENTION
 from autobert_zero.search.custom_operations import CustomOperations
 from autobert_zero.search.evolution.limits import LimitedSpace
 from autobert_zero.search.evolution.loop import first_generation
 from autobert_zero.search.run.factory import make_cost_model, make_space, make_strategy, within_limits
+from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.settings import SearchSettings, StrategySettings
 
@@ -70,6 +72,26 @@ def test_seed_genomes(tmp_path):
     space, strategy = make(seed_genomes=["bert-rotary", "published", str(tmp_path / "list.json")])
     first = [record.genome for record in first_generation(space, strategy, 0)]
     assert first[:3] == [(ROTARY_ATTENTION,) * 4, PUBLISHED_GENOME[:4], genome]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"operations": ["paper"], "min_attention_layers": 4},
+            "position_embedding_type: expected absolute for a space",
+        ),
+        (
+            {"operations": ["paper"], "other_paths": "attentions"},
+            "other_paths: expected another choice for attentions",
+        ),
+        ({"operations": ["conv3", "conv7"]}, "operations: expected some that form an attention to all tokens"),
+        ({"operations": ["softmax", "rotary", "conv3"]}, "operations: expected some that form an attention"),
+    ],
+)
+def test_spaces_without_legal_genomes(tiny_settings, values, message):
+    with pytest.raises(ValueError, match=message):
+        Problem.prepare(tiny_settings.replace(num_hidden_layers=4, **values), torch.device("cpu"))
 
 
 def test_seed_genomes_without_order():
