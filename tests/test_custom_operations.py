@@ -493,6 +493,7 @@ def test_custom_operations_of_one_run_are_not_used_by_the_next(tmp_path, capsys)
     summary = {"genome": other, "custom_operations": rules}
     (tmp_path / "unused.json").write_text(json.dumps(summary))
     values = {**TINY_RUN, "train_file": [corpus], "max_evaluations": 8, "output_dir": str(tmp_path / "run")}
+    values["position_embedding_type"] = "absolute"
     for name, message in {
         "operation.json": "expected genomes in the space of this run",
         "layer.json": "expected genomes in the space of this run",

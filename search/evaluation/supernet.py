@@ -9,6 +9,7 @@ A path is a genome. It runs in the same model class as a candidate, on views of 
 implementation that could differ. Departures from the paper are listed in docs/explanation.md.
 """
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -43,7 +44,8 @@ from autobert_zero.search.text.corpus import Corpus
 
 
 # Uses every input once, so that all projections are created.
-_ALL_INPUTS = "add(add(q, k), add(v, p))"
+# Rotary, so that the store is a legal model in a space without position embeddings.
+_ALL_INPUTS = "add(add(rotary(q), k), add(v, p))"
 # Weights of operations with parameters, per layer and operation: the nodes of an expression use them in turn.
 NUM_SLOTS = 3
 _MAX_CONVOLUTION = max(KERNEL_SIZES, key=KERNEL_SIZES.__getitem__)
@@ -80,8 +82,11 @@ class SuperNetwork(nn.Module):
 
     def _make_layer(self, position: int, gene: Gene, provides_values: bool) -> AutoBertZeroLayer:
         """A layer without weights. One per position, because every module of a path has separate weights."""
-        genome = Genome([gene] * self.builder.settings.num_hidden_layers)
-        config = self._skeleton[0].config if not _is_custom(gene) else self.builder.config(genome)
+        config = self._skeleton[0].config
+        if _is_custom(gene):
+            custom = self.builder.custom_operations
+            config = copy.copy(config)
+            config.custom_operations, config.custom_operations_digest = dict(custom.rules), custom.digest
         with torch.device("meta"):
             return AutoBertZeroLayer(config, gene, provides_values)
 

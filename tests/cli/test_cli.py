@@ -447,6 +447,7 @@ def test_all_features_of_a_search_at_once(tiny_settings, tmp_path):
         prune_after=0.5,
         crossover_probability=0.5,
         seed_genomes=["bert"],
+        position_embedding_type="absolute",
         lookahead=1,
         strategy="thompson_op_nas",
         candidate_seconds=100.0,

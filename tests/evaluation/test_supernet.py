@@ -68,6 +68,18 @@ def test_the_loss_without_a_mixer(problem):
         assert problem.proxy.loss(model, "test") == pytest.approx(without, abs=1e-6)
 
 
+@pytest.mark.parametrize("operations", [["paper"], ["matmul", "transpose", "softmax"], ["all"]])
+@pytest.mark.parametrize("positions", ["absolute", "none"])
+def test_paths_of_any_operations(tiny_settings, operations, positions):
+    settings = tiny_settings.replace(operations=operations, position_embedding_type=positions, convolution_paths=0.3)
+    problem = Problem.prepare(settings, torch.device("cpu"))
+    supernet, batch = problem.new_supernet().eval(), problem.corpus.batch("test", 0, 4)
+    for step in range(6):
+        path = problem.paths()(step, 0)
+        loss = supernet.candidate(path).eval()(batch[0], labels=batch[1]).loss
+        torch.testing.assert_close(supernet(path, *batch), loss)
+
+
 def test_a_candidate_equals_its_path(problem, supernet):
     """Loss and gradients of a model with copied weights equal those of the super-network on the path."""
     supernet.eval()
