@@ -41,7 +41,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a bar chart: a value and its error, or parts of a whole as (CSS class, share, text)."""
+    """A row of a bar chart: a value and its error, or parts of a whole as (CSS class, fraction, text)."""
 
     label: str
     value: float = 0.0
@@ -163,15 +163,15 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
     return _svg(WIDTH, len(rows) * (ROW + ROW_GAP), title, shapes)
 
 
-def shares(title: str, rows: Sequence[Bar]) -> str:
+def stacked_bars(title: str, rows: Sequence[Bar]) -> str:
     """Horizontal bars of equal length, divided into parts; parts that are wide enough are labelled."""
     shapes = []
     for i, row in enumerate(rows):
         x, y = float(LABEL_WIDTH), i * (ROW + ROW_GAP)
         shapes.append(_text(LABEL_WIDTH - 6, y + ROW / 2, row.label, "end"))
-        for kind, share, text in row.parts:
-            width = share * (WIDTH - LABEL_WIDTH)
-            tooltip = f"<title>{html.escape(text)}: {share:.0%}</title>"
+        for kind, fraction, text in row.parts:
+            width = fraction * (WIDTH - LABEL_WIDTH)
+            tooltip = f"<title>{html.escape(text)}: {fraction:.0%}</title>"
             shapes.append(
                 f'<rect class="{kind}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{ROW}">{tooltip}</rect>'
             )
@@ -181,8 +181,8 @@ def shares(title: str, rows: Sequence[Bar]) -> str:
     return _svg(WIDTH, len(rows) * (ROW + ROW_GAP), title, shapes)
 
 
-def _widened(low: float, high: float, share: float) -> tuple[float, float]:
-    margin = share * (high - low) or 0.5
+def _widened(low: float, high: float, fraction: float) -> tuple[float, float]:
+    margin = fraction * (high - low) or 0.5
     return low - margin, high + margin
 
 

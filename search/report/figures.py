@@ -201,7 +201,7 @@ def layers(run: RecordedRun, archive: Archive) -> list[dict[str, Any]]:
                 if kinds[kind]
             ]
             rows.append(Bar(f"layer {layer + 1}", parts=parts))
-        figures.append(figure(title, charts.shares(title, rows)))
+        figures.append(figure(title, charts.stacked_bars(title, rows)))
     return figures
 
 

@@ -26,7 +26,7 @@ from autobert_zero.search.stopping import Stopped
 
 # Poll interval in seconds: starts at the minimum, and doubles up to the maximum.
 _MIN_POLL_INTERVAL, _MAX_POLL_INTERVAL = 0.005, 0.2
-# Seconds that the other processes have to exit after they are told to stop.
+# Seconds that the other processes have to exit after they are asked to stop.
 _EXIT_TIMEOUT = 20.0
 _SKIPPED, _RELEASED = "skipped", "released"
 

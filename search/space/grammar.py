@@ -97,8 +97,8 @@ class Grammar:
         choices = [types for n, types in ways if n == name]
         types = choices[int(rng.integers(len(choices)))]
         spare = max_size - 1 - sum(sizes[t] for t in types)
-        shares = [spare] if len(types) == 1 else [share := int(rng.integers(spare + 1)), spare - share]
+        spares = [spare] if len(types) == 1 else [part := int(rng.integers(spare + 1)), spare - part]
         operands = (
-            self.random_expression(t, sizes[t] + share, rng, choose) for t, share in zip(types, shares, strict=True)
+            self.random_expression(t, sizes[t] + part, rng, choose) for t, part in zip(types, spares, strict=True)
         )
         return self.apply(name, tuple(operands))

@@ -19,6 +19,6 @@ def test_charts_of_little():
         charts.plot("one", [Series("<one>", [1], [2.0], band=[0.0])], "x", "y", {"level": 2.0}),
         charts.bars("zero", [Bar("zero")]),
         charts.bars("nothing", []),
-        charts.shares("half", [Bar("half", parts=[("k0", 0.5, "a"), ("attention", 0.5, "b")])]),
+        charts.stacked_bars("half", [Bar("half", parts=[("k0", 0.5, "a"), ("attention", 0.5, "b")])]),
     ):
         assert "nan" not in chart and ElementTree.fromstring(chart).attrib["role"] == "img"
