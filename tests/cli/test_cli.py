@@ -288,6 +288,27 @@ def test_output_in_other_encodings(encoding, expected):
     assert done.stdout.decode(encoding).strip() == expected
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_is_printed_in_other_encodings(finished, tmp_path, encoding):
+    """A model and its description, and the output of each command."""
+    run = finished[0].run.output_dir
+    code = f"""
+from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
+from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.search.cli.main import main
+model = AutoBertZeroForMaskedLM(AutoBertZeroConfig(hidden_size=24, num_attention_heads=2, intermediate_size=32))
+print(model, model.config, model.describe())
+for arguments in (["show", {run!r}], ["show", {run!r}, "--latex"], ["compare", {run!r}, {run!r}],
+                  ["report", {run!r}, "--output", {str(tmp_path / "page.html")!r}],
+                  ["export", {run!r}, "--output", {str(tmp_path / "exported")!r}]):
+    main(arguments)
+"""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "convolution" in done.stdout.decode(encoding)
+
+
 def test_completion(tmp_path):
     script = tmp_path / "completion"
     command = Path(sys.executable).with_name("autobert-zero")
