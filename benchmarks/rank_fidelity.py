@@ -23,17 +23,20 @@ import transformers
 from accelerate.utils import broadcast_object_list
 from scipy.stats import kendalltau
 
-from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
+from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.cli.arguments import parse_with_settings
+from autobert_zero.search.evaluation.proxy import MaskedLMProxy
 from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
 from autobert_zero.search.evaluation.training import Checkpoint, seed_torch
 from autobert_zero.search.files import JsonLines, json_digest, write_json
+from autobert_zero.search.genomes import read_genome
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.workers import Workers
 from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.space.bounds import Bounds
 
 
 # Ways to train the super-network, as changes of the settings.
@@ -51,6 +54,8 @@ IRRELEVANT = {
     *("layer_mutations", "operation_mutations", "priority_alpha", "priority_temperature", "priority_decay"),
     *("prune_after", "prune_fraction", "proxy", "proxy_tasks", "glue_dir", "glue_steps", "glue_learning_rate"),
 }
+# Known genomes, trained beside the random ones.
+KNOWN = {"BERT": "bert", "BERT, rotary": "bert-rotary", "hybrid": "hybrid", "hybrid, rotary": "hybrid-rotary"}
 # Added to the seed, so that short trainings from scratch have other initial weights than full trainings.
 SCRATCH_SEED = 1000
 # Fractions of a full training at which its loss is measured: has the order settled?
@@ -76,10 +81,10 @@ class RankSettings:
     results: str | None = dataclasses.field(default=None, metadata={"help": "JSON file for the table."})
 
 
-def known_genomes(layers: int) -> dict[str, Genome]:
-    """BERT, and alternating convolution and self-attention, for orientation."""
-    hybrid = [Convolution(7) if layer % 2 == 0 else SELF_ATTENTION for layer in range(layers)]
-    return {"BERT": Genome([SELF_ATTENTION] * layers), "hybrid": Genome(hybrid)}
+def known_genomes(bounds: Bounds) -> dict[str, Genome]:
+    """BERT, and alternating convolution and self-attention, for orientation: those that the space contains."""
+    genomes = {name: read_genome(source, bounds.num_layers) for name, source in KNOWN.items()}
+    return {name: genome for name, genome in genomes.items() if bounds.contains(genome)}
 
 
 class Rows:
@@ -100,6 +105,30 @@ class Rows:
     def add(self, row: dict[str, Any]) -> None:
         self.lines.append(row)
         self.values[row["method"]][row["candidate"]] = row
+
+
+def train_with_losses(
+    proxy: MaskedLMProxy,
+    model: AutoBertZeroForMaskedLM,
+    steps: int,
+    evaluate: Callable[[], float],
+    losses: dict[float, float],
+) -> None:
+    """Train a model from scratch.
+
+    Args:
+        proxy: its corpus determines the batches.
+        evaluate: gives the loss of the model.
+        losses: after each of `FRACTIONS` of the steps; filled in, also if the training diverges later.
+    """
+    at = {round(fraction * steps): fraction for fraction in FRACTIONS}
+
+    def progress(done: int, _: float) -> None:
+        if done in at:
+            losses[at[done]] = evaluate()
+            model.train()
+
+    proxy.train(model, proxy.schedule(steps, proxy.training.learning_rate), "final", progress=progress)
 
 
 class Trainer:
@@ -127,16 +156,10 @@ class Trainer:
         proxy = copy.copy(self.proxy)
         proxy.corpus = self.proxy.corpus.with_seed(seed)
         model = self.new_model(genome, seed)
-        at = {round(fraction * steps): fraction for fraction in FRACTIONS}
-        losses = {}
-
-        def progress(done: int, _: float) -> None:
-            if done in at:
-                losses[str(at[done])] = self.proxy.loss(model, "test")
-                model.train()
-
-        proxy.train(model, proxy.schedule(steps, self.settings.training.learning_rate), "final", progress=progress)
-        return {"loss": losses.pop("1.0"), "earlier": losses}
+        losses: dict[float, float] = {}
+        # Evaluated with the masks of the first seed.
+        train_with_losses(proxy, model, steps, lambda: self.proxy.loss(model, "test"), losses)
+        return {"loss": losses.pop(1.0), "earlier": {str(fraction): loss for fraction, loss in losses.items()}}
 
     def new_model(self, genome: Genome, seed: int) -> AutoBertZeroForMaskedLM:
         seed_torch(seed, "final")
@@ -257,7 +280,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     population = {str(i): record.genome for i, record in enumerate(problem.first)}
-    genomes = {**population, **known_genomes(settings.model.num_hidden_layers)}
+    genomes = {**known_genomes(problem.space.bounds), **population}
 
     folder = Path(settings.run.output_dir)
     rows = None

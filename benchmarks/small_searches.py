@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.files import write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.report.recorded_run import read_summary
-from autobert_zero.search.report.tables import mean_and_error, text_table, with_error
+from autobert_zero.search.report.tables import MODELS, mean_and_error, summary_genome, text_table, with_error
 from autobert_zero.search.settings import flags
 
 
@@ -28,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "absolute": {"position_embedding_type": "absolute"},
     "seeded": {"seed_genomes": ["bert-rotary", "hybrid-rotary"]},
 }
-FOUND, BETTER_BASELINE = "AutoBERT-Zero (found)", "BERT, rotary positions"
+FOUND, BETTER_BASELINE = MODELS["found"], MODELS["bert_rotary"]
 
 
 def search(folder: Path, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +35,6 @@ def search(folder: Path, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     arguments = flags({"output_dir": str(folder), "seed": seed, "num_threads": 1, **changes})
     subprocess.run([sys.executable, "-m", "autobert_zero.search", "--quiet", *arguments], check=True)
     summary = read_summary(folder / "summary.json")
-    genome = Genome.from_list(summary["best"]["genome"], summary["custom_operations"])
     return {
         "seed": seed,
         "commit": summary["commit"],
@@ -47,7 +45,7 @@ def search(folder: Path, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
             for name, result in summary["results"].items()
             if "layer_importance" in result
         },
-        "genome": [str(gene) for gene in genome],
+        "genome": [str(gene) for gene in summary_genome(summary)],
         "index": summary["best"]["index"],
         "seconds": summary["seconds_of_candidates"],
     }

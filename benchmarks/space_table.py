@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from rank_fidelity import train_with_losses
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.cli.arguments import parse_with_settings
@@ -31,10 +32,6 @@ from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.settings import SearchSettings
-
-
-# Fractions of a training at which the validation loss is measured.
-FRACTIONS = (0.25, 0.5, 1.0)
 
 
 @dataclasses.dataclass
@@ -60,24 +57,18 @@ def train(genome: Genome) -> Outcome:
     [problem] = _PROBLEM
     settings, proxy = problem.settings, problem.proxy
     start, steps = time.perf_counter(), settings.final.final_steps
-    at = {round(fraction * steps) for fraction in FRACTIONS}
-    losses: dict[str, float] = {}
+    losses: dict[float, float] = {}
+    costs: dict[str, float] = dict(problem.costs.costs(genome))
     seed_torch(settings.run.seed, "final")
     model = proxy.builder.model(genome)
 
-    def progress(done: int, _: float) -> None:
-        if done in at:
-            losses[f"validation_{done}"] = round(proxy.loss(model, "validation"), 5)
-            model.train()
-
-    schedule = proxy.schedule(steps, settings.training.learning_rate)
     try:
-        proxy.train(model, schedule, "final", progress=progress)
-        losses["test"] = round(proxy.loss(model, "test"), 5)
-        found: dict[str, Any] = {"score": -losses[f"validation_{steps}"]}
+        train_with_losses(proxy, model, steps, lambda: proxy.loss(model, "validation"), losses)
+        costs["test"] = round(proxy.loss(model, "test"), 5)
+        found: dict[str, Any] = {"score": -round(losses[1.0], 5)}
     except FloatingPointError as error:
         found = {"status": "failed", "reason": str(error)}
-    costs = {**problem.costs.costs(genome), **losses}
+    costs |= {f"validation_{round(fraction * steps)}": round(loss, 5) for fraction, loss in losses.items()}
     return Outcome(**found, costs=costs, seconds=round(time.perf_counter() - start, 1))
 
 

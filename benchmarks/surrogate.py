@@ -25,7 +25,7 @@ from autobert_zero.search.evolution.archive import Record
 from autobert_zero.search.evolution.history import read_history
 from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.run.factory import make_space
-from autobert_zero.search.settings import GROUP_OF, SearchSettings
+from autobert_zero.search.settings import SearchSettings
 
 
 TREES = 200
@@ -61,7 +61,7 @@ class BackboneTable:
 
     def __init__(self, path: Path):
         header, records = read_history(path, decode_genome)
-        settings = SearchSettings.from_dict({n: v for n, v in header["settings"].items() if n in GROUP_OF})
+        settings = SearchSettings.from_dict(header["settings"])
         self.space = make_space(settings.space, settings.strategy, settings.model, CustomOperations())
         self.records = [record for record in records if record.score is not None]
         self.regression, self.columns = self._fit(self.records)

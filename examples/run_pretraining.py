@@ -63,7 +63,7 @@ from autobert_zero.search.text.corpus import unigram_loss
 from autobert_zero.search.text.documents import stream_documents
 from autobert_zero.search.text.packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
 from autobert_zero.search.text.prepared import Text, prepare
-from autobert_zero.search.text.tokens import load_tokenizer, tokenize
+from autobert_zero.search.text.tokens import load_tokenizer, max_tokens, tokenize
 
 
 @dataclass
@@ -176,8 +176,7 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
         raise ValueError(f"config_overrides: {error}") from None
     if not hasattr(config, "max_position_embeddings"):
         raise ValueError(f"model_type: expected an encoder with max_position_embeddings, got {model.model_type!r}")
-    has_table = getattr(config, "position_embedding_type", "absolute") != "none"
-    if has_table and config.max_position_embeddings < max_seq_length:
+    if max_seq_length > max_tokens(config):
         if "max_position_embeddings=" in overrides or model.model_name_or_path is not None:
             raise ValueError(
                 f"max_seq_length: expected at most max_position_embeddings={config.max_position_embeddings}, "
@@ -352,11 +351,10 @@ def may_be_extended(args: TransformersArguments, options: PretrainingArguments) 
     return (constant or warms_up) and options.short_seq_length is None
 
 
-def completed_steps(folder: Path) -> int:
-    """The steps of the finished training in a folder, or of its last checkpoint. Raises: ValueError for a damaged file."""
+def checkpoint_steps(folder: Path) -> int:
+    """The steps of the last checkpoint in a folder; 0 if there is none."""
     checkpoint = last_checkpoint(folder)
-    steps = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
-    return max(steps, finished_steps(folder) or 0)
+    return int(checkpoint.rpartition("-")[2]) if checkpoint else 0
 
 
 def finished_steps(folder: Path) -> int | None:
@@ -533,7 +531,9 @@ def main() -> None:
     try:
         pretraining = Pretraining.set_up(*parser.parse_args_into_dataclasses())
         args = pretraining.trainer.args
-        finished, completed = finished_steps(Path(args.output_dir)), completed_steps(Path(args.output_dir))
+        folder = Path(args.output_dir)
+        finished = finished_steps(folder)
+        completed = max(finished or 0, checkpoint_steps(folder))
         if completed > args.max_steps:
             raise ValueError(
                 f"max_steps: expected at least {completed}, those of {args.output_dir}, got {args.max_steps}"

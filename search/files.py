@@ -10,18 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NotRequired,
-    Required,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import filelock
 
@@ -82,7 +71,7 @@ def check_shape(value: Any, hint: Any, where: str) -> None:
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return
-    if origin is Annotated or origin in (Required, NotRequired):
+    if origin is Annotated:
         return check_shape(value, arguments[0], where)
     if origin in (Union, UnionType):
         if value is None and NoneType in arguments:
@@ -104,7 +93,7 @@ def check_shape(value: Any, hint: Any, where: str) -> None:
     if not holds:
         raise ValueError(f"{where}: expected {expected}, got {value!r:.200}")
     if is_typeddict(hint):
-        for name, each in get_type_hints(hint, include_extras=True).items():
+        for name, each in get_type_hints(hint).items():
             if name in value:
                 check_shape(value[name], each, f"{where}, {name}")
             elif name in hint.__required_keys__:

@@ -42,6 +42,17 @@ class ArgumentParser(argparse.ArgumentParser):
         return f"--{name}{equals}{value}" if f"--{name}" in self._option_string_actions else argument
 
 
+def described(command: Any) -> dict[str, Any]:
+    """Arguments of the parser of a command: a module with DESCRIPTION, EXAMPLE and, if the usual one is too long, USAGE."""
+    return {
+        "usage": getattr(command, "USAGE", None),
+        "description": command.DESCRIPTION,
+        "epilog": f"example: {command.EXAMPLE}",
+        "allow_abbrev": False,
+        "formatter_class": HelpFormatter,
+    }
+
+
 def _boolean(text: str) -> bool:
     """As transformers' HfArgumentParser reads it."""
     yes, no = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")

@@ -9,7 +9,7 @@ import importlib.metadata
 import sys
 
 from autobert_zero.search.cli import compare, export, report, search, show
-from autobert_zero.search.cli.arguments import ArgumentParser, HelpFormatter
+from autobert_zero.search.cli.arguments import ArgumentParser, described
 from autobert_zero.search.cli.encoding import degrade_output
 
 
@@ -26,15 +26,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     parsers = {}
     for name, command in COMMANDS.items():
-        parsers[name] = subparsers.add_parser(
-            name,
-            help=command.SUMMARY,
-            usage="%(prog)s [options]" if name == "search" else None,
-            description=command.DESCRIPTION,
-            epilog=f"example: {command.EXAMPLE}",
-            allow_abbrev=False,
-            formatter_class=HelpFormatter,
-        )
+        parsers[name] = subparsers.add_parser(name, help=command.SUMMARY, **described(command))
         command.add_arguments(parsers[name])
     parsers["completion"] = subparsers.add_parser(
         "completion",

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from autobert_zero.search.cli.arguments import ArgumentParser, HelpFormatter, add_settings
+from autobert_zero.search.cli.arguments import ArgumentParser, add_settings, described
 from autobert_zero.search.cli.encoding import degrade_output
 from autobert_zero.search.settings import GROUP_OF, RENAMED, SearchSettings, did_you_mean, flags
 
@@ -20,6 +20,7 @@ DESCRIPTION = (
     "Evolve a BERT backbone from text: train a bi-branch super-network, search by operation-priority evolution, then train the best backbone "
     "and two baselines, BERT and BERT with rotary positions, from scratch."
 )
+USAGE = "%(prog)s [options]"  # there are too many to list
 EXAMPLE = "accelerate launch -m autobert_zero.search --train_file text.txt --output_dir runs/mine"
 MAX_CONFIG_BYTES = 1 << 20
 RESUME = "All results so far are kept: the same command resumes."
@@ -104,14 +105,7 @@ def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tupl
 
 def parse(arguments: list[str]) -> tuple[SearchSettings, int]:
     """Settings and verbosity of `python -m autobert_zero.search`."""
-    parser = ArgumentParser(
-        prog="python -m autobert_zero.search",
-        usage="%(prog)s [options]",
-        description=DESCRIPTION,
-        epilog=f"example: {EXAMPLE}",
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
+    parser = ArgumentParser(prog="python -m autobert_zero.search", **described(sys.modules[__name__]))
     add_arguments(parser)
     namespace, unknown = parser.parse_known_args(with_config(parser, arguments))
     refuse_unknown(parser, unknown)

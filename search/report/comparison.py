@@ -5,11 +5,8 @@ from typing import Any
 
 from autobert_zero.search.report.page import summarize
 from autobert_zero.search.report.recorded_run import RecordedRun
-from autobert_zero.search.report.tables import mean, standard_error, text_table, with_error
+from autobert_zero.search.report.tables import MODELS, mean, standard_error, text_table, with_error
 
-
-# Models of a finished run, by their keys in JSON.
-MODELS = {"found": "AutoBERT-Zero (found)", "bert": "BERT", "bert_rotary": "BERT, rotary positions"}
 
 MeanAndError = tuple[float | None, float | None]
 

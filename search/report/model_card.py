@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
-from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.files import file_digest
 from autobert_zero.search.report import notation, tables
 from autobert_zero.search.report.drawing import draw_genome, to_svg
@@ -17,11 +16,6 @@ from autobert_zero.search.report.recorded_run import read_summary
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 PICTURE = "backbone.svg"
-
-
-def summary_genome(summary: dict[str, Any]) -> Genome:
-    """The genome of the winner of a run."""
-    return Genome.from_list(summary["best"]["genome"], summary.get("custom_operations"))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -89,7 +83,7 @@ def model_card(
         repository=repository or "USER/NAME",
         picture=PICTURE,
         code=code,
-        backbone=notation.genome_text(summary_genome(summary)),
+        backbone=notation.genome_text(tables.summary_genome(summary)),
         training={fact: value for fact, value in training.items() if value is not None},
         results=tables.result_rows(summary),
         layer_rows=tables.layer_rows(summary),
@@ -101,7 +95,7 @@ def model_card(
 
 def describe(folder: Path, summary: dict[str, Any], name: str, **card: Any) -> None:
     """Write the picture and the card of a model into its folder."""
-    genome = summary_genome(summary)
+    genome = tables.summary_genome(summary)
     (folder / PICTURE).write_text(to_svg(draw_genome(genome)), encoding="utf-8")
     model_card(summary, digests(folder), name, **card).save(folder / "README.md")
 

@@ -8,6 +8,10 @@ from typing import Any
 from autobert_zero.configuration_autobert_zero import Genome
 
 
+# Names of the models of a finished run, by their keys in JSON.
+MODELS = {"found": "AutoBERT-Zero (found)", "bert": "BERT", "bert_rotary": "BERT, rotary positions"}
+
+
 def mean(values: Sequence[float | None]) -> float | None:
     """None if a value is None: a training that diverged has no mean."""
     return None if None in values else statistics.fmean(values)  # type: ignore[arg-type]
@@ -99,6 +103,11 @@ def learning_note(summary: Mapping[str, Any]) -> str:
     return "The found model has learned no more than token frequencies: train it longer (final_steps)."
 
 
+def summary_genome(summary: Mapping[str, Any]) -> Genome:
+    """The genome of the winner of a run."""
+    return Genome.from_list(summary["best"]["genome"], summary.get("custom_operations"))
+
+
 def layer_importance(summary: Mapping[str, Any]) -> dict[str, list[float]]:
     """For the models that were measured the rises of the test loss, in nats, without the mixer of each layer. Empty
     unless the found model is among them."""
@@ -114,16 +123,17 @@ def layer_importance(summary: Mapping[str, Any]) -> dict[str, list[float]]:
 
 def layer_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """For each layer its number, its gene, and its importance in the models of `layer_importance`."""
-    genome = Genome.from_list(summary["best"]["genome"], summary["custom_operations"])
     columns = layer_importance(summary).values()
     return [
         (str(number), str(gene), *(f"{rises[number - 1]:+.3f}" for rises in columns))
-        for number, gene in enumerate(genome, start=1)
+        for number, gene in enumerate(summary_genome(summary), start=1)
     ]
 
 
 def layers_text(summary: Mapping[str, Any]) -> str:
     """One line per layer of the found model: its number, its importance if it was measured, and its gene."""
-    return "\n".join(
-        f"{row[0]:>3}  {''.join(f'{rise:>7}  ' for rise in row[2:3])}{row[1]}" for row in layer_rows(summary)
-    )
+    lines = []
+    for number, gene, *rises in layer_rows(summary):
+        importance = f"{rises[0]:>7}  " if rises else ""
+        lines.append(f"{number:>3}  {importance}{gene}")
+    return "\n".join(lines)

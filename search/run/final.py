@@ -6,6 +6,7 @@ from typing import Any
 
 from autobert_zero.configuration_autobert_zero import ROTARY_ATTENTION, SELF_ATTENTION, Genome
 from autobert_zero.search.evolution.archive import Archive, Record
+from autobert_zero.search.report.tables import MODELS
 from autobert_zero.search.run.errors import SearchFailed
 from autobert_zero.search.run.jobs import training_job
 from autobert_zero.search.run.problem import Problem
@@ -14,8 +15,8 @@ from autobert_zero.search.run.workers import Future, Workers
 
 # Baselines by name: the attention of all layers, and the position embeddings.
 BASELINES = {
-    "BERT": (SELF_ATTENTION, "absolute"),
-    "BERT, rotary positions": (ROTARY_ATTENTION, "none"),
+    MODELS["bert"]: (SELF_ATTENTION, "absolute"),
+    MODELS["bert_rotary"]: (ROTARY_ATTENTION, "none"),
 }
 
 
@@ -85,6 +86,6 @@ def train_final(
     for number, finalist in enumerate(finalists):
         result = result_of_first if number == 0 else submit(finalist).result()
         if result["loss"] is not None:
-            return {"AutoBERT-Zero (found)": result, **baselines}, finalist
+            return {MODELS["found"]: result, **baselines}, finalist
         say(f"Candidate {finalist['index']} cannot be trained: {result['reason']}. Trying the next best.")
     raise SearchFailed("none of the finalists can be trained; try a lower learning_rate in another output_dir")

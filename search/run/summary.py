@@ -69,13 +69,15 @@ def closing_text(summary: dict[str, Any], folder: Path) -> str:
     lines = [
         f"\nBest of {counts['evaluated']} candidates ({', '.join(notes)}):\n",
         tables.layers_text(summary),
+    ]
+    if tables.layer_importance(summary):
+        lines.append(
+            "\nThe number beside a layer is how much the test loss rises without its convolution or attention."
+        )
+    lines += [
         f"\nTrained from scratch on {summary['tokens']['final_each']:,} tokens each:\n",
         tables.results_table(summary),
     ]
-    if tables.layer_importance(summary):
-        lines.insert(
-            2, "\nThe number beside a layer is how much the test loss rises without its convolution or attention."
-        )
     if note := tables.learning_note(summary):
         lines.append(f"\n{note}")
     return "\n".join([*lines, f"\nModel: {folder / 'model'}\nReport: {folder / 'report.html'}"])

@@ -1,6 +1,7 @@
 """Tokenizers: trained or loaded, and documents as tokens."""
 
 import array
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -74,6 +75,12 @@ def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> np
     return np.array(pieces, dtype=np.int32)
 
 
+def max_tokens(config: PretrainedConfig) -> float:
+    """Tokens of the longest sequence: the rows of the model's table of positions; infinite without a table."""
+    has_table = getattr(config, "position_embedding_type", "absolute") != "none"
+    return config.max_position_embeddings if has_table else math.inf
+
+
 def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, length: int, setting: str) -> None:
     """Check that a tokenizer and a sequence length fit a model.
 
@@ -89,8 +96,7 @@ def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, leng
             f"model: expected a tokenizer of at most {config.vocab_size} tokens, the vocabulary of the model, "
             f"got one of {len(tokenizer)}"
         )
-    has_table = getattr(config, "position_embedding_type", "absolute") != "none"
-    if has_table and length > config.max_position_embeddings:
+    if length > max_tokens(config):
         raise ValueError(
             f"{setting}: expected at most {config.max_position_embeddings}, the positions of the model, got {length}"
         )
