@@ -16,10 +16,14 @@ The head of the class that saved the checkpoint is kept. A tokenizer saved with 
 """
 
 import argparse
+import os
+import pickle
 import re
 from collections.abc import Callable
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PretrainedConfig
 from transformers.utils import cached_file
@@ -33,6 +37,8 @@ from autobert_zero.configuration_autobert_zero import (
     Genome,
 )
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, AutoBertZeroPreTrainedModel
+from autobert_zero.search.cli.arguments import path
+from autobert_zero.search.files import first_line
 from autobert_zero.search.text.tokens import expect_vocabulary
 
 
@@ -164,37 +170,48 @@ def model_class(config: dict) -> type[AutoBertZeroPreTrainedModel]:
     return getattr(modeling_autobert_zero, name)
 
 
-def read_weights(path: str) -> Weights:
-    safetensors = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-    if safetensors:
-        return load_file(safetensors)
-    return torch.load(cached_file(path, "pytorch_model.bin"), map_location="cpu", weights_only=True)
+def read_weights(name: str) -> Weights:
+    safetensors = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    file = safetensors or cached_file(name, "pytorch_model.bin")
+    try:
+        return load_file(file) if safetensors else torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"weights: cannot read {str(file)!r}: {first_line(error)}") from None
 
 
-def convert(path: str) -> AutoBertZeroPreTrainedModel:
+def convert(name: str) -> AutoBertZeroPreTrainedModel:
     """The converted model.
 
     Args:
-        path: folder or Hub name of the checkpoint.
+        name: folder or Hub name of the checkpoint.
 
-    Raises: ValueError if its layout is unknown or its weights do not fit.
+    Raises: ValueError if its layout is unknown, its weights do not fit, or a file is damaged; OSError if one is missing.
     """
-    config, _ = PretrainedConfig.get_config_dict(path)
+    config, _ = PretrainedConfig.get_config_dict(name)
     if config.get("model_type") not in LAYOUTS:
         raise ValueError(f"model_type: expected one of {list(LAYOUTS)}, got {config.get('model_type')}")
-    genome, weights = LAYOUTS[config["model_type"]](config, read_weights(path))
-    fields = {name: config[name] for name in SHARED_FIELDS if name in config}
-    model = model_class(config)(AutoBertZeroConfig(genome=genome.to_list(), **fields))
+    weights = read_weights(name)
+    try:
+        genome, weights = LAYOUTS[config["model_type"]](config, weights)
+        fields = {field: config[field] for field in SHARED_FIELDS if field in config}
+        model = model_class(config)(AutoBertZeroConfig(genome=genome.to_list(), **fields))
+    except (StrictDataclassError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"config.json: expected a configuration, got one with {' '.join(str(error).split())}"
+        ) from None
     if isinstance(model, AutoBertZeroModel):
-        weights = {name.removeprefix("autobert_zero."): weight for name, weight in weights.items()}
-    missing, unknown = model.load_state_dict(weights, strict=False)
+        weights = {key.removeprefix("autobert_zero."): weight for key, weight in weights.items()}
+    try:
+        missing, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"weights: {' '.join(str(error).split())}") from None
     # A checkpoint may lack the tied decoder, and may have the pooler and the sentence-pair head of BERT's pre-training.
     # The port's bare encoder has no pooler; its weights remain random.
     if model.config.tie_word_embeddings:
-        missing = [name for name in missing if name != "predictions.decoder.weight"]
+        missing = [key for key in missing if key != "predictions.decoder.weight"]
     if isinstance(model, AutoBertZeroModel):
-        missing = [name for name in missing if not name.startswith("pooler.")]
-    unknown = [n for n in unknown if "pooler." not in n and not n.startswith("seq_relationship.")]
+        missing = [key for key in missing if not key.startswith("pooler.")]
+    unknown = [key for key in unknown if "pooler." not in key and not key.startswith("seq_relationship.")]
     if missing or unknown:
         raise ValueError(f"weights: missing {missing}, unexpected {unknown}")
     return model.eval()
@@ -203,19 +220,22 @@ def convert(path: str) -> AutoBertZeroPreTrainedModel:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder, or name on the Hub")
-    parser.add_argument("output_dir", help="folder to save the model in")
+    parser.add_argument("output_dir", type=path, help="folder to save the model in: a new or an empty one")
     args = parser.parse_args(arguments)
+    checkpoint = os.path.expanduser(args.checkpoint)
     try:
-        model = convert(args.checkpoint)
+        if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
+            raise ValueError(f"output_dir: expected a new or an empty folder, got {str(args.output_dir)!r}")
+        model = convert(checkpoint)
+        model.save_pretrained(args.output_dir)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    model.save_pretrained(args.output_dir)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
-        expect_vocabulary(tokenizer, args.checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        expect_vocabulary(tokenizer, checkpoint)
         tokenizer.save_pretrained(args.output_dir)
-    except (OSError, ValueError) as error:
-        print(f"no tokenizer was copied: {error}")
+    except Exception as error:  # transformers raises many kinds for damaged files
+        print(f"no tokenizer was copied: {' '.join(str(error).split())}")
     print(
         f"{type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters in {args.output_dir}"
     )

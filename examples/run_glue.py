@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import datasets
 import evaluate
@@ -33,7 +33,9 @@ from training_scripts import (
     DEFAULT_LENGTH,
     FineTuningArguments,
     ModelArguments,
+    check_rate,
     has_diverged,
+    load_model,
     load_parts,
     make_trainer,
     model_identity,
@@ -44,6 +46,9 @@ from training_scripts import (
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     Trainer,
 )
 
@@ -59,7 +64,7 @@ from autobert_zero.search.evaluation.glue import (
     majority_metrics,
     unlike_official,
 )
-from autobert_zero.search.files import JsonLines, differing_keys, json_digest, write_json
+from autobert_zero.search.files import JsonLines, check_shape, differing_keys, json_digest, write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.report.tables import mean, text_table
@@ -106,7 +111,7 @@ class FineTuning:
     def __init__(self, name: str, options: GlueArguments, args: FineTuningArguments):
         self.name, self.options, self.args = name, options, args
         self.task = TASKS[name]
-        self.config, self.tokenizer, self.remote = load_parts(options)
+        self.config, self.tokenizer, self.remote = load_parts(options, pairs=len(self.task.columns) == 2)
         self.config.num_labels = max(1, len(self.task.labels))
         if self.task.labels:
             self.config.id2label = dict(enumerate(self.task.labels))
@@ -171,12 +176,19 @@ class FineTuning:
         args.learning_rate, args.seed = learning_rate, seed
         args.output_dir = str(self.folder(seed))
         args.save_strategy = args.eval_strategy = "no"
-        parts = (self.config, self.tokenizer, self.remote)
         trainer = make_trainer(
-            AutoModelForSequenceClassification, self.options, args, parts, rows, DataCollatorWithPadding
+            AutoModelForSequenceClassification, self.options, args, self._model_parts, rows, DataCollatorWithPadding
         )
         trainer.train()
         return trainer
+
+    @property
+    def _model_parts(self) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]]:
+        return self.config, self.tokenizer, self.remote
+
+    def load_model(self) -> PreTrainedModel:
+        """The model that is fine-tuned. Raises: ValueError if it cannot be loaded."""
+        return load_model(AutoModelForSequenceClassification, self.options, self._model_parts)
 
     def try_rate(self, learning_rate: float, seed: int) -> dict[str, Any]:
         """Train on nine tenths of the train part and evaluate on the rest; the score is None if it diverged."""
@@ -219,6 +231,18 @@ class FineTuning:
                 file.write(f"{number}\t{self.task.labels[value] if self.name in NAMED_LABELS else shown}\n")
 
 
+class Row(TypedDict):
+    """A finished training."""
+
+    key: str
+    task: str
+    data: str  # digest of the rows of the task
+    metrics: dict[str, float]
+    score: float | None  # None if it diverged
+    rows: NotRequired[dict[str, int]]  # numbers of rows by part; of a training that is reported
+    seconds: float
+
+
 class Rows:
     """Finished trainings by key, in a file of JSON lines that starts with what they depend on.
 
@@ -242,6 +266,12 @@ class Rows:
             self.lines.append(identity)
             return {}
         header, *rows = self.lines.values
+        try:
+            check_shape(header, dict[str, Any], "line 1")
+            for number, row in enumerate(rows, start=2):
+                check_shape(row, Row, f"line {number}")
+        except ValueError as error:
+            return f"output_dir: {self.lines.path}, {error}"
         if different := differing_keys(header, identity):
             return f"output_dir: {self.lines.path} is of a run that differs in {', '.join(different)}"
         return {row["key"]: row for row in rows}
@@ -319,6 +349,19 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return text_table(lines)
 
 
+def check_options(options: GlueArguments) -> None:
+    """Raise a ValueError for numbers that a training would fail with."""
+    minimum = {"seeds": 1, "max_train_samples": 2 if len(options.learning_rates) > 1 else 1, "max_eval_samples": 1}
+    for name, least in minimum.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
+    for rate in options.learning_rates:
+        check_rate(rate, "learning_rates")
+    if len(set(options.learning_rates)) < len(options.learning_rates):
+        raise ValueError(f"learning_rates: expected different ones, got {options.learning_rates}")
+
+
 def names_of(task_name: str, data_dir: str | None) -> list[str]:
     """Tasks to run; for `all`, those with training data. Raises: ValueError for an unknown task."""
     if task_name != "all":
@@ -334,21 +377,21 @@ def names_of(task_name: str, data_dir: str | None) -> list[str]:
 
 
 def main() -> None:
-    parser, options, args = parse(GlueArguments, FineTuningArguments, __doc__)
+    parser, (options, args) = parse(__doc__, GlueArguments, FineTuningArguments)
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()  # every training would warn that its head is new
     transformers.utils.logging.disable_progress_bar()
     commit, rates = current_commit(), options.learning_rates or [args.learning_rate]
     folder = Path(args.output_dir)
     try:
-        if options.seeds < 1:
-            raise ValueError(f"seeds: expected at least 1, got {options.seeds}")
+        check_options(options)
         identity = {
             **{k: v for k, v in dataclasses.asdict(options).items() if k not in IRRELEVANT},
             **{k: v for k, v in steps_identity(args).items() if k != "learning_rate"},
             "model": model_identity(options),
         }
         tunings = {name: FineTuning(name, options, args) for name in names_of(options.task_name, options.data_dir)}
+        next(iter(tunings.values())).load_model()  # otherwise damaged weights would end the first training
         rows = Rows(folder / "rows.jsonl", identity)
         for key, row in rows.finished.items():
             if row["task"] in tunings and row["data"] != tunings[row["task"]].data:

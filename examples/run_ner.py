@@ -164,13 +164,14 @@ def set_up(
         # Keeps only the best label of each token in memory.
         preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
     )
-    claim_folder_for_file(options, args, irrelevant=())
     pieces = make_pieces(validation, tokenizer, options.max_seq_length)
-    return trainer, datasets.Dataset.from_dict(columns(pieces)), validation, pieces, labels
+    evaluated = datasets.Dataset.from_dict(columns(pieces))
+    claim_folder_for_file(options, args, irrelevant=())
+    return trainer, evaluated, validation, pieces, labels
 
 
 def main() -> None:
-    parser, options, args = parse(NerArguments, FineTuningArguments, __doc__)
+    parser, (options, args) = parse(__doc__, NerArguments, FineTuningArguments)
     commit, folder = current_commit(), Path(args.output_dir)
     try:
         trainer, evaluated, validation, pieces, labels = set_up(options, args)

@@ -19,9 +19,8 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,13 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from training_scripts import (
+    CheckpointDigests,
+    checkpoint_step,
     claim_folder,
+    end_diverged,
     last_checkpoint,
     model_identity,
+    parse,
     shut_down_together,
     steps_identity,
 )
@@ -43,7 +46,6 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
-    HfArgumentParser,
     PretrainedConfig,
     Trainer,
 )
@@ -52,8 +54,7 @@ from transformers import TrainingArguments as TransformersArguments
 from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
 from autobert_zero.search import custom_operations
-from autobert_zero.search.cli.arguments import ScriptHelpFormatter
-from autobert_zero.search.files import bytes_digest, write_json
+from autobert_zero.search.files import bytes_digest, read_json, write_json
 from autobert_zero.search.genomes import read_genome
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
@@ -63,7 +64,7 @@ from autobert_zero.search.text.corpus import unigram_loss
 from autobert_zero.search.text.documents import stream_documents
 from autobert_zero.search.text.packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
 from autobert_zero.search.text.prepared import Text, prepare
-from autobert_zero.search.text.tokens import load_tokenizer, max_tokens, tokenize
+from autobert_zero.search.text.tokens import first_position, load_tokenizer, max_tokens, tokenize
 
 
 @dataclass
@@ -176,13 +177,13 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
         raise ValueError(f"config_overrides: {error}") from None
     if not hasattr(config, "max_position_embeddings"):
         raise ValueError(f"model_type: expected an encoder with max_position_embeddings, got {model.model_type!r}")
-    if max_seq_length > max_tokens(config):
+    config.pad_token_id = pad_token_id
+    if max_seq_length > (maximum := max_tokens(config)):
         if "max_position_embeddings=" in overrides or model.model_name_or_path is not None:
             raise ValueError(
-                f"max_seq_length: expected at most max_position_embeddings={config.max_position_embeddings}, "
-                f"got {max_seq_length}"
+                f"max_seq_length: expected at most {maximum}, by max_position_embeddings, got {max_seq_length}"
             )
-        config.max_position_embeddings = max_seq_length
+        config.max_position_embeddings = max_seq_length + first_position(config)
     sizes = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
     return type(config).from_dict({**config.to_dict(), **sizes})  # checks all fields together
 
@@ -192,8 +193,9 @@ def _config_of_model(name: str, custom_digest: str | None) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
         custom_operations.load_for_model(config, name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model_name_or_path: expected a model, got {name!r}: {error}") from None
+    except Exception as error:  # transformers raises many kinds for damaged files
+        message = " ".join(str(error).split())
+        raise ValueError(f"model_name_or_path: expected a model, got {name!r}: {message}") from None
     own = getattr(config, "custom_operations_digest", None)
     if custom_digest is not None and custom_digest != own:
         raise ValueError("custom_operations: expected those of the model, or none, with --model_name_or_path")
@@ -211,8 +213,9 @@ def _config_of_genome(source: str, rules: Mapping[str, str]) -> AutoBertZeroConf
                 raise ValueError(f"a model of type {found!r} has no genome; --model_type trains another architecture")
             return AutoBertZeroConfig.from_pretrained(folder)
         genome = read_genome(source, custom_operations=rules)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"genome: expected a preset, a JSON file or a folder, got {source!r}: {error}") from None
+    except Exception as error:  # transformers raises many kinds for damaged files
+        message = " ".join(str(error).split())
+        raise ValueError(f"genome: expected a preset, a JSON file or a folder, got {source!r}: {message}") from None
     return AutoBertZeroConfig(genome=genome.to_list(), custom_operations=genome.custom_operations() or None)
 
 
@@ -244,12 +247,9 @@ def make_model(config: Any, objective: str, name_or_path: str | None = None) -> 
     if isinstance(config, AutoBertZeroConfig):
         config.sparse_prediction = True  # logits only at labelled tokens
         own = AutoBertZeroForMaskedLM if objective == "mlm" else AutoBertZeroForPreTraining
-        return own(config) if name_or_path is None else _with_weights(own, config, name_or_path)
+        return _new(own, config) if name_or_path is None else _with_weights(own, config, name_or_path)
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForPreTraining
-    try:
-        model = auto.from_config(config)
-    except ValueError as error:
-        raise ValueError(f"model_type: {error}") from None
+    model = _new(auto.from_config, config)
     if objective != "mlm" and "next_sentence_label" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"objective: expected mlm for {type(model).__name__}, without sentence pairs, got {objective!r}"
@@ -258,6 +258,15 @@ def make_model(config: Any, objective: str, name_or_path: str | None = None) -> 
         model = _with_weights(auto, config, name_or_path)
     predict_where_labelled(model)
     return model
+
+
+def _new(make: Callable[[Any], transformers.PreTrainedModel], config: Any) -> transformers.PreTrainedModel:
+    try:
+        return make(config)
+    except ValueError as error:
+        raise ValueError(f"model_type: {error}") from None
+    except KeyError as error:  # of an activation that does not exist
+        raise ValueError(f"config_overrides: expected values that {config.model_type} knows, got {error}") from None
 
 
 def _with_weights(model_class: Any, config: Any, name_or_path: str) -> transformers.PreTrainedModel:
@@ -317,8 +326,6 @@ def evaluation_sets(settings: TextSettings, options: PretrainingArguments, text:
 
     Raises: ValueError for files of one name, and for bad text.
     """
-    if options.max_eval_sequences < 1:
-        raise ValueError(f"max_eval_sequences: expected at least 1, got {options.max_eval_sequences}")
     arrays = {part: tokens for part, tokens in text.parts.items() if part != "train"}
     for path in options.validation_file:
         name = Path(path).name.split(".")[0]
@@ -351,22 +358,44 @@ def may_be_extended(args: TransformersArguments, options: PretrainingArguments) 
     return (constant or warms_up) and options.short_seq_length is None
 
 
+def check_options(options: PretrainingArguments) -> None:
+    """Raise a ValueError for numbers out of range."""
+    minimum = {
+        "max_seq_length": 8,
+        "short_seq_length": 8,
+        "split_seed": 0,
+        "max_eval_sequences": 1,
+        "streaming_buffer": 1,
+        "streaming_test_documents": 1,
+    }
+    for name, least in minimum.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
 def checkpoint_steps(folder: Path) -> int:
     """The steps of the last checkpoint in a folder; 0 if there is none."""
     checkpoint = last_checkpoint(folder)
-    return int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    return checkpoint_step(Path(checkpoint)) if checkpoint else 0
 
 
 def finished_steps(folder: Path) -> int | None:
     """The steps of the finished training in a folder; None if there is none. Raises: ValueError for a damaged file."""
     path = folder / "results.json"
-    if not path.exists():
+    if not path.exists() or not (folder / "model.safetensors").exists() or not (folder / "config.json").exists():
         return None
+    results = read_json(path, dict[str, Any])
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
         return int(results["steps"] if "steps" in results else results["identity"]["max_steps"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected the results of a training: {error!r}") from None
+
+
+def has_finite_losses(folder: Path) -> bool:
+    """Whether the finished training in a folder did not diverge."""
+    losses = read_json(folder / "results.json", dict[str, Any]).get("losses", {})
+    return all(found.get("1") is not None for found in losses.values())
 
 
 def losses_by_fraction(log: list[dict[str, Any]], max_steps: int) -> dict[str, dict[str, float | None]]:
@@ -426,6 +455,7 @@ class Pretraining:
     ) -> "Pretraining":
         """Raises: ValueError for bad input."""
         commit = current_commit()
+        check_options(options)
         if model_arguments.model_name_or_path is not None and settings.tokenizer_name is None:
             _config_of_model(model_arguments.model_name_or_path, None)  # otherwise an error would be of the tokenizer
             settings = dataclasses.replace(settings, tokenizer_name=model_arguments.model_name_or_path)
@@ -454,6 +484,8 @@ class Pretraining:
         config = make_config(model_arguments, len(text.tokenizer), text.tokenizer.pad_token_id, options.max_seq_length)
         args.train_sampling_strategy = "sequential"  # the data set determines the order
         args.remove_unused_columns = False
+        if args.load_best_model_at_end and args.metric_for_best_model == "loss":
+            args.metric_for_best_model = "validation_loss"
         args.dataloader_pin_memory &= torch.accelerator.is_available()
         transformers.set_seed(args.seed)
         evaluated = evaluation_sets(settings, options, text)
@@ -464,6 +496,7 @@ class Pretraining:
             train_dataset=make_blocks(settings, options, text, args.seed, args.max_steps, batch),
             eval_dataset=evaluated,
             processing_class=text.tokenizer,
+            callbacks=[CheckpointDigests()],
         )
         # transformers' models accept the number of items in a batch and ignore it: the mean over micro-batches is right.
         trainer.model_accepts_loss_kwargs = False
@@ -479,7 +512,6 @@ class Pretraining:
             identity["weights"] = model_identity(model_arguments)
         if may_be_extended(args, options):
             del identity["max_steps"]
-        claim_folder(args, identity)
         source = {"files": [Path(name).name for name in settings.train_file], "data_set": settings.dataset_name}
         return cls(trainer, text, identity, source, commit)
 
@@ -522,14 +554,9 @@ class Pretraining:
 
 
 def main() -> None:
-    parser = HfArgumentParser(
-        (ModelArguments, TextSettings, PretrainingArguments, TrainingArguments),  # type: ignore[arg-type]
-        description=__doc__,
-        formatter_class=ScriptHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser, given = parse(__doc__, ModelArguments, TextSettings, PretrainingArguments, TrainingArguments)
     try:
-        pretraining = Pretraining.set_up(*parser.parse_args_into_dataclasses())
+        pretraining = Pretraining.set_up(*given)
         args = pretraining.trainer.args
         folder = Path(args.output_dir)
         finished = finished_steps(folder)
@@ -538,6 +565,7 @@ def main() -> None:
             raise ValueError(
                 f"max_steps: expected at least {completed}, those of {args.output_dir}, got {args.max_steps}"
             )
+        claim_folder(args, pretraining.identity)
     except (ValueError, StrictDataclassError) as error:
         parser.error(str(error))
     if finished == args.max_steps:
@@ -545,6 +573,8 @@ def main() -> None:
     else:
         pretraining.run()
     shut_down_together()
+    if args.process_index == 0 and not has_finite_losses(folder):
+        end_diverged()
 
 
 if __name__ == "__main__":

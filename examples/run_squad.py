@@ -180,7 +180,7 @@ def set_up(
     options: SquadArguments, args: SquadTrainingArguments
 ) -> tuple[Trainer, datasets.Dataset, list[Question], dict]:
     """Raises: ValueError for bad input, before anything is trained."""
-    _, tokenizer, _ = parts = load_parts(options)
+    _, tokenizer, _ = parts = load_parts(options, pairs=True)
     maximum = options.max_seq_length // 2 - 4
     if not 0 <= options.doc_stride <= maximum:
         raise ValueError(
@@ -194,16 +194,16 @@ def set_up(
         {**columns, "start_positions": [a for a, _ in spans], "end_positions": [b for _, b in spans]}
     )
     trainer = make_trainer(AutoModelForQuestionAnswering, options, args, parts, rows, DataCollatorWithPadding)
-    claim_folder_for_file(options, args, irrelevant=("n_best", "max_answer_length"))
     windows = make_windows(validation, tokenizer, options)
     evaluated = datasets.Dataset.from_dict(
         {name: windows[name] for name in tokenizer.model_input_names if name in windows}
     )
+    claim_folder_for_file(options, args, irrelevant=("n_best", "max_answer_length"))
     return trainer, evaluated, validation, windows
 
 
 def main() -> None:
-    parser, options, args = parse(SquadArguments, SquadTrainingArguments, __doc__)
+    parser, (options, args) = parse(__doc__, SquadArguments, SquadTrainingArguments)
     commit, folder = current_commit(), Path(args.output_dir)
     try:
         trainer, evaluated, validation, windows = set_up(options, args)

@@ -1,8 +1,12 @@
 """What the training scripts share on top of transformers' Trainer: command line, models, resuming, results."""
 
 import dataclasses
-import json
+import logging
+import math
+import os
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,21 +20,31 @@ from transformers import (
     AutoTokenizer,
     HfArgumentParser,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
 )
 from transformers import TrainingArguments as TransformersArguments
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from autobert_zero.search import custom_operations
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter
-from autobert_zero.search.files import differing_keys, file_digest, write_json
+from autobert_zero.search.files import differing_keys, file_digest, read_json, write_json
 from autobert_zero.search.provenance import provenance
-from autobert_zero.search.text.tokens import check_fit, expect_vocabulary
+from autobert_zero.search.settings import Group, check_text, did_you_mean
+from autobert_zero.search.text.tokens import check_fit, expect_vocabulary, max_tokens
 
+
+_LOG = logging.getLogger(__name__)
 
 # Command line
+
+# Options that are paths, or may be, in which `~` is the home folder.
+PATHS = (
+    *("model_name_or_path", "train_file", "validation_file", "data_dir", "output_dir"),
+    *("custom_operations", "genome"),
+)
 
 
 class ArgumentParser(HfArgumentParser):
@@ -72,20 +86,73 @@ class FileArguments(ModelArguments):
     validation_file: str = field(kw_only=True, metadata={"help": "File to evaluate on."})
 
 
-def parse(options: type, arguments: type, description: str | None) -> tuple[HfArgumentParser, Any, Any]:
-    """Parse the command line of a script.
+def parse(description: str | None, *dataclasses_: type) -> tuple[HfArgumentParser, list[Any]]:
+    """Parse the command line of a script. Ends with a usage error for bad input.
 
-    Returns: the parser, for later usage errors, the options, and the arguments of Trainer.
+    Args:
+        dataclasses_: of its options; the last is that of the arguments of Trainer.
+
+    Returns: the parser, for later usage errors, and an instance of each dataclass.
     """
     parser = ArgumentParser(
-        (options, arguments),  # type: ignore[arg-type]
+        dataclasses_,  # type: ignore[arg-type]
         description=description,
         formatter_class=ScriptHelpFormatter,
         allow_abbrev=False,
     )
-    given, args = parser.parse_args_into_dataclasses()
-    args.dataloader_pin_memory &= torch.accelerator.is_available()
-    return parser, given, args
+    try:
+        *given, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+        if unknown:
+            names = (argument.partition("=")[0] for argument in unknown if argument.startswith("-"))
+            similar = did_you_mean(names, parser._option_string_actions)
+            raise ValueError(f"unrecognized arguments: {' '.join(unknown)}{similar}")
+        for options in given:
+            if not isinstance(options, Group):  # which has checked itself
+                _check_texts(options)
+        _check_numbers(given[-1])
+        _check_output_dir(Path(given[-1].output_dir))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    given[-1].dataloader_pin_memory &= torch.accelerator.is_available()
+    return parser, given
+
+
+def _check_texts(options: Any) -> None:
+    """Raise a ValueError for texts that are empty or cannot be recorded, and expand `~` in paths."""
+    for name, value in vars(options).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                check_text(text, name)
+        if name in PATHS and isinstance(value, str):
+            setattr(options, name, os.path.expanduser(value))
+        elif name in PATHS and isinstance(value, list):
+            setattr(options, name, list(map(os.path.expanduser, value)))
+
+
+def _check_output_dir(folder: Path) -> None:
+    """Raise a ValueError unless a folder can be created or written."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"output_dir: expected a folder that can be written, got {str(folder)!r}")
+
+
+def check_rate(value: float, name: str) -> None:
+    """Raise a ValueError unless a learning rate is positive and finite."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
+def _check_numbers(args: TransformersArguments) -> None:
+    """Raise a ValueError for numbers that Trainer would fail with later, or train nothing with."""
+    check_rate(args.learning_rate, "learning_rate")
+    if not 0 <= args.seed < 1 << 32:
+        raise ValueError(f"seed: expected 0 to {(1 << 32) - 1}, got {args.seed}")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(args, name)}")
+    if args.max_steps == 0 or (args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf):
+        name = "max_steps" if args.max_steps == 0 else "num_train_epochs"
+        raise ValueError(f"{name}: expected a positive number, got {getattr(args, name)}")
 
 
 # Models
@@ -94,22 +161,54 @@ def parse(options: type, arguments: type, description: str | None) -> tuple[HfAr
 DEFAULT_LENGTH = 128
 
 
-def load_parts(options: Any) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]]:
+def load_parts(options: Any, pairs: bool = False) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]]:
     """Configuration and tokenizer of the model, and the arguments to load it with.
 
-    Raises: ValueError if they do not fit each other or `max_seq_length`; OSError if they are missing.
+    Args:
+        pairs: whether it is fine-tuned on pairs of texts.
+
+    Raises: ValueError if they are missing or damaged, or do not fit each other or `max_seq_length`.
     """
     name = options.model_name_or_path
     remote = {"trust_remote_code": options.trust_remote_code, "revision": options.model_revision}
-    config = AutoConfig.from_pretrained(name, **remote)
-    tokenizer = AutoTokenizer.from_pretrained(name, **remote)
+    try:
+        config = AutoConfig.from_pretrained(name, **remote)
+        tokenizer = AutoTokenizer.from_pretrained(name, **remote)
+    except Exception as error:  # transformers raises many kinds for damaged files
+        raise ValueError(f"model: cannot load {name!r}: {' '.join(str(error).split())}") from None
     expect_vocabulary(tokenizer, name)
     if options.max_seq_length is None:
-        options.max_seq_length = min(DEFAULT_LENGTH, getattr(config, "max_position_embeddings", DEFAULT_LENGTH))
-    check_fit(config, tokenizer, options.max_seq_length, "max_seq_length")
+        limit = max_tokens(config) if hasattr(config, "max_position_embeddings") else DEFAULT_LENGTH
+        options.max_seq_length = int(min(DEFAULT_LENGTH, limit))
+    check_fit(config, tokenizer, options.max_seq_length, "max_seq_length", pairs)
     if options.trust_remote_code:
         custom_operations.load_for_model(config, name, options.model_revision)
     return config, tokenizer, remote
+
+
+def load_model(
+    model_class: type, options: Any, parts: tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]]
+) -> PreTrainedModel:
+    """A model with the weights of its encoder, and a head that may be new. Arguments as of `make_trainer`.
+
+    Raises: ValueError if weights of the encoder are missing or damaged, or do not fit the configuration.
+    """
+    config, _, remote = parts
+    name = options.model_name_or_path
+    try:
+        # A head of another size, from an earlier fine-tuning, is replaced by a new one.
+        model, loaded = model_class.from_pretrained(  # type: ignore[attr-defined]
+            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **remote
+        )
+    except Exception as error:  # transformers and safetensors raise many kinds for damaged files
+        raise ValueError(f"model: cannot load {name!r}: {' '.join(str(error).split())}") from None
+    prefix = f"{model.base_model_prefix}."
+    if wrong := sorted(key for key, *_ in loaded["mismatched_keys"] if key.startswith(prefix)):
+        raise ValueError(f"model: expected weights of the sizes in its configuration, got others in {wrong}")
+    # Models that were trained on masked tokens have no pooler.
+    if missing := sorted(key for key in loaded["missing_keys"] if key.startswith(prefix) and "pooler" not in key):
+        raise ValueError(f"model: expected weights of its encoder in {name!r}, got none for {', '.join(missing):.200}")
+    return model
 
 
 def make_trainer(
@@ -129,22 +228,17 @@ def make_trainer(
         collator_class: makes batches, given the tokenizer.
         more: arguments of Trainer.
 
-    Raises: ValueError if weights of the encoder do not fit the configuration.
+    Raises: ValueError as `load_model` does.
     """
-    config, tokenizer, remote = parts
+    _, tokenizer, _ = parts
     transformers.set_seed(args.seed)
-    # A head of another size, from an earlier fine-tuning, is replaced by a new one.
-    model, loaded = model_class.from_pretrained(
-        options.model_name_or_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **remote
-    )
-    if wrong := [name for name, *_ in loaded["mismatched_keys"] if name.startswith(f"{model.base_model_prefix}.")]:
-        raise ValueError(f"model: expected weights of the sizes in its configuration, got others in {sorted(wrong)}")
     trainer = Trainer(
-        model=model,
+        model=load_model(model_class, options, parts),
         args=args,
         train_dataset=rows,
         data_collator=collator_class(tokenizer),
         processing_class=tokenizer,
+        callbacks=[CheckpointDigests()],
         **more,
     )
     # transformers' models accept the number of items in a batch and ignore it: the mean over micro-batches is right.
@@ -155,6 +249,16 @@ def make_trainer(
 def has_diverged(trainer: Trainer) -> bool:
     """Whether weights are not finite. Predictions of such a model look normal: the first label for all rows."""
     return not all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+# Exit code of a script whose training diverged.
+DIVERGED = 3
+
+
+def end_diverged() -> NoReturn:
+    """End the process of a script whose training diverged."""
+    print("error: the training diverged: try a lower learning_rate in another output_dir", file=sys.stderr)
+    sys.exit(DIVERGED)
 
 
 # Resuming: what a folder is the training of, and where it was
@@ -195,9 +299,9 @@ def steps_identity(args: TransformersArguments) -> dict[str, Any]:
 
 
 def claim_folder(args: TransformersArguments, identity: dict[str, Any]) -> None:
-    """Record in the output folder what is trained there.
+    """Record in the output folder what is trained there. To be called when nothing but the training can fail.
 
-    Raises: ValueError if the folder holds another training, with the names that differ.
+    Raises: ValueError if the folder cannot be written, or holds another training, with the names that differ.
     """
     with args.main_process_first(desc="settings"):
         if args.process_index == 0:
@@ -207,7 +311,7 @@ def claim_folder(args: TransformersArguments, identity: dict[str, Any]) -> None:
 def _claim_folder(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / "training.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, dict[str, Any])
         if different := differing_keys(found, identity):
             values = ", ".join(
                 f"{name} ({found.get(name)!r:.60}, got {identity.get(name)!r:.60})" for name in different
@@ -217,10 +321,13 @@ def _claim_folder(folder: Path, identity: dict[str, Any]) -> None:
                 "--model_name_or_path to start from the weights in this one"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+    if any(checkpoints(folder)):
         raise ValueError(f"output_dir: {folder} holds checkpoints of another training")
-    write_json(path, identity)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, identity)
+    except OSError as error:
+        raise ValueError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
 
 
 def claim_folder_for_file(options: FileArguments, args: TransformersArguments, irrelevant: tuple[str, ...]) -> None:
@@ -239,14 +346,45 @@ def claim_folder_for_file(options: FileArguments, args: TransformersArguments, i
     claim_folder(args, identity)
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The last complete checkpoint: Trainer writes its state last."""
-    for path in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda p: -int(p.name.split("-")[-1])):
+def checkpoints(folder: Path) -> Iterator[Path]:
+    """Trainer's checkpoints in a folder, the last one first."""
+    numbered = [path for path in folder.glob("*") if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
+    yield from sorted(numbered, key=checkpoint_step, reverse=True)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The steps that a checkpoint was written after."""
+    return int(path.name.rpartition("-")[2])
+
+
+class CheckpointDigests(TrainerCallback):
+    """Adds digests of its files to each checkpoint, so that one that is damaged or incomplete is not resumed."""
+
+    FILE = "digests.json"
+
+    def on_save(self, args: TransformersArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()  # each process writes files
+        folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        if args.should_save:
+            write_json(folder / self.FILE, {path.name: file_digest(path) for path in sorted(folder.glob("*"))})
+
+    @classmethod
+    def damage(cls, folder: Path) -> str | None:
+        """What is wrong with a checkpoint; None if it is as it was written."""
         try:
-            TrainerState.load_from_json(str(path / "trainer_state.json"))
-        except (OSError, ValueError):
-            continue
-        return str(path)
+            digests = read_json(folder / cls.FILE, dict[str, str])
+            wrong = [name for name, digest in digests.items() if file_digest(folder / name) != digest]
+        except (OSError, ValueError) as error:
+            return str(error)
+        return f"{', '.join(wrong)}: not what was written" if wrong else None
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that is as it was written; warns about others."""
+    for path in checkpoints(folder):
+        if (damage := CheckpointDigests.damage(path)) is None:
+            return str(path)
+        _LOG.warning("%s is ignored: %s", path, damage)
     return None
 
 
@@ -263,7 +401,7 @@ def train_and_predict(trainer: Trainer, rows: datasets.Dataset) -> Any:
     folder = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     if has_diverged(trainer):
-        sys.exit("error: the training diverged: try a lower learning_rate in another output_dir")
+        end_diverged()
     trainer.save_model()
     if trainer.is_world_process_zero():
         custom_operations.save_with_model(folder)

@@ -107,7 +107,7 @@ def load(path: str | Path) -> CustomOperations:
     source = path.read_bytes()
     try:
         exec(compile(source, str(path), "exec"), vars(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"it cannot be run: {type(error).__name__}: {error}") from error
     table = getattr(module, "OPERATIONS", None)
     if not isinstance(table, dict) or not table:
@@ -250,7 +250,7 @@ def _call(
     before = [x.clone() for x in operands]
     try:
         result = function(*operands)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fail(f"a tensor {shape}", f"{type(error).__name__}: {error}")
     if not isinstance(result, torch.Tensor):
         fail(f"a tensor {shape}", type(result).__name__)

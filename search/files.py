@@ -1,10 +1,12 @@
 """How files are written and read: replaced as a whole, appended line by line, identified by digests, locked."""
 
 import contextlib
+import errno
 import gc
 import hashlib
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,8 @@ MAX_LINE_BYTES = 1 << 20
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a file as a whole: the old one remains until the new one is on disk."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -32,6 +36,30 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write a JSON file as a whole."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, hint: Any = Any) -> Any:
+    """The value in a JSON file, checked by `check_shape`. Raises: OSError; ValueError that names the file."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
+        check_shape(value, hint, "content")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return value
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Move a folder to the place of another folder, link or file, if there is one."""
+    if old.is_symlink() or old.is_file():
+        old.unlink()
+    elif old.exists():
+        shutil.rmtree(old)
+    os.replace(new, old)
 
 
 def file_digest(path: str | os.PathLike) -> str:

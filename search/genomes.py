@@ -1,6 +1,7 @@
 """One reader of genomes: presets, expressions, files, folders of runs and models, and models of the Hub."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from autobert_zero.configuration_autobert_zero import (
 )
 from autobert_zero.search.evolution.archive import Archive
 from autobert_zero.search.evolution.history import read_history
-from autobert_zero.search.files import check_shape
+from autobert_zero.search.files import check_shape, first_line
 from autobert_zero.search.settings import did_you_mean
 
 
@@ -83,9 +84,9 @@ def read_genome(
 def _read(source: str, rules: Mapping[str, str]) -> Genome:
     if source in PRESETS:
         return PRESETS[source][0]
-    if "(" in source:
+    path = Path(os.path.expanduser(source))
+    if "(" in source and not path.exists():
         return Genome([Attention(Expression.parse(source, rules))])
-    path = Path(source)
     if path.is_file():
         return _read_file(path, rules)
     if path.is_dir():
@@ -112,15 +113,10 @@ def _from_hub(name: str) -> Genome:
             get_hf_file_metadata(hf_hub_url(name, "config.json"))  # a single attempt; a download would be repeated
         config = json.loads(Path(hf_hub_download(name, "config.json")).read_text(encoding="utf-8"))
     except HUB_ERRORS as error:
-        raise OSError(f"cannot load {name!r} from the Hub: {reason(error)}") from None
+        raise OSError(f"cannot load {name!r} from the Hub: {first_line(error)}") from None
     except ValueError as error:
         raise ValueError(f"expected a configuration in {name!r}: {error}") from None
     return _from_config(config, name)
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_file(path: Path, rules: Mapping[str, str]) -> Genome:
@@ -141,4 +137,9 @@ def _from_config(config: dict[str, Any], source: str) -> Genome:
         raise ValueError(f"expected a configuration in {source!r}, got {config!r:.200}")
     if config.get("model_type") != AutoBertZeroConfig.model_type:
         raise ValueError(f"a model of type {config.get('model_type')!r} has no genome: {source!r}")
-    return AutoBertZeroConfig.from_dict(config).parsed_genome()
+    try:
+        return AutoBertZeroConfig.from_dict(config).parsed_genome()
+    except Exception as error:  # transformers raises many kinds for values of other types
+        raise ValueError(
+            f"expected a configuration in {source!r}, got one with {' '.join(str(error).split())}"
+        ) from None

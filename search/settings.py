@@ -48,14 +48,29 @@ class Range:
 POSITIVE = Range(above=0)
 NOT_NEGATIVE = Range(minimum=0)
 AT_LEAST_ONE = Range(minimum=1)
+SIZE = Range(minimum=1, maximum=1 << 20)  # of what memory is allocated for
 FRACTION = Range(minimum=0, below=1)
 
 # Settings that are paths, in which `~` is the home folder.
-_PATHS = {"output_dir", "train_file", "prepared_dir", "custom_operations", "glue_dir"}
+_PATHS = {
+    *("output_dir", "train_file", "prepared_dir", "custom_operations", "glue_dir"),
+    *("dataset_name", "tokenizer_name", "seed_genomes"),  # or names
+}
 
 
 def _expanded(value: Any) -> Any:
     return list(map(os.path.expanduser, value)) if isinstance(value, list) else os.path.expanduser(value)
+
+
+def check_text(text: str, where: str) -> None:
+    """Raise a ValueError for an empty text, and for one that files cannot record, such as the name of a file in another
+    encoding."""
+    if not text:
+        raise ValueError(f"{where}: expected a value, got ''")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: expected text that UTF-8 can encode, got {text!r}") from None
 
 
 # Markers of settings that may differ between sessions of one run: where and how it runs, and how long it continues.
@@ -93,6 +108,9 @@ class Group:
             extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
             for allowed in (extra for extra in extras if isinstance(extra, Range)):
                 self.expect(name, value in allowed, str(allowed))
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    check_text(text, name)
             if name in _PATHS:
                 object.__setattr__(self, name, _expanded(value))
 
@@ -113,8 +131,8 @@ class TextSettings(Group):
 
     train_file: list[str] = setting(
         [],
-        "Text files: .csv, .tsv, .json, .jsonl, .parquet or .arrow with a column of text, or plain text (a blank line ends "
-        "a document), each also as .gz, .xz or .bz2. "
+        "Text files: .csv, .tsv, .json or .jsonl with a column of text, or plain text (a blank line ends a document), each "
+        "also as .gz, .xz or .bz2; .parquet or .arrow. "
         "Without it and --dataset_name: the language reference that is part of Python.",
     )
     dataset_name: str | None = setting(None, "Data set of the Hub, or a local folder; its train split is used.")
@@ -125,7 +143,9 @@ class TextSettings(Group):
     tokenizer_name: str | None = setting(
         None, "Name or path of a tokenizer. Without it a WordPiece tokenizer is trained.", old_name="tokenizer"
     )
-    vocab_size: Annotated[int, Range(minimum=64)] = setting(4096, "Vocabulary size of the tokenizer that is trained.")
+    vocab_size: Annotated[int, Range(minimum=64, maximum=1 << 24)] = setting(
+        4096, "Vocabulary size of the tokenizer that is trained."
+    )
     validation_fraction: Annotated[float, Range(above=0, below=0.5)] = setting(
         0.08, "Fraction of the text (whole documents) that scores candidates.", old_name="select_fraction"
     )
@@ -153,7 +173,7 @@ class RunSettings(Group):
         "runs/search", "Folder of the run. The same command on the same folder resumes it."
     )
     seed: Annotated[int, NOT_NEGATIVE] = setting(42, "Seed of all randomness of the run.")
-    num_threads: Annotated[int, NOT_NEGATIVE, PLACE] = setting(
+    num_threads: Annotated[int, Range(minimum=0, maximum=1024), PLACE] = setting(
         0, "Threads per process; 0 divides the cores of the machine evenly. Results differ in the last digits."
     )
     checkpoint_seconds: Annotated[float, NOT_NEGATIVE, PLACE] = setting(
@@ -173,11 +193,11 @@ class ModelSettings(Group):
 
     title = "model"
 
-    num_hidden_layers: Annotated[int, AT_LEAST_ONE] = setting(4, "Number of layers.")
-    hidden_size: Annotated[int, AT_LEAST_ONE] = setting(64, "Width.")
-    num_attention_heads: Annotated[int, AT_LEAST_ONE] = setting(2, "Attention heads.")
-    intermediate_size: Annotated[int, AT_LEAST_ONE] = setting(256, "Width of the feed-forward part.")
-    sequence_length: Annotated[int, Range(minimum=8)] = setting(64, "Tokens per sequence.")
+    num_hidden_layers: Annotated[int, Range(minimum=1, maximum=1024)] = setting(4, "Number of layers.")
+    hidden_size: Annotated[int, SIZE] = setting(64, "Width.")
+    num_attention_heads: Annotated[int, SIZE] = setting(2, "Attention heads.")
+    intermediate_size: Annotated[int, SIZE] = setting(256, "Width of the feed-forward part.")
+    sequence_length: Annotated[int, Range(minimum=8, maximum=1 << 20)] = setting(64, "Tokens per sequence.")
     position_embedding_type: Literal["absolute", "none"] = setting(
         "none",
         "absolute: BERT's table of positions. none: no table; rotary and convolutions encode the order of tokens.",
@@ -228,7 +248,10 @@ class SpaceSettings(Group):
         self.expect("kernel_sizes", len(self.kernel_sizes) > 0, "at least one size")
         self.expect("kernel_sizes", self._is_distinct("kernel_sizes"), "distinct sizes")
         for size in self.kernel_sizes:
-            Convolution(size)
+            try:
+                Convolution(size)
+            except ValueError as error:
+                raise ValueError(f"kernel_sizes: {error}") from None
         known = {"all", "paper", *ALL_OPERATIONS}
         self.expect("operations", bool(self.operations) and set(self.operations) <= known, f"any of {sorted(known)}")
         self.expect(
@@ -264,9 +287,7 @@ class LimitSettings(Group):
         "Maximum milliseconds of a forward pass, measured before a candidate is trained; a slower candidate fails. "
         "Measurements, and so the history, differ between runs.",
     )
-    latency_batch_size: Annotated[int, AT_LEAST_ONE] = setting(
-        1, "Sequences in the batch that latency is measured on."
-    )
+    latency_batch_size: Annotated[int, SIZE] = setting(1, "Sequences in the batch that latency is measured on.")
 
 
 @dataclass(frozen=True)
@@ -281,9 +302,9 @@ class StrategySettings(Group):
     max_evaluations: Annotated[int, AT_LEAST_ONE, BUDGET] = setting(
         40, "Number of candidates to evaluate, those of earlier sessions included."
     )
-    population_size: Annotated[int, AT_LEAST_ONE] = setting(16, "M: random genomes in the first generation.")
-    num_parents: Annotated[int, AT_LEAST_ONE] = setting(3, "K: best candidates that have children.")
-    num_children: Annotated[int, AT_LEAST_ONE] = setting(4, "C: children of each parent in a generation.")
+    population_size: Annotated[int, SIZE] = setting(16, "M: random genomes in the first generation.")
+    num_parents: Annotated[int, SIZE] = setting(3, "K: best candidates that have children.")
+    num_children: Annotated[int, SIZE] = setting(4, "C: children of each parent in a generation.")
     tournament_size: Annotated[int, AT_LEAST_ONE] = setting(
         5, "Candidates in a tournament of regularized evolution; the best is the parent."
     )
@@ -325,7 +346,7 @@ class StrategySettings(Group):
         super().__post_init__()
         for name, count in {"layer_mutations": 3, "operation_mutations": 4}.items():
             weights = getattr(self, name)
-            valid = len(weights) == count and all(w >= 0 and math.isfinite(w) for w in weights) and sum(weights) > 0
+            valid = len(weights) == count and min(weights) >= 0 and 0 < sum(weights) < math.inf
             self.expect(name, valid, f"{count} numbers of at least 0, not all of them 0")
         known = "score" in self.objectives and set(self.objectives) <= set(OBJECTIVES)
         self.expect(
@@ -339,8 +360,8 @@ class TrainingSettings(Group):
 
     title = "training"
 
-    batch_size: Annotated[int, AT_LEAST_ONE] = setting(8, "Sequences per batch.")
-    eval_sequences: Annotated[int, AT_LEAST_ONE] = setting(256, "Number of sequences that a loss is evaluated on.")
+    batch_size: Annotated[int, SIZE] = setting(8, "Sequences per batch.")
+    eval_sequences: Annotated[int, SIZE] = setting(256, "Number of sequences that a loss is evaluated on.")
     learning_rate: Annotated[float, POSITIVE] = setting(
         2e-3, "Peak learning rate of the super-network and of trainings from scratch."
     )
@@ -363,7 +384,7 @@ class SupernetSettings(Group):
         "How the other paths are chosen. space: from the whole space; attentions: attention in every layer, so that the "
         "branches train separately; population: from the first generation.",
     )
-    paths_per_step: Annotated[int, AT_LEAST_ONE] = setting(2, "Paths per training step; their gradients are averaged.")
+    paths_per_step: Annotated[int, SIZE] = setting(2, "Paths per training step; their gradients are averaged.")
 
 
 @dataclass(frozen=True)
@@ -455,6 +476,10 @@ class SearchSettings:
     def __post_init__(self) -> None:
         fits = self.space.min_attention_layers <= self.model.num_hidden_layers
         self.space.expect("min_attention_layers", fits, "0 to num_hidden_layers")
+        if self.candidates.proxy != "glue":
+            for each in dataclasses.fields(GlueSettings):
+                default = getattr(GlueSettings(), each.name)
+                self.glue.expect(each.name, getattr(self.glue, each.name) == default, "its default without proxy=glue")
         bounded = not self.text.streaming or self.text.max_documents is not None
         self.text.expect("streaming", bounded, "max_documents with it")
 

@@ -333,6 +333,8 @@ SHARED = torch.nn.Linear(12, 12)
         ("{'f': ('layer', lambda config: SHARED)}", "expected separate parameters in each layer"),
         ("{'f': ('layer', lambda config: Plain(torch.ones(1).item()))}", "also on the meta device"),
         ("nothing", "it cannot be run: NameError"),
+        ("exit(0)", "it cannot be run: SystemExit: 0"),
+        ("{'f': ('ab->ab', lambda x: exit(0))}", "operands nn, got SystemExit: 0"),
     ],
 )  # fmt: skip
 def test_bad_operations(tmp_path, table, message):

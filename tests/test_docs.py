@@ -44,7 +44,7 @@ SMALL_TRAINING = {
 SMALL_TUNING = {"data_dir": "glue", "max_steps": 2, "max_seq_length": 16, "seeds": 1, "report_to": "none"}
 # Flags that make a script small, by its name.
 SMALL = {
-    "search": {**TINY_RUN, "glue_steps": 2},
+    "search": TINY_RUN,
     "run_pretraining.py": SMALL_TRAINING,
     "run_glue.py": SMALL_TUNING,
     "run_ner.py": {"max_steps": 2, "max_seq_length": 16, "report_to": "none"},

@@ -14,6 +14,7 @@ from autobert_zero.configuration_autobert_zero import (
     PUBLISHED_GENOME,
     SELF_ATTENTION,
     AutoBertZeroConfig,
+    Convolution,
     CustomLayer,
     Genome,
 )
@@ -142,12 +143,29 @@ def test_custom_operations_of_files(tmp_path):
         ("{folder}", "expected a summary.json, config.json or history.jsonl in "),
         ("{folder}/empty.json", "expected a JSON file with a genome, got "),
         ("softmax(q", "expression: expected"),
+        ("{folder}/size.json", "expected a configuration in .*hidden_size"),
+        ("{folder}/layers.json", "expected a configuration in "),
+        ("{folder}/expression.json", "expected a configuration in "),
     ],
 )
 def test_bad_sources(tmp_path, source, message):
     (tmp_path / "empty.json").write_text("{}")
+    for name, fields in {
+        "size": {"hidden_size": "x"},
+        "layers": {"genome": 3},
+        "expression": {"genome": [{"kind": "attention", "expression": 3}]},
+    }.items():
+        config = {"model_type": "autobert_zero", "genome": [{"kind": "convolution", "kernel_size": 3}], **fields}
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         read_genome(source.format(folder=tmp_path))
+
+
+def test_paths_with_parentheses_and_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a (1).json").write_text('[{"kind": "convolution", "kernel_size": 3}]')
+    for source in (str(tmp_path / "a (1).json"), "~/a (1).json"):
+        assert read_genome(source) == (Convolution(3),)
 
 
 def test_the_genome_of_a_running_search_is_its_best_so_far(tmp_path):

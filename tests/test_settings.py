@@ -36,7 +36,17 @@ def test_old_names_are_accepted():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kernel_sizes": [3, 4]}, "kernel_size: expected an odd integer .*got 4"),
+        ({"kernel_sizes": [3, 4]}, "^kernel_sizes: kernel_size: expected an odd integer .*got 4"),
+        ({"glue_dir": "glue"}, "glue_dir: expected its default without proxy=glue, got 'glue'"),
+        ({"num_threads": 100_000}, "num_threads: expected a number from 0 to 1024, got 100000"),
+        ({"vocab_size": 10**14}, "vocab_size: expected a number from 64 to 16777216"),
+        ({"batch_size": 10**14}, "batch_size: expected a number from 1 to 1048576"),
+        ({"hidden_size": 10**14}, "hidden_size: expected a number from 1 to 1048576"),
+        ({"layer_mutations": [1e308, 1e308, 1e308]}, "layer_mutations: expected 3 numbers"),
+        ({"dataset_name": ""}, "dataset_name: expected a value, got ''"),
+        ({"output_dir": ""}, "output_dir: expected a value, got ''"),
+        ({"train_file": ["a", ""]}, "train_file: expected a value, got ''"),
+        ({"train_file": ["caf\udce9.txt"]}, "train_file: expected text that UTF-8 can encode"),
         ({"kernel_sizes": []}, "kernel_sizes: expected at least one size"),
         ({"kernel_sizes": [3, 3]}, "kernel_sizes: expected distinct sizes"),
         ({"num_attention_heads": 5}, "num_attention_heads: expected a divisor of hidden_size, got 5"),

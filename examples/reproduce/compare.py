@@ -36,6 +36,7 @@ EXAMPLES = HERE.parent
 sys.path.insert(0, str(EXAMPLES))
 
 from run_pretraining import ModelArguments, make_config, make_model  # noqa: E402
+from training_scripts import DIVERGED  # noqa: E402
 
 from autobert_zero.configuration_autobert_zero import Genome  # noqa: E402
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter  # noqa: E402
@@ -403,7 +404,7 @@ def run_all(commands: list[list[str]], jobs: int, folder: Path) -> None:
         print(f"$ {shlex.join(['python', *command[1:]] if command[0] == sys.executable else command)}", flush=True)
         with open(log, "w", encoding="utf-8") as file:
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
-        if code:
+        if code not in (0, DIVERGED):  # a rate may be too high
             return f"exit code {code} ({log}):\n" + "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
         return None
 

@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from autobert_zero.search.settings import GROUPS, RENAMED
+from autobert_zero.search.settings import GROUPS, RENAMED, check_text
 
 
 _METAVARS = {int: "N", float: "X"}
@@ -51,6 +53,15 @@ def described(command: Any) -> dict[str, Any]:
         "allow_abbrev": False,
         "formatter_class": HelpFormatter,
     }
+
+
+def path(text: str) -> Path:
+    """A path on the command line, in which `~` is the home folder."""
+    try:
+        check_text(text, "path")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(os.path.expanduser(text))
 
 
 def _boolean(text: str) -> bool:

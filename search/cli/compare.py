@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 
+from autobert_zero.search.cli.arguments import path
 from autobert_zero.search.cli.report import read_runs
 
 
@@ -16,7 +17,7 @@ EXAMPLE = "autobert-zero compare runs/*"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", help="Folders of runs, or history files.")
+    parser.add_argument("runs", type=path, nargs="+", help="Folders of runs, or history files.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
 
 

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
+
+from autobert_zero.search.cli.arguments import path
 
 
 SUMMARY = "make a folder for the Hub from a found model, and upload it"
@@ -14,8 +15,8 @@ EXAMPLE = "autobert-zero export runs/mine --output exported --push_to_hub me/my-
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="Folder of a finished run.")
-    parser.add_argument("--output", type=Path, required=True, help="Folder to create.")
+    parser.add_argument("run", type=path, help="Folder of a finished run.")
+    parser.add_argument("--output", type=path, required=True, help="Folder to create.")
     parser.add_argument("--license", help="License of the model, for its card, such as `apache-2.0`.")
     parser.add_argument("--language", nargs="+", help="Languages of the text, for the card, such as `en`.")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="Upload it to this repository of the Hub.")
@@ -23,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    from autobert_zero.search.genomes import HUB_ERRORS, reason
+    from autobert_zero.search.files import first_line
+    from autobert_zero.search.genomes import HUB_ERRORS
     from autobert_zero.search.report.model_card import export, push
 
     repository = arguments.push_to_hub
@@ -40,5 +42,5 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
             print(push(arguments.output, repository, arguments.private))
         except HUB_ERRORS as error:
             sys.exit(
-                f"error: not uploaded: {reason(error)}\n{arguments.output} is ready; `hf upload` can upload it, too."
+                f"error: not uploaded: {first_line(error)}\n{arguments.output} is ready; `hf upload` can upload it, too."
             )

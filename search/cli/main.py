@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser, parsers = make_parser()
     if arguments[:1] == ["search"]:
-        arguments = ["search", *search.with_config(parsers["search"], arguments[1:])]
+        search.use_config(parsers["search"], arguments[1:])
     given, unknown = parser.parse_known_args(arguments)
     subparser = parsers[given.command]
     search.refuse_unknown(subparser, unknown)

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from autobert_zero.search.cli.arguments import path
+
 
 SUMMARY = "make the page of a search, or of several side by side"
 DESCRIPTION = "Make the page of a search, or of several side by side, from their histories."
@@ -11,18 +13,19 @@ EXAMPLE = "autobert-zero report runs/mine runs/other --output both.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", help="Folders of runs, or history files; also during a search.")
+    parser.add_argument("runs", type=path, nargs="+", help="Folders of runs, or history files; also during a search.")
     parser.add_argument(
-        "--output", type=Path, help="HTML file to write; default: report.html in the folder of a single run."
+        "--output", type=path, help="HTML file to write; default: report.html in the folder of a single run."
     )
 
 
-def read_runs(parser: argparse.ArgumentParser, sources: list[str]) -> list[Any]:
-    """The recorded runs. Ends with a usage error if one cannot be read."""
+def read_runs(parser: argparse.ArgumentParser, sources: list[Path]) -> list[Any]:
+    """The recorded runs, each once. Ends with a usage error if one cannot be read."""
     from autobert_zero.search.report.recorded_run import RecordedRun
 
+    histories = {(source / "history.jsonl" if source.is_dir() else source).resolve(): source for source in sources}
     try:
-        return [RecordedRun.read(source) for source in sources]
+        return [RecordedRun.read(source) for source in histories.values()]
     except (ValueError, OSError) as error:
         parser.error(f"runs: {error}")
 
@@ -34,9 +37,9 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     runs = read_runs(parser, arguments.runs)
     output = arguments.output
     if output is None:
-        if len(runs) > 1 or not Path(arguments.runs[0]).is_dir():
+        if len(runs) > 1 or not arguments.runs[0].is_dir():
             parser.error("--output: expected a file, unless the page is of one folder")
-        output = Path(arguments.runs[0]) / "report.html"
+        output = arguments.runs[0] / "report.html"
     try:
         write_text(output, page(runs))
     except OSError as error:

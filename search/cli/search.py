@@ -4,6 +4,7 @@ accelerate launch -m autobert_zero.search --output_dir runs/demo
 """
 
 import argparse
+import json
 import os
 import sys
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 
 from autobert_zero.search.cli.arguments import ArgumentParser, add_settings, described
 from autobert_zero.search.cli.encoding import degrade_output
-from autobert_zero.search.settings import GROUP_OF, RENAMED, SearchSettings, did_you_mean, flags
+from autobert_zero.search.settings import GROUP_OF, RENAMED, SearchSettings, did_you_mean
 
 
 SUMMARY = "evolve a backbone from text"
@@ -55,9 +56,12 @@ def read_config(path: str) -> dict[str, Any]:
     if len(content) > MAX_CONFIG_BYTES:
         raise ValueError(f"expected at most {MAX_CONFIG_BYTES} bytes, got more")
     try:
-        values = yaml.load(content, _PlainLoader)
+        try:
+            values = json.loads(content)  # YAML is nearly a superset: it has neither tabs nor pairs of surrogates
+        except ValueError:
+            values = yaml.load(content, _PlainLoader)
     except (yaml.YAMLError, RecursionError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"expected YAML: {error}") from None
+        raise ValueError(f"expected YAML or JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"expected a mapping, got {values!r:.200}")
     for name, value in values.items():
@@ -69,21 +73,37 @@ def read_config(path: str) -> dict[str, Any]:
     return values
 
 
-def with_config(parser: argparse.ArgumentParser, arguments: list[str]) -> list[str]:
-    """The arguments, preceded by those of the file that `--config` names, which they override."""
+def _as_given(action: argparse.Action, name: str, value: Any) -> Any:
+    """A value of a file as the command line would give it: texts are converted, one value stands for a list of one.
+    Raises: ValueError."""
+    values = value if isinstance(value, list) else [value]
+    try:
+        values = [action.type(each) if isinstance(each, str) and callable(action.type) else each for each in values]
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{name}: {error}") from None
+    except ValueError:
+        kind = getattr(action.type, "__name__", "another type")
+        raise ValueError(f"{name}: expected {kind}, got {value!r:.200}") from None
+    if not values and action.default != []:
+        raise ValueError(f"{name}: expected values, got none")
+    return values if action.nargs == "+" or isinstance(value, list) else values[0]
+
+
+def use_config(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Make the settings of the file that `--config` names the defaults of the parser."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     path = first.parse_known_args(arguments)[0].config
     if path is None:
-        return arguments
+        return
+    actions = {action.dest: action for action in parser._actions}
     try:
-        values = read_config(path)
+        for old_name, value in read_config(os.path.expanduser(path)).items():
+            name = RENAMED.get(old_name, old_name)
+            if value is not None:
+                parser.set_defaults(**{name: _as_given(actions[name], old_name, value)})
     except (OSError, ValueError) as error:
         parser.error(f"config: expected settings of a search in {path!r}: {error}")
-    defaults = SearchSettings().to_dict()
-    if empty := [name for name, value in values.items() if value == [] and defaults[RENAMED.get(name, name)] != []]:
-        parser.error(f"config: expected values for {', '.join(empty)} in {path!r}, got none")
-    return [*flags(values), *arguments]
 
 
 def refuse_unknown(parser: argparse.ArgumentParser, unknown: list[str]) -> None:
@@ -107,7 +127,8 @@ def parse(arguments: list[str]) -> tuple[SearchSettings, int]:
     """Settings and verbosity of `python -m autobert_zero.search`."""
     parser = ArgumentParser(prog="python -m autobert_zero.search", **described(sys.modules[__name__]))
     add_arguments(parser)
-    namespace, unknown = parser.parse_known_args(with_config(parser, arguments))
+    use_config(parser, arguments)
+    namespace, unknown = parser.parse_known_args(arguments)
     refuse_unknown(parser, unknown)
     return read(parser, namespace)
 

@@ -1,7 +1,8 @@
 """`autobert-zero show`: a backbone as text, LaTeX or a picture."""
 
 import argparse
-from pathlib import Path
+
+from autobert_zero.search.cli.arguments import path
 
 
 SUMMARY = "show a backbone as text, LaTeX or a picture"
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="A preset such as autobert-zero-base, an expression, a JSON file, the folder of a run or a model, or a model "
         "of the Hub.",
     )
-    parser.add_argument("--output", type=Path, help="Picture to write: a file that ends in .svg or .png.")
+    parser.add_argument("--output", type=path, help="Picture to write: a file that ends in .svg or .png.")
     parser.add_argument("--latex", action="store_true", help="Print formulas.")
 
 

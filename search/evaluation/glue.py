@@ -3,8 +3,8 @@
 Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", ICLR 2019.
 """
 
+import itertools
 import statistics
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,8 +88,10 @@ def _check(name: str, part: str, rows: datasets.Dataset) -> datasets.Dataset:
     if len(set(numbers)) < len(numbers):
         [(twice, _)] = Counter(numbers).most_common(1)
         raise ValueError(f"{where}: expected every idx once, got {twice} several times")
-    if not task.gaps and (gone := sorted(set(range(max(numbers) + 1)) - set(numbers))):
-        raise ValueError(f"{where}: expected rows 0 to {max(numbers)}, without idx {gone[:10]}, {len(gone)} in all")
+    if not task.gaps and (count := max(numbers) + 1 - len(numbers)):
+        known = set(numbers)
+        gone = list(itertools.islice((n for n in itertools.count() if n not in known), min(10, count)))
+        raise ValueError(f"{where}: expected rows 0 to {max(numbers)}, without idx {gone}, {count} in all")
     for column in task.columns:
         for number, text in zip(numbers, rows[column][:], strict=True):
             if not isinstance(text, str):
@@ -122,23 +124,23 @@ def _check(name: str, part: str, rows: datasets.Dataset) -> datasets.Dataset:
     return rows.remove_columns("label").add_column("label", labels, feature=kind)
 
 
-def _read(folder: Path, part: str) -> datasets.Dataset | None:
+def _read(folder: Path, part: str, setting: str) -> datasets.Dataset | None:
     """A part of a task in a folder; None if there is no file. Raises: ValueError for a file that cannot be read."""
     for path in (folder / f"{part}.jsonl.gz", folder / f"{part}.jsonl"):
         if path.is_file():
             try:
                 return datasets.Dataset.from_json(str(path), keep_in_memory=True)
             except StopIteration:
-                raise ValueError(f"data_dir: expected rows in {path}, got none") from None
-            except (OSError, EOFError, zlib.error, ValueError, datasets.exceptions.DatasetsError) as error:
-                raise ValueError(f"data_dir: cannot read {path}: {error.__cause__ or error}") from None
+                raise ValueError(f"{setting}: expected rows in {path}, got none") from None
+            except Exception as error:  # the reader of `datasets` raises whatever its format raises
+                raise ValueError(f"{setting}: cannot read {path}: {error.__cause__ or error}") from None
     return None
 
 
 def load_diagnostic(data_dir: str | None) -> datasets.Dataset:
     """The diagnostic part, predicted by the model of MNLI. Raises: ValueError if there is none."""
     if data_dir is not None:
-        rows = _read(Path(data_dir, DIAGNOSTIC), "test")
+        rows = _read(Path(data_dir, DIAGNOSTIC), "test", "data_dir")
         if rows is None:
             raise ValueError(f"data_dir: expected {DIAGNOSTIC}/test.jsonl.gz in {data_dir}, got none")
     else:
@@ -149,10 +151,17 @@ def load_diagnostic(data_dir: str | None) -> datasets.Dataset:
     return _check("mnli", "test_matched", rows)
 
 
-def load_task(name: str, data_dir: str | None) -> dict[str, datasets.Dataset]:
-    """All existing parts of a task. Raises: ValueError if it cannot be read, and as `_check` does."""
+def load_task(name: str, folder: str | None, setting: str = "data_dir") -> dict[str, datasets.Dataset]:
+    """All existing parts of a task.
+
+    Args:
+        folder: of the tasks; None for the Hub.
+        setting: that names the folder, for messages.
+
+    Raises: ValueError if it cannot be read, and as `_check` does.
+    """
     task = TASKS[name]
-    if data_dir is None:
+    if folder is None:
         try:
             parts = dict(datasets.load_dataset(HUB_NAME, name))
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -160,11 +169,11 @@ def load_task(name: str, data_dir: str | None) -> dict[str, datasets.Dataset]:
     else:
         parts = {}
         for part in ("train", *task.validations, *task.tests):
-            if (rows := _read(Path(data_dir, name), part)) is not None:
+            if (rows := _read(Path(folder, name), part, setting)) is not None:
                 parts[part] = rows
     for part in ("train", *task.validations):
         if part not in parts:
-            raise ValueError(f"data_dir: expected {name}/{part}.jsonl.gz in {data_dir}, got {sorted(parts)}")
+            raise ValueError(f"{setting}: expected {name}/{part}.jsonl.gz in {folder}, got {sorted(parts)}")
     return {part: _check(name, part, rows) for part, rows in parts.items()}
 
 

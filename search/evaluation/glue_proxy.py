@@ -51,7 +51,7 @@ def read_tasks(
         )
     found = {}
     for name in settings.proxy_tasks:
-        rows = load_task(name, settings.glue_dir)["train"]
+        rows = load_task(name, settings.glue_dir, "glue_dir")["train"]
         texts = [rows[column][:] for column in TASKS[name].columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=True)
         all_rows = list(zip(encoded["input_ids"], encoded["token_type_ids"], rows["label"][:], strict=True))

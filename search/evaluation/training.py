@@ -118,13 +118,16 @@ class Checkpoint:
             return 0
         except (SafetensorError, ValueError) as error:
             reason = str(error)
+        self._set_aside(reason)
+        return 0
+
+    def _set_aside(self, reason: str) -> None:
         if self.writes:
             damaged = self.path.with_name(f"{self.path.name}.damaged")
             os.replace(self.path, damaged)
             _LOG.warning(
                 "%s is damaged (%s): renamed to %s; its training is repeated", self.path, reason, damaged.name
             )
-        return 0
 
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Restore both and return the number of completed steps; 0, changing nothing, if there is nothing to resume."""
@@ -132,7 +135,12 @@ class Checkpoint:
         if step == 0:
             return 0
         parameters = dict(module.named_parameters())
+        shapes = {f"weight:{name}": list(parameter.shape) for name, parameter in parameters.items()}
         with safe_open(self.path, framework="pt") as file, torch.no_grad():
+            weights = [key for key in file.keys() if key.startswith("weight:")]  # noqa: SIM118 (not a dict)
+            if {key: file.get_slice(key).get_shape() for key in weights} != shapes:
+                self._set_aside("its weights are not those of the model")
+                return 0
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 field, _, name = key.partition(":")
                 if field == "weight":

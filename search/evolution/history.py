@@ -156,6 +156,7 @@ class History(list[Record]):
         if found is not None:
             self._compare(found, header, identity)
         self.header = found or header
+        self._read_genome = read_genome
         try:
             self._lines.open()
             self._lines.values.clear()  # the records hold them
@@ -181,7 +182,10 @@ class History(list[Record]):
             )
 
     def append(self, record: Record) -> None:
-        self._lines.append(_encode(record))
+        """Raises: ValueError, writing nothing, for a record that could not be read again."""
+        value = _encode(record)
+        _decode(json.loads(json.dumps(value, allow_nan=False)), self.header, self._read_genome)
+        self._lines.append(value)
         super().append(record)
 
     def close(self) -> None:

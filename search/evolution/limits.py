@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 
-# Random or mutated genomes tried until one is within the limits.
+# Random and mutated genomes tried until one is within the limits. A try takes about a millisecond, and strategies may
+# mutate dozens of times for one child.
 MAX_TRIES = 1000
+MAX_MUTATIONS = 200
 
 
 class InfeasibleLimits(ValueError):
@@ -53,9 +55,11 @@ class LimitedSpace:
         )
 
     def mutate(self, genome: Any, rng: np.random.Generator, **choose: Any) -> Any:
-        """A child within the limits; the genome itself if none of `MAX_TRIES` is."""
-        children = (self.space.mutate(genome, rng, **choose) for _ in range(MAX_TRIES))
-        return next((child for child in children if self.within(child)), genome)
+        """A child within the limits. Raises: InfeasibleLimits if none of `MAX_MUTATIONS` is."""
+        for _ in range(MAX_MUTATIONS):
+            if self.within(child := self.space.mutate(genome, rng, **choose)):
+                return child
+        raise InfeasibleLimits(f"expected limits that some children keep, got none in {MAX_MUTATIONS}")
 
     def crossover(self, genome: Any, other: Any, rng: np.random.Generator) -> Any:
         child = self.space.crossover(genome, other, rng)

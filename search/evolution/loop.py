@@ -40,33 +40,49 @@ class Completed:
         return self.outcome
 
 
+def _nothing() -> None: ...
+
+
 def propose(
-    space: Any, proposers: Sequence[Proposer], generation: int, first_index: int, known: set[str], seed: int
+    space: Any,
+    proposers: Sequence[Proposer],
+    generation: int,
+    first_index: int,
+    known: set[str],
+    seed: int,
+    check: Callable[[], None] = _nothing,
 ) -> list[Record]:
     """The candidates of a generation: each a function of (seed, generation, child), and none of them known.
 
-    A child whose key is in `known` (extended in place) is proposed again at most `MAX_TRIES` times. Then random genomes are tried
-    as often, because the parent may have no new child. Then the child is omitted.
+    A child whose key is in `known` (extended in place) is proposed again at most `MAX_TRIES` times, or until no child is
+    found within the limits. Then random genomes are tried as often, because the parent may have no new child. Then the
+    child is omitted. `check` is called before each try; an exception that it raises ends all.
     """
     proposals: list[Record] = []
     for child, proposer in enumerate(proposers):
-        for duplicates in range(2 * MAX_TRIES):
+        duplicates = 0
+        while duplicates < 2 * MAX_TRIES:
+            check()
             rng = random_stream(seed, "proposal", generation, child, duplicates)
             try:
                 genome, parents = proposer(rng) if duplicates < MAX_TRIES else (space.random(rng), ())
             except InfeasibleLimits:
-                break
+                if duplicates >= MAX_TRIES:
+                    break
+                duplicates = MAX_TRIES
+                continue
             key = space.key(genome)
             if key not in known:
                 known.add(key)
                 proposals.append(Record(first_index + len(proposals), key, genome, generation, parents, duplicates))
                 break
+            duplicates += 1
     return proposals
 
 
-def first_generation(space: Any, strategy: Strategy, seed: int) -> list[Record]:
+def first_generation(space: Any, strategy: Strategy, seed: int, check: Callable[[], None] = _nothing) -> list[Record]:
     """The first candidates of a search, not evaluated."""
-    return propose(space, strategy(0, Archive()), 0, 0, set(), seed)
+    return propose(space, strategy(0, Archive()), 0, 0, set(), seed, check)
 
 
 def _start(records: Sequence[Record], generation: int) -> int:
@@ -82,6 +98,7 @@ def evolve(
     seed: int,
     max_evaluations: int,
     lookahead: int = 0,
+    check: Callable[[], None] = _nothing,
 ) -> Iterator[Record]:
     """Search until `history` has `max_evaluations` records, or the space has no new candidate.
 
@@ -92,6 +109,7 @@ def evolve(
         lookahead: generations that are proposed before the previous one is complete, so that processes need not wait
             for its slowest candidate: generation g uses the records before g - lookahead, and always the first
             generation. Proposals depend on this number, but not on how long evaluations take.
+        check: called before each try to propose a candidate; an exception that it raises ends the search.
 
     Yields: each new record, after it was appended.
 
@@ -111,7 +129,7 @@ def evolve(
                 break
             for record in history[len(archive) : _start(history, sees_before)]:
                 archive.append(record)
-            proposals = propose(space, strategy(generation, archive), generation, proposed, known, seed)
+            proposals = propose(space, strategy(generation, archive), generation, proposed, known, seed, check)
             exhausted = not proposals
             for proposal in proposals[: max_evaluations - proposed]:
                 if proposal.index >= len(history):

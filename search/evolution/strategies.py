@@ -5,6 +5,7 @@ A space is any object with `random(rng, choose)`, `mutate(genome, rng, choose)`,
 sampling; `choose` is optional, by default uniform. A space needs only the methods that its strategy uses.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from autobert_zero.search.evolution.archive import Archive, Record
+from autobert_zero.search.evolution.limits import InfeasibleLimits
 from autobert_zero.search.evolution.priority import AdditivePriority, OperationPriority
 
 
@@ -162,7 +164,12 @@ class ThompsonOpNas(Evolution):
 
         def propose_best(rng: np.random.Generator) -> tuple[Any, tuple[int, ...]]:
             score = priority.sample(rng)
-            pool = [proposers[int(rng.integers(len(proposers)))](rng) for _ in range(self.pool_size)]
+            pool = []
+            for _ in range(self.pool_size):
+                with contextlib.suppress(InfeasibleLimits):
+                    pool.append(proposers[int(rng.integers(len(proposers)))](rng))
+            if not pool:
+                raise InfeasibleLimits("expected limits that some children keep, got none")
             new = [child for child in pool if self.space.key(child[0]) not in archive.keys]
             return max(new or pool, key=lambda child: score(self.space.features(child[0])))
 

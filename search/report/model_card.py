@@ -1,21 +1,33 @@
 """A found model as a repository of the Hub: weights, configuration, tokenizer, code, picture, and a model card."""
 
 import hashlib
-import os
+import math
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from safetensors import SafetensorError, safe_open
 
-from autobert_zero.search.files import file_digest
+from autobert_zero.search.files import file_digest, read_json, replace_folder
 from autobert_zero.search.report import notation, tables
 from autobert_zero.search.report.drawing import draw_genome, to_svg
-from autobert_zero.search.report.recorded_run import read_summary
+from autobert_zero.search.report.recorded_run import Summary, read_summary
 
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 PICTURE = "backbone.svg"
+# What a model needs to be loaded.
+MODEL_FILES = (
+    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    *("configuration_autobert_zero.py", "modeling_autobert_zero.py"),
+)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Files that the folder of a model lacks."""
+    return [name for name in MODEL_FILES if not (folder / name).is_file()]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -111,24 +123,46 @@ def _is_export_of(run: Path, output: Path) -> bool:
     )
 
 
+def _check_model(folder: Path, summary: Summary) -> None:
+    """Raise a ValueError unless a folder holds the model of a summary, as far as its files show."""
+    if missing := missing_files(folder):
+        raise ValueError(f"run: expected a model in {str(folder)!r}, got none of its {', '.join(missing)}")
+    if read_json(folder / "config.json", dict[str, Any]).get("genome") != summary["best"]["genome"]:
+        raise ValueError(f"run: expected the genome of summary.json in {str(folder / 'config.json')!r}, got another")
+    weights = folder / "model.safetensors"
+    try:
+        with safe_open(weights, framework="pt") as file:
+            count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"run: cannot read {str(weights)!r}: {error}") from None
+    expected = next(iter(summary["results"].values())).get("parameters")
+    if expected is not None and count != expected:
+        raise ValueError(f"run: expected {expected:,} parameters in {str(weights)!r}, got {count:,}")
+
+
 def export(run: Path, output: Path, repository: str | None = None, **card: Any) -> None:
     """Copy the model of a finished run to a new folder that is ready for the Hub; completely or not at all.
 
-    Raises: ValueError if the run is not finished, or `output` holds anything but an earlier export of it.
+    Raises: ValueError if the run is not finished, its model is damaged or that of another run, or `output` holds anything
+        but an earlier export of it; OSError, with nothing left behind, if a file cannot be copied.
     """
     if not (run / "summary.json").exists() or not (run / "model").is_dir():
         raise ValueError(f"run: expected the folder of a finished run, got {str(run)!r}")
+    summary = read_summary(run / "summary.json")
+    _check_model(run / "model", summary)
     if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not _is_export_of(run, output))):
         raise ValueError(f"output: expected a new or an empty folder, got {str(output)!r}")
-    summary = read_summary(run / "summary.json")
-    temporary = output.with_name(output.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(run / "model", temporary)
+    output.parent.mkdir(parents=True, exist_ok=True)
     name = (repository or output.resolve().name).rpartition("/")[2]
-    describe(temporary, summary, name, repository=repository, **card)
-    if output.exists():
-        shutil.rmtree(output)
-    os.replace(temporary, output)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as place:
+        copy = Path(place, "model")
+        try:
+            shutil.copytree(run / "model", copy)
+        except shutil.Error as error:
+            [(source, _, why), *_] = error.args[0]
+            raise OSError(f"cannot copy {source!r}: {why}") from None
+        describe(copy, summary, name, repository=repository, **card)
+        replace_folder(copy, output)
 
 
 def push(folder: Path, repository: str, private: bool) -> str:

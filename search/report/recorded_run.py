@@ -13,7 +13,7 @@ import numpy as np
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.evolution.archive import Record
 from autobert_zero.search.evolution.history import OLD_PARTS, read_history
-from autobert_zero.search.files import check_shape
+from autobert_zero.search.files import check_shape, read_json
 from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.report.tables import duration, machine_text
 from autobert_zero.search.settings import GROUP_OF, MARKERS, RENAMED, SearchSettings
@@ -117,16 +117,6 @@ def _upgrade_settings(values: dict[str, Any]) -> dict[str, Any]:
     return {**paper, **{RENAMED.get(name, name): value for name, value in values.items()}}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A mapping in a file. Raises: OSError; ValueError that names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        check_shape(value, dict[str, Any], "content")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    return value
-
-
 def _check_settings(values: dict[str, Any], where: str) -> None:
     """Raise a ValueError unless the settings that are still in use have legal values."""
     try:
@@ -140,7 +130,7 @@ def read_summary(path: Path) -> Summary:
 
     Raises: OSError; ValueError that names the file and the field, what was expected, and what came.
     """
-    summary = _read_json(path)
+    summary = read_json(path, dict[str, Any])
     upgraded = {
         "finalists": [],
         "front": [],
@@ -230,7 +220,7 @@ class RecordedRun:
                 _check_winner(summary["best"], records, folder / "summary.json")
         budget = {}
         if folder and (folder / "settings.json").exists():
-            settings = _upgrade_settings(_read_json(folder / "settings.json"))
+            settings = _upgrade_settings(read_json(folder / "settings.json", dict[str, Any]))
             _check_settings(settings, str(folder / "settings.json"))
             budget = {name: settings[name] for name in SearchSettings().budget() if name in settings}
         return cls(path.resolve().name if folder else path.stem, header, records, summary, budget)

@@ -59,6 +59,7 @@ def search_candidates(
             problem.settings.run.seed,
             settings.max_evaluations,
             settings.lookahead,
+            problem.proxy.stop.check,
         ):
             workers.forget(f"candidate-{record.index}")
             outcome = record.result

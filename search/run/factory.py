@@ -117,6 +117,10 @@ def make_strategy(settings: StrategySettings, space: Any) -> Strategy:
     population, parents, children = settings.population_size, settings.num_parents, settings.num_children
     evolution = {"crossover_probability": settings.crossover_probability, "objectives": tuple(settings.objectives)}
     unused = [] if settings.strategy == "op_nas" else [f"priority_{name}" for name in OP_NAS_PRIORITY]
+    if settings.strategy != "regularized_evolution":
+        unused.append("tournament_size")
+    if settings.strategy in ("random", "largest_first"):
+        unused += ["num_parents", "num_children", "layer_mutations", "operation_mutations"]
     if settings.strategy in ("random", "largest_first", "regularized_evolution"):
         unused += ["crossover_probability", "objectives"]
     for name in unused:

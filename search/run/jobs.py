@@ -11,6 +11,7 @@ from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import Checkpoint
 from autobert_zero.search.evolution.archive import Outcome
+from autobert_zero.search.files import json_digest
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.progress import Console
 from autobert_zero.search.run.workers import Future
@@ -93,7 +94,8 @@ class JobRunner:
         """The final training of a genome, or its first steps, resumed from its checkpoint."""
         settings, proxy = self.problem.settings, self.problem.proxy
         schedule = proxy.schedule(settings.final.final_steps, settings.training.learning_rate)
-        checkpoint = make_checkpoint(self.problem, self.folder, f"final-{name}", self.problem.full_identity)
+        training = json_digest([self.problem.full_identity, genome.to_list(), model or {}])
+        checkpoint = make_checkpoint(self.problem, self.folder, f"final-{name}", training)
         builder = dataclasses.replace(proxy.builder, settings=dataclasses.replace(settings.model, **(model or {})))
         return proxy.train_from_scratch(genome, schedule, checkpoint, progress, steps, builder)
 

@@ -19,10 +19,10 @@ from autobert_zero.search import custom_operations
 from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
 from autobert_zero.search.evaluation.training import tensors_digest
 from autobert_zero.search.evolution.history import History
-from autobert_zero.search.files import lock_output_dir, write_json, write_text
+from autobert_zero.search.files import lock_output_dir, replace_folder, write_json, write_text
 from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.provenance import commit, num_cores, provenance
-from autobert_zero.search.report.model_card import describe
+from autobert_zero.search.report.model_card import describe, missing_files
 from autobert_zero.search.report.page import page
 from autobert_zero.search.report.recorded_run import RecordedRun, Summary, read_summary
 from autobert_zero.search.run.candidates import search_candidates
@@ -68,7 +68,7 @@ class Run:
             with self._phase("text"):
                 self.problem = self._prepare()
             history = self._open_history(held) if self.main else None
-            summary = self._finished() if self.main else None
+            summary = self._finished(history) if history is not None else None
             if broadcast_object_list([summary is not None])[0]:
                 self.console.say(f"{self.folder} contains this run, finished.")
             else:
@@ -142,14 +142,15 @@ class Run:
         write_json(self.folder / "settings.json", settings.to_dict())
         return history
 
-    def _finished(self) -> Summary | None:
-        """The summary of this run, if it is finished."""
+    def _finished(self, history: History) -> Summary | None:
+        """The summary of this run, if it is finished, and nothing of it was lost."""
         path = self.folder / "summary.json"
         if not path.exists():
             return None
         with usage_errors():
             summary = read_summary(path)
-        return summary if summary["identity"] == self.problem.full_identity else None
+        is_complete = summary["counts"]["evaluated"] == len(history) and not missing_files(self.folder / "model")
+        return summary if is_complete and summary["identity"] == self.problem.full_identity else None
 
     def _search(self, history: History | None) -> dict[str, Any] | None:
         """All that follows the preparation. Returns the summary in the main process."""
@@ -254,8 +255,7 @@ class Run:
         self.problem.corpus.tokenizer.save_pretrained(temporary)
         custom_operations.save_with_model(temporary)
         describe(temporary, summary, self.folder.resolve().name)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        replace_folder(temporary, folder)
         write_json(self.folder / "summary.json", summary)
         write_text(self.folder / "report.html", page([RecordedRun.read(self.folder)]))
         for path in (*self.folder.glob("final-*.safetensors"), *self.folder.glob("*.safetensors.damaged")):

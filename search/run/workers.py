@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from autobert_zero.search.files import write_json
+from autobert_zero.search.files import json_digest, read_json, write_json
 from autobert_zero.search.stopping import Stopped
 
 
@@ -29,6 +29,14 @@ _MIN_POLL_INTERVAL, _MAX_POLL_INTERVAL = 0.005, 0.2
 # Seconds that the other processes have to exit after they are asked to stop.
 _EXIT_TIMEOUT = 20.0
 _SKIPPED, _RELEASED = "skipped", "released"
+
+
+class _Stored(TypedDict):
+    """A result in a file."""
+
+    job: Any
+    result: Any
+    digest: str  # of both
 
 
 def _main_process_is_gone() -> Stopped:
@@ -91,12 +99,13 @@ class Workers:
     def submit(self, name: str, job: Any) -> Future:
         """Submit a job. The name is that of a file. Main process only.
 
-        If an earlier run left a result of the same job, it is used.
+        If an earlier run left a result of the same job, it is used, unless its file is damaged.
         """
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            left = json.loads(self._file(name).read_text(encoding="utf-8"))
-            if left["job"] == json.loads(json.dumps(job)):
-                return Future(lambda: left["result"])
+        with contextlib.suppress(OSError, ValueError):
+            left = read_json(self._file(name), _Stored)
+            result = left["result"]
+            if left["digest"] == json_digest([job, result]):
+                return Future(lambda: result)
         if self.alone:
             return Future(lambda: self._run(name, job))
         number = self._put([name, job])
@@ -198,7 +207,7 @@ class Workers:
     def _run(self, name: str, job: Any) -> Any:
         self.check()
         result = self.run(job)
-        write_json(self._file(name), {"job": job, "result": result})
+        write_json(self._file(name), {"job": job, "result": result, "digest": json_digest([job, result])})
         return result
 
     def _await(self, key: str) -> bytes:

@@ -90,9 +90,21 @@ class Grammar:
         return self.random_operation(type_, max_size, rng, choose)
 
     def random_operation(self, type_: str, max_size: int, rng: np.random.Generator, choose: Choose) -> Expression:
-        """Like `random_expression`, but never a single input: at least two nodes."""
+        """Like `random_expression`, but never a single input: at least two nodes.
+
+        Raises: ValueError if no operation can form the type.
+        """
         sizes = self.min_sizes
-        ways = [(n, types) for n, types in self.applications[type_] if 1 + sum(sizes[t] for t in types) <= max_size]
+        ways = [
+            (name, types)
+            for name, types in self.applications[type_]
+            if all(t in sizes for t in types) and 1 + sum(sizes[t] for t in types) <= max_size
+        ]
+        if not ways:
+            raise ValueError(
+                f"operations: expected some that form an expression of type {type_} with at most {max_size} nodes, got "
+                f"{', '.join(self.rules) or 'none'}"
+            )
         name = choose(sorted({name for name, _ in ways}), rng)
         choices = [types for n, types in ways if n == name]
         types = choices[int(rng.integers(len(choices)))]

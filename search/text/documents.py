@@ -12,15 +12,16 @@ import itertools
 import lzma
 import os
 import tempfile
-import zipfile
-import zlib
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
 
 import datasets
+from pandas.errors import ParserWarning
 
+from autobert_zero.search.files import first_line
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.settings import TextSettings
 
@@ -33,14 +34,17 @@ LONG_LINE = 40
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 # Readers of `datasets` for files with columns, by suffix, and their options.
 _JSON: tuple[str, dict[str, Any]] = ("json", {})
+# Rows of text such as NA and null are text, and the first of more values than columns is no index.
+_CSV = {"keep_default_na": False, "index_col": False}
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson", ".jsonlines"), _JSON),
-    # Rows of text such as NA and null are text.
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
+    ".csv": ("csv", _CSV),
+    ".tsv": ("csv", {**_CSV, "sep": "\t"}),
     ".parquet": ("parquet", {}),
     ".arrow": ("arrow", {}),
 }
+# The first bytes of what readers would take for text, or would unpack whatever its format.
+_NOT_TEXT = {b"%PDF": "a PDF", b"PK\x03\x04": "a ZIP archive"}
 
 
 def _language_reference() -> Iterator[str]:
@@ -72,16 +76,8 @@ def _readable(setting: str, source: str) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise ValueError(f"{setting}: expected UTF-8 in {source!r}, got {error}") from None
-    except (
-        datasets.exceptions.DatasetsError,
-        lzma.LZMAError,
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-        EOFError,
-        ValueError,
-    ) as error:
-        raise ValueError(f"{setting}: cannot read {source!r}: {error}") from error
+    except Exception as error:  # the readers of `datasets` raise whatever their formats raise
+        raise ValueError(f"{setting}: cannot read {source!r}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -97,7 +93,8 @@ def _plain_name(path: str) -> Iterator[str]:
 
 
 def _rows(path: str, reader: str, options: dict[str, Any]) -> Iterator[dict]:
-    with _readable("train_file", path), _plain_name(path) as name:
+    with _readable("train_file", path), _plain_name(path) as name, warnings.catch_warnings():
+        warnings.simplefilter("error", ParserWarning)  # about values that belong to no column
         # Escaped, because `datasets` treats names as patterns.
         yield from datasets.load_dataset(
             reader, data_files=[glob.escape(name)], split="train", streaming=True, **options
@@ -121,12 +118,13 @@ def _file(path: str, settings: TextSettings) -> Iterator[str]:
     suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in _OPENERS]
     suffix = suffixes[-1] if suffixes else ""
     start = _start(path)
+    for first, kind in _NOT_TEXT.items():
+        if start.startswith(first):
+            raise ValueError(f"train_file: expected text, got {kind} in {path!r}")
     if suffix not in _READERS:
         has_column = suffix not in ("", ".txt") or start.startswith(b"{")
         if has_column and settings.text_column != TextSettings.text_column:
             raise ValueError(f"text_column: expected a file that ends in {', '.join(_READERS)}, got {path!r}")
-        if start.startswith(b"%PDF"):
-            raise ValueError(f"train_file: expected text, got a PDF in {path!r}")
         return _paragraph_blocks(_column(_rows(path, "text", {"sample_by": "line"}), "text", path))
     # The reader of JSON crashes on a bare value, and invents a column for a list of strings.
     if _READERS[suffix] is _JSON and not (

@@ -2,18 +2,17 @@
 
 import dataclasses
 import itertools
-import json
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data import topics
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from autobert_zero.search.files import bytes_digest, file_digest, write_json
+from autobert_zero.search.files import bytes_digest, file_digest, read_json, write_json
 from autobert_zero.search.settings import TextSettings
 from autobert_zero.search.text.documents import PARTS, read_documents, split_documents
 from autobert_zero.search.text.tokens import load_tokenizer, tokenize, train_tokenizer
@@ -33,6 +32,18 @@ class Text:
     tokenizer: PreTrainedTokenizerBase
     parts: dict[str, np.ndarray]
     digest: str | None = None
+
+
+# What tokens depend on: settings, and digests of files.
+_Origin = TypedDict("_Origin", {"content of train_file": list[str | None]})
+
+
+class _Contents(TypedDict):
+    """text.json of a folder of tokens."""
+
+    digest: str | None
+    origin: _Origin
+    files: dict[str, str]  # digests
 
 
 def prepare(settings: TextSettings, seed: int, max_length: int) -> Text:
@@ -110,15 +121,15 @@ def _save(folder: Path, text: Text, origin: dict[str, Any]) -> None:
 
 def _load(folder: Path, settings: TextSettings, seed: int) -> Text:
     try:
-        contents = json.loads((folder / "text.json").read_text(encoding="utf-8"))
+        contents = read_json(folder / "text.json", _Contents)
         old, digest = contents["origin"], contents["digest"]
         if damaged := [name for name, content in contents["files"].items() if file_digest(folder / name) != content]:
             raise ValueError(f"{', '.join(damaged)}: not what was written")
         tokenizer = load_tokenizer(str(folder))
         parts = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in PARTS}
-        origin = _origin(settings, seed, old["content of train_file"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"prepared_dir: cannot read {folder}: {error!r}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"prepared_dir: cannot read {folder}: {error}") from None
+    origin = _origin(settings, seed, old["content of train_file"])
     different = [name for name in origin if origin[name] != old.get(name)]
     given = settings.tokenizer_name if os.path.isdir(settings.tokenizer_name or "") else None
     if given and load_tokenizer(given).get_vocab() != tokenizer.get_vocab():

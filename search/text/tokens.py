@@ -54,8 +54,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         expect_vocabulary(tokenizer, name_or_path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer_name: cannot load {name_or_path!r}: {error}") from None
+    except Exception as error:  # transformers and tokenizers raise many kinds for damaged files
+        raise ValueError(f"tokenizer_name: cannot load {name_or_path!r}: {' '.join(str(error).split())}") from None
     for name in ("cls_token", "sep_token", "mask_token", "pad_token"):
         if getattr(tokenizer, name) is None:
             raise ValueError(f"tokenizer_name: expected one with a {name}, got {name_or_path!r} without")
@@ -75,28 +75,44 @@ def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> np
     return np.array(pieces, dtype=np.int32)
 
 
+# Types of models whose first position is after the id of the padding token.
+_POSITIONS_AFTER_PADDING = {
+    *("roberta", "roberta-prelayernorm", "camembert", "data2vec-text", "longformer", "mpnet"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+
+
+def first_position(config: PretrainedConfig) -> int:
+    """The row of the model's table of positions that belongs to the first token."""
+    return config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+
+
 def max_tokens(config: PretrainedConfig) -> float:
-    """Tokens of the longest sequence: the rows of the model's table of positions; infinite without a table."""
+    """Tokens of the longest sequence, by the rows of the model's table of positions; infinite without a table."""
     has_table = getattr(config, "position_embedding_type", "absolute") != "none"
-    return config.max_position_embeddings if has_table else math.inf
+    return config.max_position_embeddings - first_position(config) if has_table else math.inf
 
 
-def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, length: int, setting: str) -> None:
+def check_fit(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, length: int, setting: str, pairs: bool = False
+) -> None:
     """Check that a tokenizer and a sequence length fit a model.
 
     Args:
         length: tokens per sequence.
         setting: name of the setting that holds the length, for the message.
+        pairs: whether a sequence has two texts.
 
-    Raises: ValueError if the tokenizer has more tokens than the model's vocabulary, or the length exceeds its table of
-        positions, if it has one.
+    Raises: ValueError if the tokenizer has more tokens than the model's vocabulary, or the length leaves no token of a
+        text beside the special tokens, or it exceeds the model's table of positions, if it has one.
     """
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"model: expected a tokenizer of at most {config.vocab_size} tokens, the vocabulary of the model, "
             f"got one of {len(tokenizer)}"
         )
-    if length > max_tokens(config):
-        raise ValueError(
-            f"{setting}: expected at most {config.max_position_embeddings}, the positions of the model, got {length}"
-        )
+    minimum = tokenizer.num_special_tokens_to_add(pairs) + (2 if pairs else 1)
+    if length < minimum:
+        raise ValueError(f"{setting}: expected at least {minimum}, with special tokens, got {length}")
+    if length > (maximum := max_tokens(config)):
+        raise ValueError(f"{setting}: expected at most {maximum}, the positions of the model, got {length}")

@@ -151,6 +151,35 @@ def test_the_same_command_on_a_finished_run_shows_it_again(capsys, finished):
     assert before == {path: path.stat().st_mtime_ns for path in Path(settings.run.output_dir).glob("model/*")}
 
 
+@pytest.mark.parametrize("lost", ["model", "model/model.safetensors", "model/tokenizer.json", "history.jsonl"])
+def test_what_a_finished_run_lost_is_made_again(finished, tmp_path, lost):
+    settings, _ = finished
+    copied = settings.replace(output_dir=str(tmp_path / "run"))
+    shutil.copytree(settings.run.output_dir, tmp_path / "run")
+    path = tmp_path / "run" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    main(command_line(copied))
+    assert results(copied) == results(settings) and history_without_times(copied) == history_without_times(settings)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        one, other = (Path(each.run.output_dir, "model", name).read_bytes() for each in (settings, copied))
+        assert one == other
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_model_that_is_not_a_folder_is_replaced(finished, tmp_path, kind):
+    settings, _ = finished
+    copied = settings.replace(output_dir=str(tmp_path / "run"))
+    shutil.copytree(settings.run.output_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "elsewhere").mkdir()
+    if kind == "link":
+        (tmp_path / "run" / "model").symlink_to(tmp_path / "elsewhere")
+    else:
+        (tmp_path / "run" / "model").touch()
+    main(command_line(copied))
+    assert (tmp_path / "run" / "model" / "config.json").exists() and not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_run_killed_at_any_moment_resumes(finished, tmp_path):
     """`kill -9` in the super-network, among the candidates and in the final training; then the same command."""
     expected, _ = finished
@@ -197,6 +226,16 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
     settings, verbosity = parse(["--seed", "8", "-v", "--config", str(file), "--train_file", "c.txt"])
     assert verbosity == 1
     assert settings == SearchSettings.from_dict({"train_file": ["c.txt"], "learning_rate": 1e-3, "seed": 8})
+    # What would not survive as arguments, and JSON that is not YAML.
+    for text in (
+        "text_column: -x\nlayer_mutations: [1, 0, -0.0]\nkernel_sizes: 3\ntrain_file: '~/\U0001f600'",
+        '{\n\t"text_column": "-x", "layer_mutations": [1, 0, -0.0], "kernel_sizes": 3, '
+        '"train_file": ["~/\\ud83d\\ude00"]}',
+    ):
+        file.write_text(text)
+        settings, _ = parse(["--config", str(file)])
+        assert settings.text.text_column == "-x" and settings.strategy.layer_mutations == [1, 0, 0]
+        assert settings.space.kernel_sizes == [3] and settings.text.train_file == [os.path.expanduser("~/\U0001f600")]
     # settings.json of a run is such a file, too.
     file.write_text(json.dumps(tiny_settings.to_dict()))
     assert parse(["--config", str(file)]) == (tiny_settings, 0)
@@ -204,9 +243,9 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
         "sead: 7": "expected settings of a search in '{file}': got 'sead'; did you mean seed?",
         "- 7": "expected settings of a search in '{file}': expected a mapping, got [7]",
         "": "expected settings of a search in '{file}': expected a mapping, got None",
-        "seed: {": "expected settings of a search in '{file}': expected YAML: ",
-        "[" * 5000: "expected YAML: maximum recursion depth exceeded",
-        "train_file: &a [a.txt]\nlog_with: *a": "expected YAML: no aliases, got one in line 2",
+        "seed: {": "expected settings of a search in '{file}': expected YAML or JSON: ",
+        "[" * 5000: "expected YAML or JSON: maximum recursion depth exceeded",
+        "train_file: &a [a.txt]\nlog_with: *a": "expected YAML or JSON: no aliases, got one in line 2",
         "train_file: [{a: 1}]": "train_file: expected text, numbers, or a list of them, got {'a': 1}",
         "train_file: [2026-11-28]": "train_file: expected text, numbers, or a list of them, got datetime.date(",
         "seed: {a: 1}": "seed: expected text, numbers, or a list of them, got {'a': 1}",
@@ -214,12 +253,15 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
         "# " + "x" * (1 << 20): "expected at most 1048576 bytes, got more",
         "".join(f"a{i}: 1\n" for i in range(5_000)): "got 'a0'",
         "train_file: [~]": "train_file: expected text, numbers, or a list of them, got None",
-        "seed: !!int ''": "expected YAML: ",
-        "seed: !!bool maybe": "expected YAML: ",
-        "seed: !!timestamp x": "expected YAML: ",
+        "seed: !!int ''": "expected YAML or JSON: ",
+        "seed: !!bool maybe": "expected YAML or JSON: ",
+        "seed: !!timestamp x": "expected YAML or JSON: ",
         "text_column: !!python/object/apply:os.getcwd []": "could not determine a constructor",
-        "seed: many": "invalid int value: 'many'",
-        "kernel_sizes: []\nlog_with: []": "expected values for kernel_sizes in '{file}', got none",
+        "seed: many": "settings of a search in '{file}': seed: expected int, got 'many'",
+        "seed: [1, 2]": "seed: expected an integer, got [1, 2]",
+        "text_column: no": "text_column: expected a string, got False",
+        "strategy: other": "strategy: expected one of ",
+        "kernel_sizes: []\nlog_with: []": "settings of a search in '{file}': kernel_sizes: expected values, got none",
     }.items():
         file.write_text(text)
         assert message.replace("{file}", str(file)) in fails(capsys, ["--config", str(file)])

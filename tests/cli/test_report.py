@@ -66,7 +66,8 @@ def test_report_and_compare(capsys, folder, tmp_path):
     main(["report", str(folder)])
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     assert (folder / "report.html").read_text(encoding="utf-8") == page([RecordedRun.read(folder)])
-    main(["report", str(folder), str(folder / "history.jsonl"), "--output", str(tmp_path / "both.html")])
+    copy = shutil.copy(folder / "history.jsonl", tmp_path / "copy.jsonl")
+    main(["report", str(folder), str(copy), "--output", str(tmp_path / "both.html")])
     assert "2 runs" in (tmp_path / "both.html").read_text(encoding="utf-8")
     finished = shutil.copytree(folder, tmp_path / "finished")
     history = RecordedRun.read(folder)
@@ -109,7 +110,10 @@ def test_report_and_compare(capsys, folder, tmp_path):
     [
         (["report", "nowhere"], "runs: expected the folder of a run, or a history, got 'nowhere'"),
         (["compare", "."], "runs: expected the folder of a run"),
-        (["report", "{folder}", "{folder}"], "--output: expected a file"),
+        (["report", "{folder}/history.jsonl"], "--output: expected a file"),
+        (["report", "{folder}", "--output", ""], "argument --output: path: expected a value, got ''"),
+        (["report", "{folder}", "--output", "caf\udce9.html"], "path: expected text that UTF-8 can encode"),
+        (["report", "{folder}", "--output", "{folder}"], "--output: cannot write "),
         (["report", "{folder}", "--output", "nowhere/page.html"], "--output: cannot write"),
         (["report", "{folder}/torn"], "torn, line 1"),
     ],
@@ -120,3 +124,13 @@ def test_bad_input(capsys, folder, monkeypatch, tmp_path, arguments, message):
     with pytest.raises(SystemExit) as stopped:
         main([argument.format(folder=folder) for argument in arguments])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not list(folder.parent.glob("*.tmp"))
+
+
+def test_a_run_that_is_named_twice_counts_once(capsys, folder, monkeypatch, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    names = [str(folder), str(folder / "history.jsonl"), str(tmp_path / "link"), f"~/{folder.name}"]
+    main(["compare", *names, "--json"])
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["runs"] == [folder.name]

@@ -1,5 +1,6 @@
 """The training loop and its checkpoints."""
 
+import copy
 import os
 
 import pytest
@@ -202,6 +203,19 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_training_repeated(tmp_path, d
     [record] = caplog.records
     assert str(path) in record.getMessage() and "renamed to c.safetensors.damaged" in record.getMessage()
     assert Checkpoint(path, "this", 0.0).step() == 6
+
+
+def test_a_checkpoint_of_another_model_is_set_aside(tmp_path, caplog):
+    """One whose digest and identity are right, but not its names or shapes."""
+    for other in (nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)), nn.Linear(4, 1)):
+        checkpoint = Checkpoint(tmp_path / "c.safetensors", "this", 0.0)
+        checkpoint.save(other, torch.optim.AdamW(other.parameters()), 3)
+        module = make()
+        before = copy.deepcopy(module.state_dict())
+        assert checkpoint.load(module, torch.optim.AdamW(module.parameters())) == 0
+        assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+        assert "its weights are not those of the model" in caplog.text
+        (tmp_path / "c.safetensors.damaged").unlink()
 
 
 def test_only_one_process_writes(tmp_path):

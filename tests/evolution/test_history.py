@@ -1,5 +1,6 @@
 """The history on disk: replayed, cut anywhere, damaged, of another run, of an older version, on a full disk."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -175,6 +176,17 @@ def test_not_a_history(tmp_path):
     path.write_text('{"schema": 99}\n')
     with pytest.raises(ValueError, match=f"line 1: expected a header with schema {SCHEMA}, got"):
         open_history(path)
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path):
+    path = tmp_path / "history.jsonl"
+    records = fill(path)
+    before = path.read_bytes()
+    with open_history(path) as history:
+        for outcome in (Outcome(), Outcome(score="3"), Outcome(score=float("nan")), Outcome("gone", score=None)):
+            with pytest.raises(ValueError, match=r"status: expected|score: expected|JSON compliant"):
+                history.append(dataclasses.replace(records[-1], index=20, outcome=outcome))
+        assert path.read_bytes() == before and len(history) == 20
 
 
 def test_every_record_is_synced(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import convert_checkpoint
@@ -214,6 +215,31 @@ def test_other_layouts_are_refused(tmp_path, capsys):
     bert.save_pretrained(tmp_path)
     assert "error: weights: missing ['encoder.layer.2" in refused(tmp_path, tmp_path / "ours", capsys)
     assert "nowhere" in refused(tmp_path / "nowhere", tmp_path / "ours", capsys)
+
+
+def test_a_folder_that_is_not_empty_is_refused(tmp_path, capsys):
+    """The checkpoint itself most of all."""
+    BertModel(BertConfig(**SIZES, num_hidden_layers=1)).save_pretrained(tmp_path / "bert")
+    (tmp_path / "file").touch()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "bert").iterdir()}
+    for target in ("bert", "file"):
+        with pytest.raises(SystemExit, match="2"):
+            convert(tmp_path / "bert", tmp_path / target)
+        assert "output_dir: expected a new or an empty folder" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "bert").iterdir()}
+
+
+def test_damaged_checkpoints_are_refused(tmp_path, capsys):
+    BertModel(BertConfig(**SIZES, num_hidden_layers=1)).save_pretrained(tmp_path / "bert")
+    config = json.loads((tmp_path / "bert" / "config.json").read_text())
+    for values in ({"hidden_size": "x"}, {"num_hidden_layers": None}, {"hidden_act": "foo"}):
+        (tmp_path / "bert" / "config.json").write_text(json.dumps({**config, **values}))
+        assert "error: config.json: expected a configuration" in refused(tmp_path / "bert", tmp_path / "ours", capsys)
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({**config, "vocab_size": 7}))
+    assert "error: weights: " in refused(tmp_path / "bert", tmp_path / "ours", capsys)
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(config))
+    os.truncate(tmp_path / "bert" / "model.safetensors", 100)
+    assert "error: weights: cannot read" in refused(tmp_path / "bert", tmp_path / "ours", capsys)
 
 
 def test_an_untied_decoder_stays_untied(tmp_path):

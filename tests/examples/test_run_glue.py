@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -179,6 +181,15 @@ def test_the_metric_equals_those_of_scikit_learn_and_scipy():
         (("--task_name", "rte", "--max_seq_length", "64"), "max_seq_length: expected at most 32, the positions"),
         (("--task_name", "mrpc"), "expected mrpc/train.jsonl.gz"),
         (("--task_name", "rte", "--seeds", "0"), "seeds: expected at least 1, got 0"),
+        (("--task_name", "rte", "--max_eval_samples", "0"), "max_eval_samples: expected at least 1, got 0"),
+        (("--task_name", "rte", "--max_train_samples", "-1"), "max_train_samples: expected at least 1, got -1"),
+        (
+            ("--task_name", "rte", "--max_train_samples", "1", "--learning_rates", "1e-3", "1e-4"),
+            "max_train_samples: expected at least 2, got 1",
+        ),
+        (("--task_name", "rte", "--learning_rates", "1e-3", "nan"), "learning_rates: expected a positive number"),
+        (("--task_name", "rte", "--learning_rates", "1e-3", "1e-3"), "learning_rates: expected different ones"),
+        (("--task_name", "rte", "--max_seq_length", "4"), "max_seq_length: expected at least 5"),
     ],
 )
 def test_bad_arguments(monkeypatch, model, tmp_path, capsys, arguments, message):
@@ -209,6 +220,28 @@ def test_a_tokenizer_without_a_vocabulary(monkeypatch, model, tmp_path, capsys):
     assert "expected a tokenizer with a vocabulary in" in capsys.readouterr().err
 
 
+def test_damaged_weights_are_named_before_the_first_training(monkeypatch, model, tmp_path, capsys):
+    write_task(tmp_path / "data", "rte")
+    damaged = shutil.copytree(model, tmp_path / "model")
+    os.truncate(damaged / "model.safetensors", 100)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, damaged, tmp_path / "data", tmp_path / "out", "--task_name", "rte")
+    assert "error: model: cannot load" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ["null", "{}", "[]", '{"key": "rte, rate 0.01, seed 42"}'])
+def test_damaged_rows_are_named(monkeypatch, model, tmp_path, capsys, line):
+    write_task(tmp_path / "data", "rte")
+    out = tmp_path / "out"
+    run(monkeypatch, model, tmp_path / "data", out, "--task_name", "rte", "--max_train_samples", "8")
+    header, *_ = (out / "rows.jsonl").read_text().splitlines()
+    (out / "rows.jsonl").write_text(f"{header}\n{line}\n")
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, model, tmp_path / "data", out, "--task_name", "rte", "--max_train_samples", "8")
+    assert "rows.jsonl, line 2" in capsys.readouterr().err
+
+
 def test_a_training_that_diverges_is_reported(monkeypatch, model, tmp_path, capsys):
     """And it is not chosen; with weights that are not finite all predictions would be the first label."""
     write_task(tmp_path / "data", "rte", test=True)
@@ -223,7 +256,7 @@ def test_a_training_that_diverges_is_reported(monkeypatch, model, tmp_path, caps
     assert last == ["rte", "accuracy", "diverged", "50.00", "1e+30", "diverged", "diverged"]
 
 
-def test_from_one_task_to_another(monkeypatch, model, tmp_path):
+def test_from_one_task_to_another(monkeypatch, model, tmp_path, capsys):
     """A model for three labels is fine-tuned for two; a model that was not kept is trained again."""
     write_task(tmp_path / "data", "mnli", rows=9)
     write_task(tmp_path / "data", "rte")
@@ -236,8 +269,9 @@ def test_from_one_task_to_another(monkeypatch, model, tmp_path):
     name = next(n for n in weights if n.startswith("autobert_zero.") and weights[n].ndim == 2)
     weights[name] = weights[name][:-1].clone()
     save_file(weights, first / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="model: expected weights of the sizes in its configuration, got others in"):
+    with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, first, tmp_path / "data", tmp_path / "other", "--task_name", "rte")
+    assert "model: expected weights of the sizes in its configuration, got others in" in capsys.readouterr().err
 
 
 def test_arguments_that_steps_depend_on_identify_a_training(monkeypatch, model, tmp_path, capsys):

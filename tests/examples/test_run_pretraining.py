@@ -276,10 +276,20 @@ def test_two_processes(folder):
         ({"genome": None, "model_type": "berd"}, "model_type: expected a model type of transformers, got 'berd'"),
         ({"config_overrides": "hiden_size=3"}, "config_overrides: key hiden_size"),
         ({"config_overrides": "hidden_size=13"}, "num_attention_heads: expected a divisor of hidden_size=13"),
-        ({"config_overrides": "max_position_embeddings=16"}, "max_seq_length: expected at most .*16, got 32"),
+        (
+            {"config_overrides": "max_position_embeddings=16"},
+            "max_seq_length: expected at most 16, by max_position_embeddings, got 32",
+        ),
         ({"validation_file": ["a/test.txt"]}, "validation_file: expected files of different names"),
         ({"validation_file": ["no.txt"]}, "validation_file: 'no.txt': train_file: expected a file"),
         ({"max_eval_sequences": 0}, "max_eval_sequences: expected at least 1, got 0"),
+        ({"max_seq_length": 1}, "max_seq_length: expected at least 8, got 1"),
+        ({"split_seed": -1}, "split_seed: expected at least 0, got -1"),
+        (
+            {"config_overrides": f"{SIZES},hidden_act=foo"},
+            "config_overrides: expected values that autobert_zero knows, got 'foo'",
+        ),
+        ({"foo": 1}, "unrecognized arguments: --foo 1"),
         (
             {"genome": None, "model_type": "t5", "config_overrides": None},
             "model_type: expected an encoder with max_pos",
@@ -314,6 +324,8 @@ def test_a_training_at_a_constant_rate_is_extended(folder, run):
     (folder / "out" / "results.json").write_text(json.dumps(results))
     assert "contains this training, finished" in run(**constant, max_steps=12)
     (folder / "out" / "results.json").write_text("{")
+    assert "results.json: " in run(code=2, **constant, max_steps=12)
+    (folder / "out" / "results.json").write_text("{}")
     assert "results.json: expected the results of a training" in run(code=2, **constant, max_steps=12)
     (folder / "out" / "results.json").unlink()  # as if killed before it was written
     assert "max_steps: expected at least 12, those of" in run(code=2, **constant, max_steps=8)
@@ -358,10 +370,37 @@ def test_a_model_without_a_genome(folder, run):
 
 
 def test_a_training_that_diverges_is_reported(folder, run):
-    assert "test: loss not finite" in run(learning_rate=1e30, max_grad_norm=1e30, save_strategy="no")
+    options = {"learning_rate": 1e30, "max_grad_norm": 1e30, "save_strategy": "no"}
+    for _ in range(2):  # also by the finished training
+        assert "error: the training diverged" in run(code=3, **options)
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["losses"]["test"]["1"] is None
-    assert "finished" in run(learning_rate=1e30, max_grad_norm=1e30, save_strategy="no")
+
+
+def test_a_finished_training_whose_model_is_lost_is_repeated(folder, run):
+    run(max_steps=4)
+    (folder / "out" / "model.safetensors").unlink()
+    assert "test: loss" in run(max_steps=4)
+    assert (folder / "out" / "model.safetensors").exists()
+
+
+def test_the_best_checkpoint_is_by_the_validation_part(folder, run):
+    run(max_steps=4, load_best_model_at_end="true", eval_steps=2, save_steps=2)
+    state = json.loads((folder / "out" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_metric"] == state["log_history"][-2]["eval_validation_loss"]
+
+
+def test_positions_after_that_of_padding():
+    """RoBERTa's table of positions has rows that are not used."""
+    model = run_pretraining.ModelArguments(model_type="roberta")
+    model.config_overrides = "hidden_size=8,num_attention_heads=2,num_hidden_layers=1,intermediate_size=8"
+    config = run_pretraining.make_config(model, vocab_size=99, pad_token_id=3, max_seq_length=600)
+    assert config.max_position_embeddings == 604
+    ids = torch.randint(4, 99, (1, 600))
+    assert run_pretraining.make_model(config, "mlm")(ids).logits.shape == (1, 600, 99)
+    model.config_overrides += ",max_position_embeddings=603"
+    with pytest.raises(ValueError, match=r"max_seq_length: expected at most 599, by max_position_embeddings, got 600"):
+        run_pretraining.make_config(model, vocab_size=99, pad_token_id=3, max_seq_length=600)
 
 
 def test_reported_losses_are_of_masked_language_modelling(folder, run):

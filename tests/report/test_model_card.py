@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ from autobert_zero.search.cli.main import main
 from autobert_zero.search.evolution.archive import Outcome, Record
 from autobert_zero.search.files import write_json
 from autobert_zero.search.report.drawing import draw_genome, to_svg
-from autobert_zero.search.report.model_card import describe
+from autobert_zero.search.report.model_card import MODEL_FILES, describe
 from autobert_zero.search.text.tokens import train_tokenizer
 from tests.conftest import run_without_package, tiny_config
 from tests.report.conftest import summary_of
@@ -48,10 +50,12 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "mine"
     tokenizer = train_tokenizer(["the cat meows near a house . the dog barks ."] * 3, 64, 16)
     config = tiny_config(GENOME, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-    AutoBertZeroForMaskedLM(config).save_pretrained(folder / "model")
+    model = AutoBertZeroForMaskedLM(config)
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     describe(folder / "model", SUMMARY, "mine")
-    write_json(folder / "summary.json", SUMMARY)
+    found = {**SUMMARY["results"]["AutoBERT-Zero (found)"], "parameters": model.num_parameters()}
+    write_json(folder / "summary.json", {**SUMMARY, "results": {**SUMMARY["results"], "AutoBERT-Zero (found)": found}})
     return folder
 
 
@@ -146,7 +150,11 @@ def test_the_folder_and_its_card(capsys, run, tmp_path):
     for file in output.glob("*.py"):
         assert f"- `{file.name}`: `{hashlib.sha256(file.read_bytes()).hexdigest()}`" in card.text
     rows = [line for line in card.text.splitlines() if line.startswith("|")]
-    assert "| AutoBERT-Zero (found) | 12,345 | 3.2500 | 25.8 |" in rows and "| BERT | 23,456 | diverged |  |" in rows
+    parameters = AutoBertZeroForMaskedLM.from_pretrained(run / "model").num_parameters()
+    assert (
+        f"| AutoBERT-Zero (found) | {parameters:,} | 3.2500 | 25.8 |" in rows
+        and "| BERT | 23,456 | diverged |  |" in rows
+    )
     assert "| machine | 2 cores of a machine, 2 processes of 1 thread |" in rows and "| seed | 5 |" in rows
     assert not any("commit |" in row for row in rows)  # it is not known
     assert (
@@ -212,6 +220,61 @@ def test_an_export_is_replaced_by_one_of_the_same_run_only(capsys, run, tmp_path
         main(["export", str(run), "--output", str(output)])
     assert "output: expected a new or an empty folder" in capsys.readouterr().err
     assert (output / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_a_model_with_a_missing_file_is_not_exported(capsys, run, tmp_path, name):
+    damaged = shutil.copytree(run, tmp_path / "run")
+    (damaged / "model" / name).unlink()
+    with pytest.raises(SystemExit):
+        main(["export", str(damaged), "--output", str(tmp_path / "new")])
+    assert f"run: expected a model in '{damaged / 'model'}', got none of its {name}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_damaged_model_is_not_exported(capsys, run, tmp_path):
+    def refusal(damage):
+        damaged = shutil.copytree(run, tmp_path / "run")
+        damage(damaged / "model")
+        with pytest.raises(SystemExit):
+            main(["export", str(damaged), "--output", str(tmp_path / "new")])
+        shutil.rmtree(damaged)
+        assert not list(tmp_path.iterdir())
+        return capsys.readouterr().err
+
+    def other_genome(model):
+        genome = Genome([Convolution(5), SELF_ATTENTION]).to_list()
+        config = json.loads((model / "config.json").read_text())
+        write_json(model / "config.json", {**config, "genome": genome})
+
+    def other_weights(model):
+        AutoBertZeroForMaskedLM(tiny_config(GENOME, vocab_size=50)).save_pretrained(model)
+
+    def half(model):
+        os.truncate(model / "model.safetensors", (model / "model.safetensors").stat().st_size // 2)
+
+    assert "run: expected the genome of summary.json" in refusal(other_genome)
+    assert re.search(r"run: expected [\d,]+ parameters in .*, got [\d,]+", refusal(other_weights))
+    assert "run: cannot read " in refusal(half)
+    assert "run: cannot read " in refusal(lambda model: (model / "model.safetensors").write_bytes(b""))
+
+
+def test_an_export_replaces_a_link_by_a_folder(run, tmp_path):
+    main(["export", str(run), "--output", str(tmp_path / "place")])
+    (tmp_path / "link").symlink_to(tmp_path / "place")
+    main(["export", str(run), "--output", str(tmp_path / "link")])
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "place" / "config.json").exists()
+
+
+def test_a_failed_copy_leaves_nothing(capsys, run, tmp_path, monkeypatch):
+    def fail(source, target):
+        raise shutil.Error([(str(source), str(target), "disk full")])
+
+    monkeypatch.setattr(shutil, "copytree", fail)
+    with pytest.raises(SystemExit):
+        main(["export", str(run), "--output", str(tmp_path / "new")])
+    assert f"cannot copy '{run / 'model'}': disk full" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

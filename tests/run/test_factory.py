@@ -51,7 +51,16 @@ def test_settings_reach_space_and_strategy():
     assert (strategy.crossover_probability, strategy.objectives) == (0.4, ("score", "flops"))
 
 
-@pytest.mark.parametrize("values", [{"objectives": ["score", "flops"]}, {"crossover_probability": 0.5}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"objectives": ["score", "flops"]},
+        {"crossover_probability": 0.5},
+        {"tournament_size": 3},
+        {"num_parents": 2},
+        {"layer_mutations": [1.0, 0.0, 0.0]},
+    ],
+)
 def test_settings_without_effect_are_rejected(values):
     with pytest.raises(ValueError, match=r"expected its default with strategy 'random'"):
         make(strategy="random", **values)
@@ -85,6 +94,9 @@ def test_seed_genomes(tmp_path):
             {"operations": ["paper"], "other_paths": "attentions"},
             "other_paths: expected another choice for attentions",
         ),
+        ({"operations": ["softmax"]}, "operations: expected some that form an attention to all tokens"),
+        ({"operations": ["transpose"]}, "operations: expected some that form an expression of type nd"),
+        ({"operations": ["matmul"]}, "operations: expected some that form an expression of type nd"),
         ({"operations": ["conv3", "conv7"]}, "operations: expected some that form an attention to all tokens"),
         ({"operations": ["softmax", "rotary", "conv3"]}, "operations: expected some that form an attention"),
     ],

@@ -6,6 +6,9 @@ import gzip
 import itertools
 import json
 import lzma
+import shutil
+import tarfile
+import zipfile
 
 import datasets
 import numpy as np
@@ -99,12 +102,35 @@ def test_a_name_is_not_a_pattern(tmp_path):
         ("a.json", b'["a", "b"]', "text", "train_file: expected JSON objects with the column 'text'"),
         ("a.txt", b'{"body": "a"}', "body", "text_column: expected a file that ends in .json, "),
         ("a.data", b"a", "body", "text_column: expected a file that ends in .json, "),
+        # More values than columns, which readers shift or drop.
+        ("a.csv", b"text,n\nfirst,1,\nsecond,2,\n", "text", "train_file: cannot read .*a.csv': Length of header"),
+        ("a.csv", b"text,n\nfirst,1,2\n", "text", "train_file: cannot read .*a.csv': Length of header"),
+        ("a.tsv", b"text\tn\nfirst\t1\t\n", "text", "train_file: cannot read .*a.tsv': Length of header"),
+        ("a.json", b'[{"text": "a", "n": ' + b"[" * 9000 + b"]" * 9000 + b"}]", "text", "train_file: cannot read"),
     ],
 )
 def test_content_that_is_not_text(tmp_path, name, content, column, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_documents(settings_for(tmp_path / name, text_column=column))
+
+
+@pytest.mark.parametrize("name", ["a.csv.zip", "a.jsonl.zip", "a.txt.zip", "a.txt", "a.json"])
+def test_archives_are_not_text(tmp_path, name):
+    """Readers would unpack them, whatever their content."""
+    with zipfile.ZipFile(tmp_path / name, "w") as file:
+        file.writestr(name.removesuffix(".zip"), "text\na\n")
+    with pytest.raises(ValueError, match="train_file: expected text, got a ZIP archive in "):
+        read_documents(settings_for(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.txt.tar.gz"])
+def test_archives_of_files(tmp_path, name):
+    (tmp_path / "a.txt").write_text("a")
+    with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as file:
+        file.add(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"train_file: cannot read .*TAR archives"):
+        read_documents(settings_for(tmp_path / name))
 
 
 def test_a_folder_is_not_a_file(tmp_path):
@@ -186,6 +212,11 @@ def test_broken_files(tmp_path):
 def test_data_sets_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="dataset_name: cannot read"):
         read_documents(TextSettings(dataset_name=str(tmp_path / "nothing")))
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / "script.py").write_text("import datasets\n")
+    with pytest.raises(ValueError, match=r"dataset_name: cannot read .*scripts are no longer supported"):
+        read_documents(TextSettings(dataset_name=str(tmp_path / "script")))
+    shutil.rmtree(tmp_path / "script")
     (tmp_path / "data.jsonl").write_text("{no JSON")
     settings = TextSettings(dataset_name=str(tmp_path), streaming=True, max_documents=4)
     with pytest.raises(ValueError, match="dataset_name: cannot read"):
@@ -236,6 +267,15 @@ def test_tokenizer_that_cannot_be_loaded(name, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="tokenizer_name: cannot load"):
         prepare(settings_for(write_corpus(tmp_path / "c.txt"), tokenizer_name=name), 0, 16)
+
+
+@pytest.mark.parametrize("content", ["{}", "[", '{"model": {"type": "WordPiece", "vocab": 3}}'])
+def test_a_damaged_tokenizer_is_named(tmp_path, content):
+    train_tokenizer(["some words"] * 3, 64, 16).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(content)
+    settings = settings_for(write_corpus(tmp_path / "c.txt"), tokenizer_name=str(tmp_path / "tokenizer"))
+    with pytest.raises(ValueError, match=r"tokenizer_name: cannot load .*tokenizer"):
+        prepare(settings, 0, 16)
 
 
 @pytest.fixture
@@ -292,13 +332,18 @@ def test_files_with_the_same_name_are_distinguished(tmp_path):
         prepare(settings, 0, 16)
 
 
-@pytest.mark.parametrize("damage", ["no tokens", "half of the tokens", "others", "half of text.json", "{}", "[]"])
+@pytest.mark.parametrize(
+    "damage", ["no tokens", "half of the tokens", "others", "half of text.json", "{}", "[]", "types"]
+)
 def test_a_damaged_folder_is_named(prepared, tmp_path, damage):
     folder = tmp_path / "prepared"
     if damage == "no tokens":
         (folder / "validation.npy").unlink()
     elif damage == "half of the tokens":
         (folder / "validation.npy").write_bytes((folder / "validation.npy").read_bytes()[:200])
+    elif damage == "types":
+        contents = json.loads((folder / "text.json").read_text())
+        (folder / "text.json").write_text(json.dumps({**contents, "origin": {"content of train_file": 3}}))
     elif damage == "others":
         (folder / "validation.npy").write_bytes((folder / "test.npy").read_bytes())
     else:
