@@ -43,12 +43,13 @@ from autobert_zero.search.space.bounds import Bounds
 SCHEMES: dict[str, dict[str, Any]] = {
     "mixed": {"convolution_paths": 0.0},
     "apart": {"convolution_paths": 0.5, "other_paths": "attentions"},
+    "half convolutions": {"convolution_paths": 0.5},
     "convolutions, mixed": {"convolution_paths": 0.75},
-    "population": {"convolution_paths": 0.0, "other_paths": "population"},
-    "convolutions, population": {"convolution_paths": 0.5, "other_paths": "population"},
 }
-# Settings that no row depends on: those of schemes are in the name of a method, the others are not used.
+# Settings that no row depends on: those of schemes are in the name of a method, the others are not used. Fewer candidates
+# are the first of more.
 IRRELEVANT = {
+    "population_size",
     *("supernet_steps", "convolution_paths", "other_paths", "candidate_steps", "candidate_seconds", "strategy"),
     *("num_parents", "num_children", "tournament_size", "objectives", "lookahead", "crossover_probability"),
     *("layer_mutations", "operation_mutations", "priority_alpha", "priority_temperature", "priority_decay"),
