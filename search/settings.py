@@ -367,6 +367,23 @@ class TrainingSettings(Group):
     )
     warmup_ratio: Annotated[float, FRACTION] = setting(0.1, "Fraction of the steps in which the learning rate rises.")
     weight_decay: Annotated[float, NOT_NEGATIVE] = setting(0.01, "Weight decay of matrices.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting(
+        "no",
+        "Autocast of trainings and evaluations to 16 bits; fp16 with scaled losses. `accelerate launch --mixed_precision` "
+        "sets it, too.",
+    )
+    micro_batch_size: Annotated[int | None, SIZE, PLACE] = setting(
+        None,
+        "Sequences of a batch that are computed at once, to save memory. Without dropout, results differ in the last digits.",
+    )
+    gradient_checkpointing: Annotated[bool, PLACE] = setting(
+        False, "Save memory by computing the activations of a layer again in the backward pass."
+    )
+    compile: Annotated[bool, PLACE] = setting(
+        False,
+        "Compile the layers of models that are trained from scratch. `accelerate launch --dynamo_backend inductor` sets it, "
+        "too. Results differ in the last digits.",
+    )
 
 
 @dataclass(frozen=True)

@@ -153,30 +153,31 @@ def search(settings: SearchSettings, verbosity: int = 0) -> None:
     from safetensors import SafetensorError
 
     from autobert_zero.search.run.errors import SearchFailed, UsageError
+    from autobert_zero.search.run.launcher import apply_requests, check_precision
     from autobert_zero.search.run.run import Run
     from autobert_zero.search.stopping import Stop, Stopped
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    precision = settings.training.mixed_precision
     try:
+        check_precision(settings)
         # On a machine without an accelerator, the processes of a launcher find each other only with `cpu=True`.
         accelerator = accelerate.Accelerator(
             cpu=not torch.accelerator.is_available() or None,
+            mixed_precision=None if precision == "no" else precision,
             log_with=settings.run.log_with or None,
             project_dir=settings.run.output_dir,
         )
+    except UsageError as error:
+        sys.exit(_complain(str(error), code=2))
     except ValueError as error:
         sys.exit(_complain(f"log_with: {error}", code=2))
     # The main process decides for all: the clocks of processes that started at different times differ.
     stop = Stop(settings.run.max_seconds if accelerator.is_main_process else None)
     try:
-        launched = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
-        if accelerator.num_processes != launched:
-            raise UsageError(
-                f"the launcher started {launched} processes, but they run as {accelerator.num_processes}: "
-                "set ACCELERATE_USE_CPU=true to run several on CPUs"
-            )
+        settings = apply_requests(settings, accelerator)
         with stop.listening():
             Run(settings, accelerator, stop, verbosity).execute()
     except UsageError as error:

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForSequenceClassification
 from autobert_zero.search.evaluation.glue import TASKS, decide, glue_metrics, headline, load_task
+from autobert_zero.search.evaluation.models import checkpoint_activations
 from autobert_zero.search.evaluation.proxy import MaskedLMProxy
-from autobert_zero.search.evaluation.training import seed_torch, train
+from autobert_zero.search.evaluation.training import Propagate, seed_torch, train
 from autobert_zero.search.files import json_digest
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.settings import GlueSettings
@@ -98,22 +99,33 @@ class GlueProxy(MaskedLMProxy):
         tuned.to(self.device)
         size = self.training.batch_size
 
-        def backward(step: int) -> float:
+        if self.training.gradient_checkpointing:
+            checkpoint_activations(tuned)
+
+        def backward(step: int, propagate: Propagate) -> float:
             seed_torch(seed, "glue dropout", name, step)
             epoch, position = divmod(step * size, len(rows.train))
             order = random_stream(seed, "glue order", name, epoch).permutation(len(rows.train))
-            loss = tuned(**self._batch([rows.train[i] for i in order[position : position + size]], labels)).loss
-            loss.backward()
-            return loss.item()
+            batch = [rows.train[i] for i in order[position : position + size]]
+            part, total = self.training.micro_batch_size or size, torch.zeros((), device=self.device)
+            for start in range(0, len(batch), part):
+                some = batch[start : start + part]
+                with self.precision.autocast():
+                    loss = len(some) / len(batch) * tuned(**self._batch(some, labels)).loss
+                propagate(loss)
+                total += loss.detach()
+            return total.item()
 
-        train(tuned, backward, self.schedule(self.glue.glue_steps, self.glue.glue_learning_rate), check=check)
+        schedule = self.schedule(self.glue.glue_steps, self.glue.glue_learning_rate)
+        train(tuned, backward, schedule, check=check, precision=self.precision)
         tuned.eval()
         logits = []
         with torch.no_grad():
             for start in range(0, len(rows.validation), size):
                 check()
                 batch = self._batch(rows.validation[start : start + size], labels)
-                logits.append(tuned(**batch).logits.float().cpu().numpy())
+                with self.precision.autocast():
+                    logits.append(tuned(**batch).logits.float().cpu().numpy())
         decided = decide(name, np.concatenate(logits))
         return headline(glue_metrics(name, decided, np.array([label for *_, label in rows.validation])))
 

@@ -2,10 +2,19 @@
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.custom_operations import CustomOperations
 from autobert_zero.search.settings import ModelSettings
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Let a model compute the activations inside its layers again in the backward pass, instead of storing them."""
+    # The second name is that of transformers before 5.20.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
 
 
 @dataclass(frozen=True)

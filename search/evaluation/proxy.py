@@ -12,14 +12,14 @@ import torch
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.measure import median_latencies
-from autobert_zero.search.evaluation.models import ModelBuilder
+from autobert_zero.search.evaluation.models import ModelBuilder, checkpoint_activations
 from autobert_zero.search.evaluation.supernet import SuperNetwork
-from autobert_zero.search.evaluation.training import Checkpoint, Schedule, seed_torch, train
+from autobert_zero.search.evaluation.training import Checkpoint, Precision, Propagate, Schedule, seed_torch, train
 from autobert_zero.search.evolution.archive import Outcome
 from autobert_zero.search.settings import CandidateSettings, LimitSettings, TrainingSettings
 from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.text.corpus import Corpus
-from autobert_zero.search.text.masking import IGNORE_INDEX
+from autobert_zero.search.text.masking import IGNORE_INDEX, micro_batches
 
 
 LATENCY_ROUNDS = 11
@@ -66,6 +66,7 @@ class MaskedLMProxy:
         self.limits = limits
         self.measures_latency = limits.max_latency is not None or "latency" in objectives
         self.stop = stop or Stop()
+        self.precision = Precision(training.mixed_precision, device.type)
 
     @torch.no_grad()
     def loss(self, model: AutoBertZeroForMaskedLM, part: str, sequences: int | None = None) -> float:
@@ -85,7 +86,9 @@ class MaskedLMProxy:
             self.stop.check()
             labelled = int((labels != IGNORE_INDEX).sum())
             if labelled:
-                total += model(input_ids.to(self.device), labels=labels.to(self.device)).loss.item() * labelled
+                with self.precision.autocast():
+                    loss = model(input_ids.to(self.device), labels=labels.to(self.device)).loss
+                total += loss.item() * labelled
                 count += labelled
         if not math.isfinite(total):
             raise FloatingPointError(f"{part} loss: expected a finite number, got {total / count}")
@@ -115,14 +118,21 @@ class MaskedLMProxy:
         """Train `model` on the train part. All trainings of one `name` use the same batches, so they can be compared in
         pairs. Arguments as `training.train`."""
 
-        def backward(step: int) -> float:
-            seed_torch(self.corpus.seed, "dropout", name, step)
-            input_ids, labels = self.corpus.batch(name, step, self.training.batch_size)
-            loss = model(input_ids.to(self.device), labels=labels.to(self.device)).loss
-            loss.backward()
-            return loss.item()
+        if self.training.gradient_checkpointing:
+            checkpoint_activations(model)
 
-        train(model, backward, schedule, checkpoint, progress, check or self.stop.check, steps)
+        def backward(step: int, propagate: Propagate) -> float:
+            seed_torch(self.corpus.seed, "dropout", name, step)
+            batch = self.corpus.batch(name, step, self.training.batch_size)
+            total = torch.zeros((), device=self.device)
+            for input_ids, labels, weight in micro_batches(*batch, self.training.micro_batch_size):
+                with self.precision.autocast():
+                    loss = weight * model(input_ids.to(self.device), labels=labels.to(self.device)).loss
+                propagate(loss)
+                total += loss.detach()
+            return total.item()
+
+        train(model, backward, schedule, checkpoint, progress, check or self.stop.check, steps, self.precision)
 
     def schedule(self, steps: int, learning_rate: float) -> Schedule:
         """The schedule of a training, with the warm-up and weight decay of the settings."""
@@ -199,7 +209,8 @@ class MaskedLMProxy:
         model.eval()
         shape = (self.limits.latency_batch_size, self.builder.settings.sequence_length)
         inputs = torch.full(shape, self.corpus.tokenizer.mask_token_id, device=self.device)
-        [latency] = median_latencies([lambda: model.base_model(inputs)], self.device, LATENCY_ROUNDS)
+        with self.precision.autocast():
+            [latency] = median_latencies([lambda: model.base_model(inputs)], self.device, LATENCY_ROUNDS)
         return round(latency, 3)
 
     def train_from_scratch(
@@ -218,5 +229,8 @@ class MaskedLMProxy:
         """
         seed_torch(self.corpus.seed, "final")
         model = (builder or self.builder).model(genome).to(self.device)
+        if self.training.compile:
+            for layer in model.base_model.encoder.layer:
+                layer.compile()
         self.train(model, schedule, "final", checkpoint, progress, steps=steps)
         return model

@@ -34,13 +34,14 @@ from autobert_zero.configuration_autobert_zero import (
     Genome,
 )
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroLayer
-from autobert_zero.search.evaluation.models import ModelBuilder
-from autobert_zero.search.evaluation.training import Checkpoint, Schedule, seed_torch, train
+from autobert_zero.search.evaluation.models import ModelBuilder, checkpoint_activations
+from autobert_zero.search.evaluation.training import Checkpoint, Precision, Propagate, Schedule, seed_torch, train
 from autobert_zero.search.evolution.limits import InfeasibleLimits
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.settings import SupernetSettings, TrainingSettings
 from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.text.corpus import Corpus
+from autobert_zero.search.text.masking import micro_batches
 
 
 # Uses every input once, so that all projections are created.
@@ -110,8 +111,20 @@ class SuperNetwork(nn.Module):
             weights[name] = weight
         return weights
 
-    def forward(self, genome: Genome, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Masked-language-model loss in nats of the path `genome`; inputs and labels (batch, tokens)."""
+    def forward(
+        self,
+        genome: Genome,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        then: Callable[[torch.Tensor], None] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> torch.Tensor:
+        """Masked-language-model loss in nats of the path `genome`; inputs and labels (batch, tokens).
+
+        Args:
+            then: called with the loss while the path has its weights: gradient checkpointing needs them in the backward
+                pass.
+        """
         [path] = self._skeleton
         encoder = path.autobert_zero.encoder
         encoder.set_genome(genome)
@@ -119,8 +132,12 @@ class SuperNetwork(nn.Module):
             self._layer(position, gene, position == encoder.values_layer) for position, gene in enumerate(genome)
         )
         path.train(self.training)
+        if gradient_checkpointing:
+            checkpoint_activations(path)
         weights = self.path_weights(genome, [name for name, _ in path.named_parameters()])
-        return functional_call(path, weights, (), {"input_ids": input_ids, "labels": labels}).loss
+        return functional_call(
+            _Loss(path, then), {f"path.{name}": w for name, w in weights.items()}, (input_ids, labels)
+        )
 
     def candidate(self, genome: Genome) -> AutoBertZeroForMaskedLM:
         """A separate model with a copy of the weights of its path."""
@@ -130,6 +147,21 @@ class SuperNetwork(nn.Module):
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
         return model
+
+
+class _Loss(nn.Module):
+    """The loss of a path, and what is done with it while the path has its weights."""
+
+    def __init__(self, path: AutoBertZeroForMaskedLM, then: Callable[[torch.Tensor], None] | None):
+        super().__init__()
+        self.path = path
+        self.then = then
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = self.path(input_ids, labels=labels).loss
+        if self.then:
+            self.then(loss)
+        return loss
 
 
 def _store_attention(operations: Sequence[str]) -> Attention:
@@ -226,11 +258,12 @@ def train_supernet(
     """
     parameters = list(supernet.parameters())
     device = parameters[0].device
+    precision = Precision(training.mixed_precision, device.type)
     index, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     stop = stop or Stop()
     stops = 0.0
 
-    def backward(step: int) -> float:
+    def backward(step: int, propagate: Propagate) -> float:
         nonlocal stops
         # Sum of the losses, number of losses, number of processes that want to stop.
         total = torch.tensor([0.0, 0.0, stop()], device=device)
@@ -238,15 +271,22 @@ def train_supernet(
             seed_torch(corpus.seed, "path dropout", step, number)
             batch = corpus.batch("supernet", step * settings.paths_per_step + number, training.batch_size)
             path = sample_path(step, number)
-            loss = supernet(path, *(tensor.to(device) for tensor in batch))
-            if math.isfinite(loss.item()):
-                loss.backward()
-                total += torch.stack([loss.detach(), torch.ones_like(loss), torch.zeros_like(loss)])
+            for input_ids, labels, weight in micro_batches(*batch, training.micro_batch_size):
+
+                def then(loss: torch.Tensor, weight: float = weight) -> None:
+                    nonlocal total
+                    if math.isfinite(loss.item()):
+                        propagate(weight * loss)
+                        total += weight * torch.stack([loss.detach(), torch.ones_like(loss), torch.zeros_like(loss)])
+
+                with precision.autocast():
+                    supernet(path, input_ids.to(device), labels.to(device), then, training.gradient_checkpointing)
         if accelerator and processes > 1:
             total = _sum_over_processes(parameters, total, accelerator)
         loss_sum, count, stops = total.tolist()
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
+        # With fp16 the scaler skips the update.
+        if gradients and precision.name != "fp16" and not torch.nn.utils.get_total_norm(gradients).isfinite():
             for parameter in parameters:
                 parameter.grad = None
         for gradient in gradients:
@@ -259,7 +299,7 @@ def train_supernet(
             raise Stopped("another process was stopped", 0)
 
     schedule = Schedule(settings.supernet_steps, training.learning_rate, training.warmup_ratio, training.weight_decay)
-    train(supernet, backward, schedule, checkpoint, progress, check)
+    train(supernet, backward, schedule, checkpoint, progress, check, precision=precision)
     # No bit may differ between processes, or the score of a candidate would depend on the process.
     if processes > 1:
         for parameter in parameters:

@@ -23,6 +23,7 @@ from autobert_zero.search.stopping import Stopped
 
 
 MAX_GRADIENT_NORM = 1.0
+_SCALER = "scaler"  # tensors of a checkpoint that are the state of a GradScaler
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,6 +31,32 @@ _LOG = logging.getLogger(__name__)
 def seed_torch(seed: int, *names: str | int) -> None:
     """Seed torch's global generator, which initialization and dropout use, from a named random stream."""
     torch.manual_seed(int(random_stream(seed, *names).integers(2**62)))
+
+
+# Computes the gradients of a loss.
+Propagate = Callable[[torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How forward and backward passes compute: in float32, or in 16 bits where torch's autocast considers it safe.
+
+    Args:
+        name: "no", "bf16" or "fp16".
+        device_type: of the device.
+    """
+
+    name: str = "no"
+    device_type: str = "cpu"
+
+    def autocast(self) -> torch.autocast:
+        """A context for forward passes."""
+        dtype = torch.float16 if self.name == "fp16" else torch.bfloat16
+        return torch.autocast(self.device_type, dtype, enabled=self.name != "no")
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales losses, so that small gradients are not 0 in float16; otherwise it does nothing."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
 
 
 @dataclass(frozen=True)
@@ -84,12 +111,21 @@ class Checkpoint:
     def due(self) -> bool:
         return self.writes and time.monotonic() - self._last >= self.seconds
 
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         tensors = {}
         for name, parameter in module.named_parameters():
             tensors[f"weight:{name}"] = parameter.detach()
             for field, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{field}:{name}"] = value
+        if scaler is not None:
+            for name, value in scaler.state_dict().items():
+                tensors[f"{_SCALER}:{name}"] = torch.tensor(value, dtype=torch.float64)
         digest = tensors_digest(sorted(tensors.items()), str(step), self.identity)
         temporary = self.path.with_suffix(".tmp")
         save_file(
@@ -129,8 +165,10 @@ class Checkpoint:
                 "%s is damaged (%s): renamed to %s; its training is repeated", self.path, reason, damaged.name
             )
 
-    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Restore both and return the number of completed steps; 0, changing nothing, if there is nothing to resume."""
+    def load(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+    ) -> int:
+        """Restore all and return the number of completed steps; 0, changing nothing, if there is nothing to resume."""
         step = self.step()
         if step == 0:
             return 0
@@ -141,33 +179,41 @@ class Checkpoint:
             if {key: file.get_slice(key).get_shape() for key in weights} != shapes:
                 self._set_aside("its weights are not those of the model")
                 return 0
+            scale: dict[str, float] = {}
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 field, _, name = key.partition(":")
-                if field == "weight":
+                if field == _SCALER:
+                    scale[name] = file.get_tensor(key).item()
+                elif field == "weight":
                     parameters[name].copy_(file.get_tensor(key))
                 else:
                     optimizer.state[parameters[name]][field] = file.get_tensor(key).to(parameters[name].device)
+        if scaler is not None and scale:
+            kinds = {name: type(value) for name, value in scaler.state_dict().items()}
+            scaler.load_state_dict({name: kinds[name](value) for name, value in scale.items()})
         return step
 
 
 def train(
     module: nn.Module,
-    backward: Callable[[int], float],
+    backward: Callable[[int, Propagate], float],
     schedule: Schedule,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int, float], None] | None = None,
     check: Callable[[], None] = lambda: None,
     steps: int | None = None,
+    precision: Precision = Precision(),
 ) -> None:
     """Train the parameters of `module` in place.
 
     Args:
-        backward: given the number of a step, adds gradients to the parameters and returns the loss in nats. All its
-            randomness must be a function of that number.
+        backward: given the number of a step and the function that computes gradients of a loss, adds gradients to the
+            parameters and returns the loss in nats. All its randomness must be a function of that number.
         checkpoint: resumed from, and written periodically and at the end.
         progress: called with the number of completed steps and the last loss.
         check: called after each step; if it raises `Stopped`, a checkpoint is written first.
         steps: number of steps of the schedule to train; None for all.
+        precision: of the forward passes in `backward`. With fp16 a step whose gradients overflow is skipped.
 
     Raises: FloatingPointError for a loss that is not finite, and what `check` and `progress` raise.
     """
@@ -179,17 +225,24 @@ def train(
         ],
         fused=True,
     )
-    start = checkpoint.load(module, optimizer) if checkpoint else 0
+    scaler = precision.scaler()
+    start = checkpoint.load(module, optimizer, scaler) if checkpoint else 0
+
+    def propagate(loss: torch.Tensor) -> None:
+        scaler.scale(loss).backward()
+
     module.train()
     end = schedule.steps if steps is None else steps
     for step in range(start, end):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        loss = backward(step)
+        loss = backward(step, propagate)
         if not math.isfinite(loss):
             raise FloatingPointError(f"loss: expected a finite number, got {loss} at step {step}")
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()  # to None: parameters that are not part of a step are not updated
         if progress:
             progress(step + 1, loss)
@@ -197,7 +250,7 @@ def train(
             check()
         except Stopped:
             if checkpoint and checkpoint.writes:
-                checkpoint.save(module, optimizer, step + 1)
+                checkpoint.save(module, optimizer, step + 1, scaler)
             raise
         if checkpoint and (checkpoint.due() or (checkpoint.writes and step + 1 == end)):
-            checkpoint.save(module, optimizer, step + 1)
+            checkpoint.save(module, optimizer, step + 1, scaler)

@@ -84,6 +84,7 @@ def model_card(
         "candidates evaluated": f"{summary['counts']['evaluated']:,}",
         "seed": summary["seed"],
         "machine": tables.machine_text(summary["machine"]),
+        "arithmetic": tables.PRECISIONS[summary["settings"]["mixed_precision"]],
         "command": f"`{summary['command']}`",
         "commit": summary["commit"],
         "versions": ", ".join(f"{package} {version}" for package, version in summary["versions"].items()),

@@ -15,7 +15,7 @@ from autobert_zero.search.evolution.archive import Record
 from autobert_zero.search.evolution.history import OLD_PARTS, read_history
 from autobert_zero.search.files import check_shape, read_json
 from autobert_zero.search.genomes import decode_genome
-from autobert_zero.search.report.tables import duration, machine_text
+from autobert_zero.search.report.tables import PRECISIONS, duration, machine_text
 from autobert_zero.search.settings import GROUP_OF, MARKERS, RENAMED, SearchSettings
 
 
@@ -281,6 +281,7 @@ class RecordedRun:
         found["seed"] = str(self.settings.get("seed"))
         if machine := header.get("machine"):
             found["machine"] = machine_text(machine)
+            found["arithmetic"] = PRECISIONS[self.settings["mixed_precision"]]
         found |= {name: header.get(name) for name in ("command", "commit")}
         found["versions"] = ", ".join(f"{name} {version}" for name, version in header.get("versions", {}).items())
         return {name: text for name, text in found.items() if text}

@@ -12,6 +12,10 @@ from autobert_zero.configuration_autobert_zero import Genome
 MODELS = {"found": "AutoBERT-Zero (found)", "bert": "BERT", "bert_rotary": "BERT, rotary positions"}
 
 
+# Arithmetic of a run, by its mixed_precision.
+PRECISIONS = {"no": "float32", "bf16": "bfloat16, by autocast", "fp16": "float16, by autocast with scaled losses"}
+
+
 def mean(values: Sequence[float | None]) -> float | None:
     """None if a value is None: a training that diverged has no mean."""
     return None if None in values else statistics.fmean(values)  # type: ignore[arg-type]

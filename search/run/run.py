@@ -176,8 +176,8 @@ class Run:
                 finalists = rank_finalists(self.problem, history, workers)
             with self._phase("final training"):
                 results, winner = train_final(self.problem, finalists, workers, self.console.say)
-        except Stopped:
-            workers.stop()
+        except Stopped as stopped:
+            workers.stop(after_signal=stopped.code != 0)
             raise
         workers.release()
         summary = summarize(self.problem, history, status, results, finalists, winner)

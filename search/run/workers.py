@@ -26,8 +26,9 @@ from autobert_zero.search.stopping import Stopped
 
 # Poll interval in seconds: starts at the minimum, and doubles up to the maximum.
 _MIN_POLL_INTERVAL, _MAX_POLL_INTERVAL = 0.005, 0.2
-# Seconds that the other processes have to exit after they are asked to stop.
-_EXIT_TIMEOUT = 20.0
+# Seconds that the other processes have to exit after they are asked to stop; after a signal, which a launcher sends to all
+# of them, also because one of them is dead.
+_EXIT_TIMEOUT, _EXIT_TIMEOUT_AFTER_SIGNAL = 20.0, 1.0
 _SKIPPED, _RELEASED = "skipped", "released"
 
 
@@ -132,11 +133,11 @@ class Workers:
         self.ticket = None
         self._wait_for_exit(math.inf)
 
-    def stop(self) -> None:
+    def stop(self, after_signal: bool = False) -> None:
         """Tell the other processes to leave their jobs, and wait a limited time for them. Main process only."""
         if not self.alone:
             self.store.set("stopped", "")
-            self._wait_for_exit(_EXIT_TIMEOUT)
+            self._wait_for_exit(_EXIT_TIMEOUT_AFTER_SIGNAL if after_signal else _EXIT_TIMEOUT)
 
     def _wait_for_exit(self, seconds: float) -> None:
         """This process hosts the store, which must outlive the last poll of the others."""

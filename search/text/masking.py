@@ -1,5 +1,7 @@
 """BERT's masking: which tokens are to be predicted, and what replaces them."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -8,6 +10,27 @@ from transformers import PreTrainedTokenizerBase
 IGNORE_INDEX = -100
 MASK_PROBABILITY = 0.15
 _CONTINUATION = "##"
+
+
+def micro_batches(
+    input_ids: torch.Tensor, labels: torch.Tensor, size: int | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+    """Parts of a batch, each with its fraction of the labels: the loss of the batch is the weighted sum of theirs.
+
+    Args:
+        input_ids, labels: (batch, tokens).
+        size: maximum number of sequences of a part; None for the whole batch.
+
+    Yields: input ids, labels and weight of each part that has labels.
+    """
+    if size is None or size >= len(labels):
+        yield input_ids, labels, 1.0
+        return
+    counts = (labels != IGNORE_INDEX).sum(1).split(size)
+    total = sum(int(count.sum()) for count in counts)
+    for ids, part, count in zip(input_ids.split(size), labels.split(size), counts, strict=True):
+        if weight := int(count.sum()) / total:
+            yield ids, part, weight
 
 
 class Masking:

@@ -23,7 +23,7 @@ def make(seed=0):
 
 
 def backward_of(module, stop_at=None):
-    def backward(step):
+    def backward(step, propagate):
         if step == stop_at:
             raise Interrupted
         torch.manual_seed(step)
@@ -114,7 +114,7 @@ def test_learning_rate_and_gradient_norm(monkeypatch):
     module = make()
     original = torch.optim.AdamW.step
 
-    def spy(optimizer):
+    def spy(optimizer, closure=None):
         rates.append(optimizer.param_groups[0]["lr"])
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         norms.append(torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients])).item())
@@ -122,7 +122,7 @@ def test_learning_rate_and_gradient_norm(monkeypatch):
         assert decays == {0.25: [2, 2], 0.0: [1, 1, 1, 1]}
         return original(optimizer)
 
-    def backward(step):
+    def backward(step, propagate):
         (1000 * module(torch.ones(2, 3)).sum()).backward()
         return 1.0
 
@@ -229,4 +229,4 @@ def test_only_one_process_writes(tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_training():
     module = make()
     with pytest.raises(FloatingPointError, match="expected a finite number, got nan at step 2"):
-        train(module, lambda step: float("nan") if step == 2 else 1.0, Schedule(9, 0.1))
+        train(module, lambda step, propagate: float("nan") if step == 2 else 1.0, Schedule(9, 0.1))

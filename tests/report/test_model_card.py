@@ -41,7 +41,7 @@ SUMMARY = {
     "command": "python -m autobert_zero.search --seed 5",
     "versions": {"torch": "2.13.0"},
     "data": {"source": "novels.txt"},
-    "settings": {"num_hidden_layers": 2, "sequence_length": 16},
+    "settings": {"num_hidden_layers": 2, "sequence_length": 16, "mixed_precision": "no"},
 }
 
 
