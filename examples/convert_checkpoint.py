@@ -38,7 +38,7 @@ from autobert_zero.configuration_autobert_zero import (
 )
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, AutoBertZeroPreTrainedModel
 from autobert_zero.search.cli.arguments import path
-from autobert_zero.search.files import first_line
+from autobert_zero.search.files import one_line
 from autobert_zero.search.text.tokens import expect_vocabulary
 
 
@@ -176,7 +176,7 @@ def read_weights(name: str) -> Weights:
     try:
         return load_file(file) if safetensors else torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"weights: cannot read {str(file)!r}: {first_line(error)}") from None
+        raise ValueError(f"weights: cannot read {str(file)!r}: {one_line(error)}") from None
 
 
 def convert(name: str) -> AutoBertZeroPreTrainedModel:
@@ -193,18 +193,21 @@ def convert(name: str) -> AutoBertZeroPreTrainedModel:
     weights = read_weights(name)
     try:
         genome, weights = LAYOUTS[config["model_type"]](config, weights)
+    except KeyError as error:
+        raise ValueError(f"config.json, weights: expected {error}, got none") from None
+    except TypeError as error:
+        raise ValueError(f"config.json: expected a configuration, got one with {one_line(error)}") from None
+    try:
         fields = {field: config[field] for field in SHARED_FIELDS if field in config}
         model = model_class(config)(AutoBertZeroConfig(genome=genome.to_list(), **fields))
     except (StrictDataclassError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"config.json: expected a configuration, got one with {' '.join(str(error).split())}"
-        ) from None
+        raise ValueError(f"config.json: expected a configuration, got one with {one_line(error)}") from None
     if isinstance(model, AutoBertZeroModel):
         weights = {key.removeprefix("autobert_zero."): weight for key, weight in weights.items()}
     try:
         missing, unknown = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"weights: {' '.join(str(error).split())}") from None
+        raise ValueError(f"weights: {one_line(error)}") from None
     # A checkpoint may lack the tied decoder, and may have the pooler and the sentence-pair head of BERT's pre-training.
     # The port's bare encoder has no pooler; its weights remain random.
     if model.config.tie_word_embeddings:
@@ -235,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
         expect_vocabulary(tokenizer, checkpoint)
         tokenizer.save_pretrained(args.output_dir)
     except Exception as error:  # transformers raises many kinds for damaged files
-        print(f"no tokenizer was copied: {' '.join(str(error).split())}")
+        print(f"no tokenizer was copied: {one_line(error)}")
     print(
         f"{type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters in {args.output_dir}"
     )

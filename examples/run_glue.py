@@ -349,8 +349,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return text_table(lines)
 
 
-def check_options(options: GlueArguments) -> None:
+def check_options(options: GlueArguments, first_seed: int) -> None:
     """Raise a ValueError for numbers that a training would fail with."""
+    if first_seed + options.seeds > 1 << 32:
+        raise ValueError(f"seed, seeds: expected a last seed below {1 << 32}, got {first_seed + options.seeds - 1}")
     minimum = {"seeds": 1, "max_train_samples": 2 if len(options.learning_rates) > 1 else 1, "max_eval_samples": 1}
     for name, least in minimum.items():
         value = getattr(options, name)
@@ -384,7 +386,7 @@ def main() -> None:
     commit, rates = current_commit(), options.learning_rates or [args.learning_rate]
     folder = Path(args.output_dir)
     try:
-        check_options(options)
+        check_options(options, args.seed)
         identity = {
             **{k: v for k, v in dataclasses.asdict(options).items() if k not in IRRELEVANT},
             **{k: v for k, v in steps_identity(args).items() if k != "learning_rate"},

@@ -20,7 +20,7 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from training_scripts import (
     checkpoint_step,
     claim_folder,
     end_diverged,
+    expect_same_training,
     last_checkpoint,
     model_identity,
     parse,
@@ -50,11 +51,12 @@ from transformers import (
     Trainer,
 )
 from transformers import TrainingArguments as TransformersArguments
+from transformers.activations import ACT2FN
 
 from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
 from autobert_zero.search import custom_operations
-from autobert_zero.search.files import bytes_digest, read_json, write_json
+from autobert_zero.search.files import bytes_digest, check_shape, one_line, read_json, write_json
 from autobert_zero.search.genomes import read_genome
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
@@ -177,15 +179,16 @@ def make_config(model: ModelArguments, vocab_size: int, pad_token_id: int, max_s
         raise ValueError(f"config_overrides: {error}") from None
     if not hasattr(config, "max_position_embeddings"):
         raise ValueError(f"model_type: expected an encoder with max_position_embeddings, got {model.model_type!r}")
-    config.pad_token_id = pad_token_id
+    config.vocab_size, config.pad_token_id = vocab_size, pad_token_id
     if max_seq_length > (maximum := max_tokens(config)):
         if "max_position_embeddings=" in overrides or model.model_name_or_path is not None:
             raise ValueError(
                 f"max_seq_length: expected at most {maximum}, by max_position_embeddings, got {max_seq_length}"
             )
         config.max_position_embeddings = max_seq_length + first_position(config)
-    sizes = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
-    return type(config).from_dict({**config.to_dict(), **sizes})  # checks all fields together
+    if (activation := getattr(config, "hidden_act", None)) is not None and activation not in ACT2FN:
+        raise ValueError(f"hidden_act: expected an activation of transformers, got {activation!r}")
+    return type(config).from_dict(config.to_dict())  # checks all fields together
 
 
 def _config_of_model(name: str, custom_digest: str | None) -> PretrainedConfig:
@@ -194,8 +197,7 @@ def _config_of_model(name: str, custom_digest: str | None) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(name)
         custom_operations.load_for_model(config, name)
     except Exception as error:  # transformers raises many kinds for damaged files
-        message = " ".join(str(error).split())
-        raise ValueError(f"model_name_or_path: expected a model, got {name!r}: {message}") from None
+        raise ValueError(f"model_name_or_path: expected a model, got {name!r}: {one_line(error)}") from None
     own = getattr(config, "custom_operations_digest", None)
     if custom_digest is not None and custom_digest != own:
         raise ValueError("custom_operations: expected those of the model, or none, with --model_name_or_path")
@@ -214,8 +216,9 @@ def _config_of_genome(source: str, rules: Mapping[str, str]) -> AutoBertZeroConf
             return AutoBertZeroConfig.from_pretrained(folder)
         genome = read_genome(source, custom_operations=rules)
     except Exception as error:  # transformers raises many kinds for damaged files
-        message = " ".join(str(error).split())
-        raise ValueError(f"genome: expected a preset, a JSON file or a folder, got {source!r}: {message}") from None
+        raise ValueError(
+            f"genome: expected a preset, a JSON file or a folder, got {source!r}: {one_line(error)}"
+        ) from None
     return AutoBertZeroConfig(genome=genome.to_list(), custom_operations=genome.custom_operations() or None)
 
 
@@ -247,9 +250,12 @@ def make_model(config: Any, objective: str, name_or_path: str | None = None) -> 
     if isinstance(config, AutoBertZeroConfig):
         config.sparse_prediction = True  # logits only at labelled tokens
         own = AutoBertZeroForMaskedLM if objective == "mlm" else AutoBertZeroForPreTraining
-        return _new(own, config) if name_or_path is None else _with_weights(own, config, name_or_path)
+        return own(config) if name_or_path is None else _with_weights(own, config, name_or_path)
     auto = AutoModelForMaskedLM if objective == "mlm" else AutoModelForPreTraining
-    model = _new(auto.from_config, config)
+    try:
+        model = auto.from_config(config)
+    except ValueError as error:
+        raise ValueError(f"model_type: {error}") from None
     if objective != "mlm" and "next_sentence_label" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"objective: expected mlm for {type(model).__name__}, without sentence pairs, got {objective!r}"
@@ -258,15 +264,6 @@ def make_model(config: Any, objective: str, name_or_path: str | None = None) -> 
         model = _with_weights(auto, config, name_or_path)
     predict_where_labelled(model)
     return model
-
-
-def _new(make: Callable[[Any], transformers.PreTrainedModel], config: Any) -> transformers.PreTrainedModel:
-    try:
-        return make(config)
-    except ValueError as error:
-        raise ValueError(f"model_type: {error}") from None
-    except KeyError as error:  # of an activation that does not exist
-        raise ValueError(f"config_overrides: expected values that {config.model_type} knows, got {error}") from None
 
 
 def _with_weights(model_class: Any, config: Any, name_or_path: str) -> transformers.PreTrainedModel:
@@ -395,6 +392,7 @@ def finished_steps(folder: Path) -> int | None:
 def has_finite_losses(folder: Path) -> bool:
     """Whether the finished training in a folder did not diverge."""
     losses = read_json(folder / "results.json", dict[str, Any]).get("losses", {})
+    check_shape(losses, dict[str, dict[str, float | None]], "results.json, losses")
     return all(found.get("1") is not None for found in losses.values())
 
 
@@ -485,8 +483,9 @@ class Pretraining:
         args.train_sampling_strategy = "sequential"  # the data set determines the order
         args.remove_unused_columns = False
         if args.load_best_model_at_end and args.metric_for_best_model == "loss":
+            if settings.streaming:
+                raise ValueError("load_best_model_at_end: expected false with streaming, which has no validation part")
             args.metric_for_best_model = "validation_loss"
-        args.dataloader_pin_memory &= torch.accelerator.is_available()
         transformers.set_seed(args.seed)
         evaluated = evaluation_sets(settings, options, text)
         trainer = PretrainingTrainer(
@@ -512,6 +511,7 @@ class Pretraining:
             identity["weights"] = model_identity(model_arguments)
         if may_be_extended(args, options):
             del identity["max_steps"]
+        expect_same_training(Path(args.output_dir), identity)
         source = {"files": [Path(name).name for name in settings.train_file], "data_set": settings.dataset_name}
         return cls(trainer, text, identity, source, commit)
 

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import datasets
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -25,12 +27,13 @@ from transformers import (
     Trainer,
 )
 from transformers import TrainingArguments as TransformersArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from autobert_zero.search import custom_operations
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter
-from autobert_zero.search.files import differing_keys, file_digest, read_json, write_json
+from autobert_zero.search.files import differing_keys, file_digest, one_line, read_json, write_json
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.settings import Group, check_text, did_you_mean
 from autobert_zero.search.text.tokens import check_fit, expect_vocabulary, max_tokens
@@ -113,7 +116,7 @@ def parse(description: str | None, *dataclasses_: type) -> tuple[HfArgumentParse
         _check_output_dir(Path(given[-1].output_dir))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    given[-1].dataloader_pin_memory &= torch.accelerator.is_available()
+    given[-1].dataloader_pin_memory &= torch.accelerator.is_available()  # a warning otherwise
     return parser, given
 
 
@@ -131,8 +134,9 @@ def _check_texts(options: Any) -> None:
 
 def _check_output_dir(folder: Path) -> None:
     """Raise a ValueError unless a folder can be created or written."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    is_too_long = len(os.fsencode(folder.name)) > 255
+    if is_too_long or not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"output_dir: expected a folder that can be written, got {str(folder)!r}")
 
 
@@ -150,6 +154,8 @@ def _check_numbers(args: TransformersArguments) -> None:
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(args, name)}")
+    if args.save_total_limit == 1:  # a checkpoint is complete only after the one before was removed
+        raise ValueError("save_total_limit: expected at least 2, got 1")
     if args.max_steps == 0 or (args.max_steps < 0 and not 0 < args.num_train_epochs < math.inf):
         name = "max_steps" if args.max_steps == 0 else "num_train_epochs"
         raise ValueError(f"{name}: expected a positive number, got {getattr(args, name)}")
@@ -175,11 +181,10 @@ def load_parts(options: Any, pairs: bool = False) -> tuple[PretrainedConfig, Pre
         config = AutoConfig.from_pretrained(name, **remote)
         tokenizer = AutoTokenizer.from_pretrained(name, **remote)
     except Exception as error:  # transformers raises many kinds for damaged files
-        raise ValueError(f"model: cannot load {name!r}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"model: cannot load {name!r}: {one_line(error)}") from None
     expect_vocabulary(tokenizer, name)
     if options.max_seq_length is None:
-        limit = max_tokens(config) if hasattr(config, "max_position_embeddings") else DEFAULT_LENGTH
-        options.max_seq_length = int(min(DEFAULT_LENGTH, limit))
+        options.max_seq_length = int(min(DEFAULT_LENGTH, max_tokens(config)))
     check_fit(config, tokenizer, options.max_seq_length, "max_seq_length", pairs)
     if options.trust_remote_code:
         custom_operations.load_for_model(config, name, options.model_revision)
@@ -201,7 +206,7 @@ def load_model(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **remote
         )
     except Exception as error:  # transformers and safetensors raise many kinds for damaged files
-        raise ValueError(f"model: cannot load {name!r}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"model: cannot load {name!r}: {one_line(error)}") from None
     prefix = f"{model.base_model_prefix}."
     if wrong := sorted(key for key, *_ in loaded["mismatched_keys"] if key.startswith(prefix)):
         raise ValueError(f"model: expected weights of the sizes in its configuration, got others in {wrong}")
@@ -298,17 +303,8 @@ def steps_identity(args: TransformersArguments) -> dict[str, Any]:
     return {**{name: str(getattr(args, name)) for name in (*STEPS_DEPEND_ON, *others)}, "batch": batch}
 
 
-def claim_folder(args: TransformersArguments, identity: dict[str, Any]) -> None:
-    """Record in the output folder what is trained there. To be called when nothing but the training can fail.
-
-    Raises: ValueError if the folder cannot be written, or holds another training, with the names that differ.
-    """
-    with args.main_process_first(desc="settings"):
-        if args.process_index == 0:
-            _claim_folder(Path(args.output_dir), identity)
-
-
-def _claim_folder(folder: Path, identity: dict[str, Any]) -> None:
+def expect_same_training(folder: Path, identity: dict[str, Any]) -> None:
+    """Raise a ValueError if a folder holds another training, with the names that differ."""
     path = folder / "training.json"
     if path.exists():
         found = read_json(path, dict[str, Any])
@@ -320,14 +316,24 @@ def _claim_folder(folder: Path, identity: dict[str, Any]) -> None:
                 f"output_dir: {folder} holds a training that differs in {values}. Choose another folder, and "
                 "--model_name_or_path to start from the weights in this one"
             )
-        return
-    if any(checkpoints(folder)):
+    elif any(checkpoints(folder)):
         raise ValueError(f"output_dir: {folder} holds checkpoints of another training")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, identity)
-    except OSError as error:
-        raise ValueError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
+
+
+def claim_folder(args: TransformersArguments, identity: dict[str, Any]) -> None:
+    """Record in the output folder what is trained there. To be called when nothing but the training can fail.
+
+    Raises: ValueError if the folder cannot be written, and as `expect_same_training` does.
+    """
+    folder = Path(args.output_dir)
+    with args.main_process_first(desc="settings"):
+        expect_same_training(folder, identity)
+        if args.process_index == 0 and not (folder / "training.json").exists():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / "training.json", identity)
+            except OSError as error:
+                raise ValueError(f"output_dir: cannot write to {folder}: {error.strerror}") from None
 
 
 def claim_folder_for_file(options: FileArguments, args: TransformersArguments, irrelevant: tuple[str, ...]) -> None:
@@ -366,13 +372,16 @@ class CheckpointDigests(TrainerCallback):
         PartialState().wait_for_everyone()  # each process writes files
         folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         if args.should_save:
-            write_json(folder / self.FILE, {path.name: file_digest(path) for path in sorted(folder.glob("*"))})
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            write_json(folder / self.FILE, {path.relative_to(folder).as_posix(): file_digest(path) for path in files})
 
     @classmethod
     def damage(cls, folder: Path) -> str | None:
         """What is wrong with a checkpoint; None if it is as it was written."""
         try:
             digests = read_json(folder / cls.FILE, dict[str, str])
+            if TRAINER_STATE_NAME not in digests:
+                return f"{cls.FILE}: expected a digest of {TRAINER_STATE_NAME}, got none"
             wrong = [name for name, digest in digests.items() if file_digest(folder / name) != digest]
         except (OSError, ValueError) as error:
             return str(error)
@@ -380,12 +389,20 @@ class CheckpointDigests(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that is as it was written; warns about others."""
-    for path in checkpoints(folder):
-        if (damage := CheckpointDigests.damage(path)) is None:
-            return str(path)
-        _LOG.warning("%s is ignored: %s", path, damage)
-    return None
+    """The last checkpoint that is as it was written; later ones are renamed to `….damaged`, with a warning. All processes
+    call it: the main process decides."""
+    found: list[str | None] = [None]
+    if PartialState().is_main_process:
+        for path in checkpoints(folder):
+            if (damage := CheckpointDigests.damage(path)) is None:
+                found = [str(path)]
+                break
+            renamed = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(renamed, ignore_errors=True)
+            path.rename(renamed)  # Trainer would count it as a checkpoint
+            _LOG.warning("%s is renamed to %s: %s", path, renamed.name, damage)
+    [checkpoint] = broadcast_object_list(found)
+    return checkpoint
 
 
 # Training and results

@@ -48,9 +48,14 @@ def read_json(path: str | os.PathLike, hint: Any = Any) -> Any:
     return value
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: BaseException) -> str:
+    """All of an error's message in one line, or its type."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def replace_folder(new: Path, old: Path) -> None:

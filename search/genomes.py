@@ -23,7 +23,7 @@ from autobert_zero.configuration_autobert_zero import (
 )
 from autobert_zero.search.evolution.archive import Archive
 from autobert_zero.search.evolution.history import read_history
-from autobert_zero.search.files import check_shape, first_line
+from autobert_zero.search.files import check_shape, first_line, one_line
 from autobert_zero.search.settings import did_you_mean
 
 
@@ -85,7 +85,7 @@ def _read(source: str, rules: Mapping[str, str]) -> Genome:
     if source in PRESETS:
         return PRESETS[source][0]
     path = Path(os.path.expanduser(source))
-    if "(" in source and not path.exists():
+    if "(" in source and not os.path.exists(path):  # False for a name that is too long
         return Genome([Attention(Expression.parse(source, rules))])
     if path.is_file():
         return _read_file(path, rules)
@@ -140,6 +140,4 @@ def _from_config(config: dict[str, Any], source: str) -> Genome:
     try:
         return AutoBertZeroConfig.from_dict(config).parsed_genome()
     except Exception as error:  # transformers raises many kinds for values of other types
-        raise ValueError(
-            f"expected a configuration in {source!r}, got one with {' '.join(str(error).split())}"
-        ) from None
+        raise ValueError(f"expected a configuration in {source!r}, got one with {one_line(error)}") from None

@@ -62,6 +62,11 @@ def _expanded(value: Any) -> Any:
     return list(map(os.path.expanduser, value)) if isinstance(value, list) else os.path.expanduser(value)
 
 
+def _is_float(hint: Any) -> bool:
+    """Whether a type is float, or a list or an option of it."""
+    return hint is float or any(map(_is_float, get_args(hint)))
+
+
 def check_text(text: str, where: str) -> None:
     """Raise a ValueError for an empty text, and for one that files cannot record, such as the name of a file in another
     encoding."""
@@ -103,6 +108,9 @@ class Group:
                 value = os.fspath(value) if isinstance(value, os.PathLike) else list(value)
                 object.__setattr__(self, name, value)
             check_shape(value, hint, name)
+            if _is_float(hint) and value is not None:  # an integer is legal, but equal settings have one digest
+                value = list(map(float, value)) if isinstance(value, list) else float(value)
+                object.__setattr__(self, name, value)
             if value is None:
                 continue
             extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
@@ -493,10 +501,6 @@ class SearchSettings:
     def __post_init__(self) -> None:
         fits = self.space.min_attention_layers <= self.model.num_hidden_layers
         self.space.expect("min_attention_layers", fits, "0 to num_hidden_layers")
-        if self.candidates.proxy != "glue":
-            for each in dataclasses.fields(GlueSettings):
-                default = getattr(GlueSettings(), each.name)
-                self.glue.expect(each.name, getattr(self.glue, each.name) == default, "its default without proxy=glue")
         bounded = not self.text.streaming or self.text.max_documents is not None
         self.text.expect("streaming", bounded, "max_documents with it")
 

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from transformers import Trainer
 
 from autobert_zero.configuration_autobert_zero import PAPER_OPERATIONS, AutoBertZeroConfig, Genome
 from autobert_zero.search.seeding import random_stream
@@ -72,6 +73,19 @@ def run_without_package(code: str, *arguments: str, cwd) -> tuple[str, str]:
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
+
+
+def count_steps(monkeypatch) -> list[int]:
+    """A list that gets an entry for each micro-batch that a Trainer of transformers trains on."""
+    steps: list[int] = []
+    original = Trainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    return steps
 
 
 def run_script(monkeypatch, script: ModuleType, *flags: str, **arguments) -> None:

@@ -164,6 +164,10 @@ def test_bad_sources(tmp_path, source, message):
 def test_paths_with_parentheses_and_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a (1).json").write_text('[{"kind": "convolution", "kernel_size": 3}]')
+    expression = "v"
+    while len(expression) < 300:
+        expression = f"add({expression}, sigmoid(rotary(q)))"
+    assert read_genome(expression)[0].expression is not None  # longer than the name of a file may be
     for source in (str(tmp_path / "a (1).json"), "~/a (1).json"):
         assert read_genome(source) == (Convolution(3),)
 

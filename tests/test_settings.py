@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from autobert_zero.search.files import json_digest
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.settings import GROUP_OF, GROUPS, RENAMED, SearchSettings, StrategySettings
 
@@ -37,7 +38,6 @@ def test_old_names_are_accepted():
     ("values", "message"),
     [
         ({"kernel_sizes": [3, 4]}, "^kernel_sizes: kernel_size: expected an odd integer .*got 4"),
-        ({"glue_dir": "glue"}, "glue_dir: expected its default without proxy=glue, got 'glue'"),
         ({"num_threads": 100_000}, "num_threads: expected a number from 0 to 1024, got 100000"),
         ({"vocab_size": 10**14}, "vocab_size: expected a number from 64 to 16777216"),
         ({"batch_size": 10**14}, "batch_size: expected a number from 1 to 1048576"),
@@ -115,3 +115,11 @@ def test_streams_are_independent_and_named():
     }
     assert len(samples) == 12
     assert random_stream(3, "x", 2).random() == random_stream(3, "x", 2).random()
+
+
+def test_equal_settings_have_one_digest():
+    """An integer is a legal value of a setting that is a float."""
+    values = {"weight_decay": 0, "priority_decay": 1, "layer_mutations": [1, 0, 0], "max_flops": 10**9}
+    floats = {"weight_decay": 0.0, "priority_decay": 1.0, "layer_mutations": [1.0, 0.0, 0.0], "max_flops": 1e9}
+    one, other = (SearchSettings.from_dict(each).identity() for each in (values, floats))
+    assert json_digest(one) == json_digest(other)

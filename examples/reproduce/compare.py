@@ -35,8 +35,7 @@ HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent
 sys.path.insert(0, str(EXAMPLES))
 
-from run_pretraining import ModelArguments, make_config, make_model  # noqa: E402
-from training_scripts import DIVERGED  # noqa: E402
+from run_pretraining import ModelArguments, has_finite_losses, make_config, make_model  # noqa: E402
 
 from autobert_zero.configuration_autobert_zero import Genome  # noqa: E402
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter  # noqa: E402
@@ -404,13 +403,18 @@ def run_all(commands: list[list[str]], jobs: int, folder: Path) -> None:
         print(f"$ {shlex.join(['python', *command[1:]] if command[0] == sys.executable else command)}", flush=True)
         with open(log, "w", encoding="utf-8") as file:
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
-        if code not in (0, DIVERGED):  # a rate may be too high
+        if code and not is_divergence(folder / output):
             return f"exit code {code} ({log}):\n" + "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
         return None
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         if failures := [message for message in pool.map(run, commands) if message]:
             raise RuntimeError("\n\n".join(failures))
+
+
+def is_divergence(folder: Path) -> bool:
+    """Whether a folder holds a pre-training that ended because its rate was too high: no failure of a comparison."""
+    return (folder / "results.json").exists() and not has_finite_losses(folder)
 
 
 def known(kind: str) -> list[str]:

@@ -23,10 +23,14 @@ def read_runs(parser: argparse.ArgumentParser, sources: list[Path]) -> list[Any]
     """The recorded runs, each once. Ends with a usage error if one cannot be read."""
     from autobert_zero.search.report.recorded_run import RecordedRun
 
-    histories = {(source / "history.jsonl" if source.is_dir() else source).resolve(): source for source in sources}
+    found: dict[Path, Path] = {}
     try:
-        return [RecordedRun.read(source) for source in histories.values()]
-    except (ValueError, OSError) as error:
+        for source in sources:
+            history = (source / "history.jsonl" if source.is_dir() else source).resolve()
+            if history not in found or source.is_dir():  # a folder also has the results
+                found[history] = source
+        return [RecordedRun.read(source) for source in found.values()]
+    except (ValueError, OSError, RuntimeError) as error:  # the last is that of links in a circle
         parser.error(f"runs: {error}")
 
 

@@ -74,11 +74,17 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def _as_given(action: argparse.Action, name: str, value: Any) -> Any:
-    """A value of a file as the command line would give it: texts are converted, one value stands for a list of one.
-    Raises: ValueError."""
+    """A value of a file as the command line would give it: texts are converted, numbers are texts where texts are
+    expected, one value stands for a list of one. Raises: ValueError."""
+
+    def convert(each: Any) -> Any:
+        is_number = isinstance(each, int | float) and not isinstance(each, bool)
+        is_given_as_text = isinstance(each, str) or (is_number and action.type not in (int, float))
+        return action.type(str(each)) if callable(action.type) and is_given_as_text else each
+
     values = value if isinstance(value, list) else [value]
     try:
-        values = [action.type(each) if isinstance(each, str) and callable(action.type) else each for each in values]
+        values = list(map(convert, values))
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"{name}: {error}") from None
     except ValueError:

@@ -60,17 +60,18 @@ def propose(
     """
     proposals: list[Record] = []
     for child, proposer in enumerate(proposers):
-        duplicates = 0
-        while duplicates < 2 * MAX_TRIES:
+        tries = duplicates = 0
+        while tries < 2 * MAX_TRIES:
             check()
-            rng = random_stream(seed, "proposal", generation, child, duplicates)
+            rng = random_stream(seed, "proposal", generation, child, tries)
             try:
-                genome, parents = proposer(rng) if duplicates < MAX_TRIES else (space.random(rng), ())
+                genome, parents = proposer(rng) if tries < MAX_TRIES else (space.random(rng), ())
             except InfeasibleLimits:
-                if duplicates >= MAX_TRIES:
+                if tries >= MAX_TRIES:
                     break
-                duplicates = MAX_TRIES
+                tries = MAX_TRIES
                 continue
+            tries += 1
             key = space.key(genome)
             if key not in known:
                 known.add(key)
@@ -80,9 +81,9 @@ def propose(
     return proposals
 
 
-def first_generation(space: Any, strategy: Strategy, seed: int, check: Callable[[], None] = _nothing) -> list[Record]:
+def first_generation(space: Any, strategy: Strategy, seed: int) -> list[Record]:
     """The first candidates of a search, not evaluated."""
-    return propose(space, strategy(0, Archive()), 0, 0, set(), seed, check)
+    return propose(space, strategy(0, Archive()), 0, 0, set(), seed)
 
 
 def _start(records: Sequence[Record], generation: int) -> int:

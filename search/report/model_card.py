@@ -18,16 +18,12 @@ from autobert_zero.search.report.recorded_run import Summary, read_summary
 
 TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 PICTURE = "backbone.svg"
-# What a model needs to be loaded.
-MODEL_FILES = (
-    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
-    *("configuration_autobert_zero.py", "modeling_autobert_zero.py"),
-)
 
 
-def missing_files(folder: Path) -> list[str]:
-    """Files that the folder of a model lacks."""
-    return [name for name in MODEL_FILES if not (folder / name).is_file()]
+def missing_files(folder: Path, summary: Summary) -> list[str]:
+    """Files that the model of a run was saved with, and its folder lacks."""
+    expected = summary.get("model_files", ["config.json", "model.safetensors"])  # not in those of earlier versions
+    return [name for name in expected if not (folder / name).is_file()]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -126,7 +122,7 @@ def _is_export_of(run: Path, output: Path) -> bool:
 
 def _check_model(folder: Path, summary: Summary) -> None:
     """Raise a ValueError unless a folder holds the model of a summary, as far as its files show."""
-    if missing := missing_files(folder):
+    if missing := missing_files(folder, summary):
         raise ValueError(f"run: expected a model in {str(folder)!r}, got none of its {', '.join(missing)}")
     if read_json(folder / "config.json", dict[str, Any]).get("genome") != summary["best"]["genome"]:
         raise ValueError(f"run: expected the genome of summary.json in {str(folder / 'config.json')!r}, got another")

@@ -85,6 +85,7 @@ class Summary(TypedDict):
     commit: str | None
     versions: dict[str, str]
     machine: Machine
+    model_files: NotRequired[list[str]]  # names of the files of the model, without those that describe it
 
 
 class HeaderData(TypedDict, total=False):

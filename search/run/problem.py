@@ -1,6 +1,7 @@
 """What a search searches: the text, the space, the strategy, and the proxy that scores candidates."""
 
 import contextlib
+import dataclasses
 import os
 import platform
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from autobert_zero.search.evolution.strategies import Strategy
 from autobert_zero.search.files import json_digest
 from autobert_zero.search.run.factory import make_cost_model, make_space, make_strategy, within_limits
 from autobert_zero.search.seeding import random_stream
-from autobert_zero.search.settings import SearchSettings, TextSettings
+from autobert_zero.search.settings import GlueSettings, SearchSettings, TextSettings
 from autobert_zero.search.space.costs import CostModel
 from autobert_zero.search.stopping import Stop
 from autobert_zero.search.text.corpus import Corpus
@@ -96,6 +97,9 @@ class Problem:
             )
             data["glue"] = proxy.digest()  # type: ignore[attr-defined]
         else:
+            for name, value in dataclasses.asdict(settings.glue).items():
+                default = getattr(GlueSettings(), name)
+                settings.glue.expect(name, value == default, "its default without --proxy glue, which does not use it")
             proxy = MaskedLMProxy(*arguments, objectives=settings.strategy.objectives, stop=stop)
         if custom.digest:
             data["custom_operations"] = custom.digest

@@ -149,7 +149,9 @@ class Run:
             return None
         with usage_errors():
             summary = read_summary(path)
-        is_complete = summary["counts"]["evaluated"] == len(history) and not missing_files(self.folder / "model")
+        is_complete = summary["counts"]["evaluated"] == len(history) and not missing_files(
+            self.folder / "model", summary
+        )
         return summary if is_complete and summary["identity"] == self.problem.full_identity else None
 
     def _search(self, history: History | None) -> dict[str, Any] | None:
@@ -254,6 +256,7 @@ class Run:
         model.save_pretrained(temporary)
         self.problem.corpus.tokenizer.save_pretrained(temporary)
         custom_operations.save_with_model(temporary)
+        summary["model_files"] = sorted(path.name for path in temporary.iterdir())
         describe(temporary, summary, self.folder.resolve().name)
         replace_folder(temporary, folder)
         write_json(self.folder / "summary.json", summary)

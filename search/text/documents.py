@@ -77,7 +77,7 @@ def _readable(setting: str, source: str) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{setting}: expected UTF-8 in {source!r}, got {error}") from None
     except Exception as error:  # the readers of `datasets` raise whatever their formats raise
-        raise ValueError(f"{setting}: cannot read {source!r}: {first_line(error)}") from error
+        raise ValueError(f"{setting}: cannot read {source!r}: {first_line(error.__cause__ or error)}") from error
 
 
 @contextlib.contextmanager
@@ -93,12 +93,19 @@ def _plain_name(path: str) -> Iterator[str]:
 
 
 def _rows(path: str, reader: str, options: dict[str, Any]) -> Iterator[dict]:
-    with _readable("train_file", path), _plain_name(path) as name, warnings.catch_warnings():
-        warnings.simplefilter("error", ParserWarning)  # about values that belong to no column
+    with _readable("train_file", path), _plain_name(path) as name:
         # Escaped, because `datasets` treats names as patterns.
-        yield from datasets.load_dataset(
-            reader, data_files=[glob.escape(name)], split="train", streaming=True, **options
+        rows = iter(
+            datasets.load_dataset(reader, data_files=[glob.escape(name)], split="train", streaming=True, **options)
         )
+        while True:
+            with warnings.catch_warnings():
+                if reader == "csv":
+                    warnings.simplefilter("error", ParserWarning)  # about values that belong to no column
+                row = next(rows, None)
+            if row is None:
+                return
+            yield row
 
 
 def _start(path: str) -> bytes:

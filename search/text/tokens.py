@@ -8,6 +8,8 @@ import numpy as np
 import tokenizers
 from transformers import AutoTokenizer, BertTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from autobert_zero.search.files import one_line
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int) -> PreTrainedTokenizerBase:
     """A lower-casing WordPiece tokenizer like BERT's. The same text always gives the same vocabulary.
@@ -55,7 +57,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         expect_vocabulary(tokenizer, name_or_path)
     except Exception as error:  # transformers and tokenizers raise many kinds for damaged files
-        raise ValueError(f"tokenizer_name: cannot load {name_or_path!r}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"tokenizer_name: cannot load {name_or_path!r}: {one_line(error)}") from None
     for name in ("cls_token", "sep_token", "mask_token", "pad_token"):
         if getattr(tokenizer, name) is None:
             raise ValueError(f"tokenizer_name: expected one with a {name}, got {name_or_path!r} without")
@@ -76,21 +78,24 @@ def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> np
 
 
 # Types of models whose first position is after the id of the padding token.
-_POSITIONS_AFTER_PADDING = {
-    *("roberta", "roberta-prelayernorm", "camembert", "data2vec-text", "longformer", "mpnet"),
+POSITIONS_AFTER_PADDING = {
+    *("roberta", "roberta-prelayernorm", "camembert", "data2vec-text", "longformer", "ibert", "luke", "esm"),
     *("xlm-roberta", "xlm-roberta-xl", "xmod"),
 }
 
 
 def first_position(config: PretrainedConfig) -> int:
     """The row of the model's table of positions that belongs to the first token."""
-    return config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+    if config.model_type == "mpnet":
+        return 2
+    return (config.pad_token_id or 0) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
 
 
 def max_tokens(config: PretrainedConfig) -> float:
     """Tokens of the longest sequence, by the rows of the model's table of positions; infinite without a table."""
-    has_table = getattr(config, "position_embedding_type", "absolute") != "none"
-    return config.max_position_embeddings - first_position(config) if has_table else math.inf
+    rows = getattr(config, "max_position_embeddings", -1)
+    has_table = rows > 0 and getattr(config, "position_embedding_type", "absolute") != "none"
+    return rows - first_position(config) if has_table else math.inf
 
 
 def check_fit(

@@ -227,6 +227,9 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
     assert verbosity == 1
     assert settings == SearchSettings.from_dict({"train_file": ["c.txt"], "learning_rate": 1e-3, "seed": 8})
     # What would not survive as arguments, and JSON that is not YAML.
+    file.write_text("dataset_name: me/data\ndataset_config_name: 20231101\nstreaming: 1\nmax_documents: 9")
+    text = parse(["--config", str(file)])[0].text
+    assert text.dataset_config_name == "20231101" and text.streaming is True
     for text in (
         "text_column: -x\nlayer_mutations: [1, 0, -0.0]\nkernel_sizes: 3\ntrain_file: '~/\U0001f600'",
         '{\n\t"text_column": "-x", "layer_mutations": [1, 0, -0.0], "kernel_sizes": 3, '

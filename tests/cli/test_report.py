@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,11 +117,14 @@ def test_report_and_compare(capsys, folder, tmp_path):
         (["report", "{folder}", "--output", "{folder}"], "--output: cannot write "),
         (["report", "{folder}", "--output", "nowhere/page.html"], "--output: cannot write"),
         (["report", "{folder}/torn"], "torn, line 1"),
+        (["report", "x" * 300], "runs: "),
+        (["report", "circle"], "runs: "),
     ],
 )
 def test_bad_input(capsys, folder, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     (folder / "torn").write_text("{}\n", encoding="utf-8")
+    Path("circle").symlink_to("circle")
     with pytest.raises(SystemExit) as stopped:
         main([argument.format(folder=folder) for argument in arguments])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
@@ -133,4 +137,11 @@ def test_a_run_that_is_named_twice_counts_once(capsys, folder, monkeypatch, tmp_
     names = [str(folder), str(folder / "history.jsonl"), str(tmp_path / "link"), f"~/{folder.name}"]
     main(["compare", *names, "--json"])
     [row] = json.loads(capsys.readouterr().out)
-    assert row["runs"] == [folder.name]
+    assert row["runs"] in ([folder.name], ["link"])
+    finished = shutil.copytree(folder, tmp_path / "finished")
+    summary = summary_of(RecordedRun.read(folder).best)
+    (finished / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    for names in ([finished, finished / "history.jsonl"], [finished / "history.jsonl", finished]):
+        main(["compare", *map(str, names), "--json"])
+        [row] = json.loads(capsys.readouterr().out)
+        assert row["runs"] == ["finished"] and row["losses"]["found"] == [3.5, None]  # that of the folder

@@ -16,7 +16,7 @@ from transformers import BertTokenizerFast
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
 from autobert_zero.search.text.tokens import train_tokenizer
-from tests.conftest import fine_tune, tiny_config
+from tests.conftest import count_steps, fine_tune, tiny_config
 
 
 NAMES = ("anna", "bert", "carl dorn", "dora")
@@ -71,7 +71,9 @@ def test_entities_are_found_in_pieces_of_sentences(monkeypatch, model, tmp_path,
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert saved["id2label"] == {"0": "O", "1": "B-LOC", "2": "B-PER", "3": "I-LOC", "4": "I-PER"}
     # The same command trains nothing; another seed or column is another training.
+    steps = count_steps(monkeypatch)
     assert run(monkeypatch, model, tmp_path, save_strategy="epoch")["metrics"] == results["metrics"]
+    assert not steps
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, model, tmp_path, seed=1, label_column=2)
     assert "holds a training that differs in label_column (-1, got 2), seed (" in capsys.readouterr().err

@@ -16,14 +16,15 @@ import run_pretraining
 import torch
 from run_pretraining import losses_by_fraction
 from safetensors.torch import load_file
-from training_scripts import last_checkpoint
+from training_scripts import CheckpointDigests, last_checkpoint
 from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, BertConfig
 
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.text import prepared
 from autobert_zero.search.text.corpus import Corpus
-from tests.conftest import TINY_RUN, run_without_package, write_corpus
+from autobert_zero.search.text.tokens import POSITIONS_AFTER_PADDING
+from tests.conftest import TINY_RUN, count_steps, run_without_package, write_corpus
 
 
 SCRIPT = Path(run_pretraining.__file__)
@@ -75,7 +76,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_killed_run_resumes_exactly(folder, run):
+def test_a_killed_run_resumes_exactly(folder, run, monkeypatch):
     """Killed after a checkpoint: the result has the same bits, and finished steps are not repeated."""
     genome = [
         {"kind": "convolution", "kernel_size": 5},
@@ -98,7 +99,7 @@ def test_a_killed_run_resumes_exactly(folder, run):
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process
     )
     deadline = time.monotonic() + 120
-    while not (folder / "killed" / "checkpoint-4" / "trainer_state.json").exists():
+    while not (folder / "killed" / "checkpoint-4" / CheckpointDigests.FILE).exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -106,7 +107,11 @@ def test_a_killed_run_resumes_exactly(folder, run):
     assert not (folder / "killed" / "results.json").exists()
     # A checkpoint without its last file, as if killed during writing, is ignored.
     (folder / "killed" / "checkpoint-99").mkdir()
+    first_step = int(last_checkpoint(folder / "killed").rpartition("-")[2])
+    assert first_step in (4, 8)
+    steps = count_steps(monkeypatch)
     run(**options, output_dir=folder / "killed")
+    assert steps == [step for step in range(first_step, 12) for _ in range(2)]  # none is repeated
     one, other = (load_file(folder / name / "model.safetensors") for name in ("out", "killed"))
     assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
     results = [json.loads((folder / name / "results.json").read_text()) for name in ("out", "killed")]
@@ -287,7 +292,7 @@ def test_two_processes(folder):
         ({"split_seed": -1}, "split_seed: expected at least 0, got -1"),
         (
             {"config_overrides": f"{SIZES},hidden_act=foo"},
-            "config_overrides: expected values that autobert_zero knows, got 'foo'",
+            "hidden_act: expected an activation of transformers, got 'foo'",
         ),
         ({"foo": 1}, "unrecognized arguments: --foo 1"),
         (
@@ -336,6 +341,7 @@ def test_a_training_at_a_constant_rate_is_extended(folder, run):
 def test_another_schedule_is_another_training(folder, run):
     run(max_steps=4)
     assert "differs in max_steps ('4', got '8'). Choose another folder" in run(code=2, max_steps=8)
+    assert "differs in max_steps ('4', got '2'), seed ('42', got '43')" in run(code=2, max_steps=2, seed=43)
 
 
 @pytest.mark.parametrize("architecture", ["genome", "model_type"])
@@ -390,15 +396,18 @@ def test_the_best_checkpoint_is_by_the_validation_part(folder, run):
     assert state["best_metric"] == state["log_history"][-2]["eval_validation_loss"]
 
 
-def test_positions_after_that_of_padding():
+@pytest.mark.parametrize(
+    "model_type", sorted({"mpnet", *POSITIONS_AFTER_PADDING} - {"esm", "longformer", "luke", "xmod"})
+)
+def test_positions_after_that_of_padding(model_type):
     """RoBERTa's table of positions has rows that are not used."""
-    model = run_pretraining.ModelArguments(model_type="roberta")
+    model = run_pretraining.ModelArguments(model_type=model_type)
     model.config_overrides = "hidden_size=8,num_attention_heads=2,num_hidden_layers=1,intermediate_size=8"
     config = run_pretraining.make_config(model, vocab_size=99, pad_token_id=3, max_seq_length=600)
-    assert config.max_position_embeddings == 604
+    assert config.max_position_embeddings == 600 + (2 if model_type == "mpnet" else 4)
     ids = torch.randint(4, 99, (1, 600))
     assert run_pretraining.make_model(config, "mlm")(ids).logits.shape == (1, 600, 99)
-    model.config_overrides += ",max_position_embeddings=603"
+    model.config_overrides += f",max_position_embeddings={config.max_position_embeddings - 1}"
     with pytest.raises(ValueError, match=r"max_seq_length: expected at most 599, by max_position_embeddings, got 600"):
         run_pretraining.make_config(model, vocab_size=99, pad_token_id=3, max_seq_length=600)
 

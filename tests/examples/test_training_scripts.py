@@ -59,6 +59,8 @@ def test_a_command_line(monkeypatch, tmp_path):
         (["--seed", "-1"], "seed: expected 0 to 4294967295, got -1"),
         (["--per_device_train_batch_size", "0"], "per_device_train_batch_size: expected at least 1, got 0"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps: expected at least 1, got 0"),
+        (["--save_total_limit", "1"], "save_total_limit: expected at least 2, got 1"),
+        (["--output_dir", "x" * 300], "output_dir: expected a folder that can be written"),
         (["--max_steps", "0"], "max_steps: expected a positive number, got 0"),
         (["--num_train_epochs", "0"], "num_train_epochs: expected a positive number, got 0.0"),
         (["--output_dir", ""], "output_dir: expected a value, got ''"),
@@ -160,9 +162,29 @@ def test_a_damaged_checkpoint_is_not_resumed(tmp_path, caplog, name):
         (checkpoints[10] / name).write_text("other")
         assert last_checkpoint(tmp_path) == str(checkpoints[9])
     assert len(caplog.records) == 2 and f"{name}: not what was written" in caplog.text
-    for damaged in ("", "[]", "{", '{"model.safetensors": 3}'):
-        (checkpoints[9] / CheckpointDigests.FILE).write_text(damaged)
-        assert last_checkpoint(tmp_path) is None
+    # Trainer would count them, and remove others.
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("checkpoint-100.damaged", "checkpoint-10.damaged", "checkpoint-9", "checkpoint-best")
+    }
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"model.safetensors": 3}'])
+def test_damaged_digests(tmp_path, content):
+    checkpoint = write_checkpoint(tmp_path, 9)
+    (checkpoint / CheckpointDigests.FILE).write_text(content)
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_folders_in_a_checkpoint(tmp_path):
+    """Sharded models have some."""
+    (tmp_path / "checkpoint-9" / "optimizer").mkdir(parents=True)
+    (tmp_path / "checkpoint-9" / "optimizer" / "shard").write_text("1")
+    args = SimpleNamespace(output_dir=str(tmp_path), should_save=True)
+    (tmp_path / "checkpoint-9" / "trainer_state.json").touch()
+    CheckpointDigests().on_save(args, SimpleNamespace(global_step=9), None)
+    assert last_checkpoint(tmp_path) is not None
+    (tmp_path / "checkpoint-9" / "optimizer" / "shard").write_text("2")
+    assert last_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{"])

@@ -114,4 +114,3 @@ def test_a_search_in_bfloat16(tmp_path):
     # A run does not change its precision.
     error = run(folders["bf16"].replace(max_evaluations=20), *ONE, "no", code=1)  # the launcher's code
     assert "mixed_precision='bf16' (got 'no')" in error
-    assert "mixed_precision: expected one of" in run(folders["bf16"], *ONE, "fp8", code=1)

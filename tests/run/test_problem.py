@@ -126,6 +126,11 @@ def test_glue_as_the_proxy(problem, tmp_path):
     assert changed.unigram_score() is None and problem.unigram_score() < 0
 
 
+def test_settings_of_glue_without_glue(problem):
+    with pytest.raises(ValueError, match="glue_steps: expected its default without --proxy glue"):
+        problem.replace(glue_steps=5)
+
+
 def test_sources_of_text():
     assert text_source(TextSettings(train_file=["texts/a.txt", "b.txt.xz"])) == "a.txt, b.txt.xz"
     assert text_source(TextSettings(dataset_name="user/name")) == "user/name"
