@@ -54,9 +54,14 @@ def apply_requests(settings: SearchSettings, accelerator: Accelerator) -> Search
             "micro_batch_size divides a batch"
         )
     requested = {}
-    if (backend := accelerator.state.dynamo_plugin.backend) != DynamoBackend.NO:
-        if backend != DynamoBackend.INDUCTOR:
-            raise UsageError(f"dynamo_backend: expected no or inductor, got {backend.value.lower()}")
+    plugin = accelerator.state.dynamo_plugin
+    if plugin.backend != DynamoBackend.NO:
+        if plugin.backend != DynamoBackend.INDUCTOR:
+            raise UsageError(f"dynamo_backend: expected no or inductor, got {plugin.backend.value.lower()}")
+        for option in ("mode", "fullgraph", "dynamic"):
+            value = getattr(plugin, option)
+            if value not in ("default", None, False):
+                raise UsageError(f"dynamo_{option}: expected its default, got {value!r}")
         requested["compile"] = True
     if accelerator.mixed_precision != "no":
         requested["mixed_precision"] = accelerator.mixed_precision

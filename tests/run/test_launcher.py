@@ -19,7 +19,8 @@ from tests.conftest import TINY_RUN, command_line, write_corpus
 
 def launched(**changes) -> SimpleNamespace:
     """An Accelerator of one process without requests, but for the changes."""
-    backend = changes.pop("backend", DynamoBackend.NO)
+    options = {name: changes.pop(name) for name in ("backend", "mode", "fullgraph") if name in changes}
+    plugin = TorchDynamoPlugin(**{"backend": DynamoBackend.NO, **options})
     return SimpleNamespace(
         **{
             "num_processes": 1,
@@ -27,7 +28,7 @@ def launched(**changes) -> SimpleNamespace:
             "parallelism_config": None,
             "gradient_accumulation_steps": 1,
             "mixed_precision": "no",
-            "state": SimpleNamespace(dynamo_plugin=TorchDynamoPlugin(backend=backend)),
+            "state": SimpleNamespace(dynamo_plugin=plugin),
             **changes,
         }
     )
@@ -51,6 +52,8 @@ def test_requests_become_settings():
             "parallelism_config: expected models that are not sharded, got shards over 4 processes",
         ),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps: expected 1, got 4"),
+        ({"backend": "INDUCTOR", "mode": "max-autotune"}, "dynamo_mode: expected its default, got 'max-autotune'"),
+        ({"backend": "INDUCTOR", "fullgraph": True}, "dynamo_fullgraph: expected its default, got True"),
         ({"backend": "AOT_EAGER"}, "dynamo_backend: expected no or inductor, got aot_eager"),
     ],
 )
