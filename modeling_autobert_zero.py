@@ -140,16 +140,8 @@ class TokenLayout(NamedTuple):
             )
         return cls(real, attend_to)
 
-    def resolve(self, attention_mask: torch.Tensor | None, unpad: bool) -> "TokenLayout":
-        """The fastest layout that the values of its mask allow: no mask if nothing is padded, packed if that pays.
-
-        Synchronizes with an accelerator; call it once per forward pass. Raises: ValueError for negative values.
-        """
-        if attention_mask is None or not _readable(attention_mask):
-            return self
-        count, negative = torch.stack([self.real.sum(), (attention_mask < 0).sum()]).tolist()  # one transfer
-        if negative:
-            raise ValueError("attention_mask: expected 1 for real tokens and 0 for padding, got negative values")
+    def resolve(self, count: int, unpad: bool) -> "TokenLayout":
+        """The fastest layout for a number of real tokens: no mask if nothing is padded, packed if that pays."""
         if self.attend_to is not None:
             return self
         if count == self.real.numel():
@@ -957,23 +949,44 @@ def _check_missing(model: AutoBertZeroPreTrainedModel, missing: Collection[str])
         )
 
 
-def _check_ids(config: AutoBertZeroConfig, **checked: tuple[torch.Tensor | None, nn.Module, str]) -> None:
-    """Raises ValueError for ids out of range, before a kernel fails on them.
+def _read_inputs(
+    config: AutoBertZeroConfig,
+    layout: TokenLayout,
+    attention_mask: torch.Tensor | None,
+    ids: Mapping[str, tuple[torch.Tensor | None, nn.Module, str]],
+) -> int | None:
+    """Check the values of the inputs, before a kernel fails on them: all in one transfer, because each synchronizes with
+    an accelerator. Without a mask there is none, and ids are checked on CPUs only.
 
     Args:
-        checked: by name of an argument its ids, their embedding and the configuration field of its size.
+        layout: of the mask.
+        ids: by name of an argument its ids, their embedding and the configuration field of its size.
+
+    Returns: the number of real tokens; None without a mask, or if Python code may not depend on it.
+
+    Raises: ValueError for ids out of range, and for negative values of the mask.
     """
-    given = {name: x for name, (x, _, _) in checked.items() if x is not None and x.numel() and _readable(x)}
-    if not given:
-        return
-    # One transfer for all: each one synchronizes with an accelerator.
-    extremes = torch.stack([extreme for x in given.values() for extreme in x.aminmax()]).tolist()
+    has_mask = attention_mask is not None and _readable(attention_mask)
+    given = {
+        name: x
+        for name, (x, _, _) in ids.items()
+        if x is not None and x.numel() and _readable(x) and (has_mask or x.device.type == "cpu")
+    }
+    values = [extreme.long() for x in given.values() for extreme in x.aminmax()]
+    if has_mask:
+        values += [layout.real.sum(), (attention_mask < 0).sum()]
+    if not values:
+        return None
+    *extremes, count, negative = [*torch.stack(values).tolist(), *([] if has_mask else (None, 0))]
+    if negative:
+        raise ValueError("attention_mask: expected 1 for real tokens and 0 for padding, got negative values")
     for name, minimum, maximum in zip(given, extremes[::2], extremes[1::2], strict=True):
-        _, embedding, field = checked[name]
+        _, embedding, field = ids[name]
         size = getattr(embedding, "num_embeddings", None) or getattr(config, field)  # adapters wrap it
         if minimum < 0 or maximum >= size:
             got = minimum if minimum < 0 else maximum
             raise ValueError(f"{name}: expected ids from 0 to {size - 1} ({field}={size}), got {got}")
+    return count
 
 
 class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
@@ -1042,16 +1055,15 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
                 f"input_ids: expected at most max_position_embeddings={self.config.max_position_embeddings} tokens, "
                 f"got {tokens}"
             )
-        _check_ids(
-            self.config,
-            input_ids=(input_ids, self.embeddings.word_embeddings, "vocab_size"),
-            token_type_ids=(token_type_ids, self.embeddings.token_type_embeddings, "type_vocab_size"),
-            position_ids=(
+        checked_ids = {
+            "input_ids": (input_ids, self.embeddings.word_embeddings, "vocab_size"),
+            "token_type_ids": (token_type_ids, self.embeddings.token_type_embeddings, "type_vocab_size"),
+            "position_ids": (
                 position_ids if has_table else None,
                 getattr(self.embeddings, "position_embeddings", None),
                 "max_position_embeddings",
             ),
-        )
+        }
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
@@ -1061,7 +1073,9 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
         unpad = unpad and attention_mask is not None and _readable(attention_mask) and not self.encoder.needs_rows()
         if attention_mask is None:
             attention_mask = _mask_of_documents(position_ids, shape)
-        layout = TokenLayout.from_mask(attention_mask, shape).resolve(attention_mask, unpad)
+        layout = TokenLayout.from_mask(attention_mask, shape)
+        if (count := _read_inputs(self.config, layout, attention_mask, checked_ids)) is not None:
+            layout = layout.resolve(count, unpad)
         if layout.attend_to is not None:
             self._check_pairwise_mask()
         if position_ids is None and layout.real is not None:
@@ -1122,10 +1136,12 @@ def _masked_lm(model, head, sequence_output, labels):
     """
     config = model.config
     if labels is not None and config.sparse_prediction:
+        # Where the labels are: in main memory, that does not synchronize with an accelerator.
         labels = labels.reshape(-1)
-        labelled = labels != config.sparse_pred_ignore_index
-        sequence_output = sequence_output.reshape(-1, config.hidden_size)[labelled]
-        labels = labels[labelled]
+        [labelled] = (labels != config.sparse_pred_ignore_index).nonzero(as_tuple=True)
+        device = sequence_output.device
+        labels = labels[labelled].to(device, non_blocking=True)
+        sequence_output = sequence_output.reshape(-1, config.hidden_size)[labelled.to(device, non_blocking=True)]
     logits = head(sequence_output)
     if labels is None:
         return logits, None

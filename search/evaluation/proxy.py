@@ -11,6 +11,7 @@ import torch
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.search.evaluation.batches import Batch, Batches
 from autobert_zero.search.evaluation.measure import median_latencies
 from autobert_zero.search.evaluation.models import ModelBuilder, checkpoint_activations
 from autobert_zero.search.evaluation.supernet import SuperNetwork
@@ -87,7 +88,7 @@ class MaskedLMProxy:
             labelled = int((labels != IGNORE_INDEX).sum())
             if labelled:
                 with self.precision.autocast():
-                    loss = model(input_ids.to(self.device), labels=labels.to(self.device)).loss
+                    loss = model(input_ids.to(self.device), labels=labels).loss
                 total += loss.item() * labelled
                 count += labelled
         if not math.isfinite(total):
@@ -123,16 +124,19 @@ class MaskedLMProxy:
 
         def backward(step: int, propagate: Propagate) -> float:
             seed_torch(self.corpus.seed, "dropout", name, step)
-            batch = self.corpus.batch(name, step, self.training.batch_size)
             total = torch.zeros((), device=self.device)
-            for input_ids, labels, weight in micro_batches(*batch, self.training.micro_batch_size):
+            for input_ids, labels, weight in micro_batches(*batches(step), self.training.micro_batch_size):
                 with self.precision.autocast():
-                    loss = weight * model(input_ids.to(self.device), labels=labels.to(self.device)).loss
+                    loss = weight * model(input_ids.to(self.device, non_blocking=True), labels=labels).loss
                 propagate(loss)
                 total += loss.detach()
             return total.item()
 
-        train(model, backward, schedule, checkpoint, progress, check or self.stop.check, steps, self.precision)
+        def build(step: int) -> Batch:
+            return self.corpus.batch(name, step, self.training.batch_size)
+
+        with Batches(build, self.device, schedule.steps if steps is None else steps) as batches:
+            train(model, backward, schedule, checkpoint, progress, check or self.stop.check, steps, self.precision)
 
     def schedule(self, steps: int, learning_rate: float) -> Schedule:
         """The schedule of a training, with the warm-up and weight decay of the settings."""

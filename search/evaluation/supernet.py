@@ -34,6 +34,7 @@ from autobert_zero.configuration_autobert_zero import (
     Genome,
 )
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroLayer
+from autobert_zero.search.evaluation.batches import Batch, Batches
 from autobert_zero.search.evaluation.models import ModelBuilder, checkpoint_activations
 from autobert_zero.search.evaluation.training import Checkpoint, Precision, Propagate, Schedule, seed_torch, train
 from autobert_zero.search.evolution.limits import InfeasibleLimits
@@ -263,34 +264,51 @@ def train_supernet(
     stop = stop or Stop()
     stops = 0.0
 
-    def backward(step: int, propagate: Propagate) -> float:
-        nonlocal stops
-        # Sum of the losses, number of losses, number of processes that want to stop.
-        total = torch.tensor([0.0, 0.0, stop()], device=device)
+    def run_paths(step: int, propagate: Propagate, skips: bool) -> torch.Tensor:
+        """Add the gradients of the paths of a step. Returns the sum of the losses, and their number.
+
+        Args:
+            skips: whether to skip losses that are not finite. To know them, it waits for the device after each.
+        """
+        total = torch.zeros(2, device=device)
+
+        def then(loss: torch.Tensor, weight: float) -> None:
+            nonlocal total
+            if not skips or math.isfinite(loss.item()):
+                propagate(weight * loss)
+                total += weight * torch.stack([loss.detach(), torch.ones_like(loss)])
+
         for number in range(index, settings.paths_per_step, processes):
             seed_torch(corpus.seed, "path dropout", step, number)
-            batch = corpus.batch("supernet", step * settings.paths_per_step + number, training.batch_size)
+            batch = batches(step * settings.paths_per_step + number)
             path = sample_path(step, number)
             for input_ids, labels, weight in micro_batches(*batch, training.micro_batch_size):
-
-                def then(loss: torch.Tensor, weight: float = weight) -> None:
-                    nonlocal total
-                    if math.isfinite(loss.item()):
-                        propagate(weight * loss)
-                        total += weight * torch.stack([loss.detach(), torch.ones_like(loss), torch.zeros_like(loss)])
-
                 with precision.autocast():
-                    supernet(path, input_ids.to(device), labels.to(device), then, training.gradient_checkpointing)
-        if accelerator and processes > 1:
-            total = _sum_over_processes(parameters, total, accelerator)
-        loss_sum, count, stops = total.tolist()
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # With fp16 the scaler skips the update.
-        if gradients and precision.name != "fp16" and not torch.nn.utils.get_total_norm(gradients).isfinite():
+                    supernet(
+                        path,
+                        input_ids.to(device, non_blocking=True),
+                        labels,
+                        functools.partial(then, weight=weight),
+                        training.gradient_checkpointing,
+                    )
+        return total
+
+    def backward(step: int, propagate: Propagate) -> float:
+        nonlocal stops
+        wants_stop = float(stop())
+        for skips in (False, True):
+            total = run_paths(step, propagate, skips)
+            loss_sum, count, stops, norm = _reduce(parameters, total, wants_stop, accelerator)
+            if math.isfinite(loss_sum):
+                break
             for parameter in parameters:
                 parameter.grad = None
-        for gradient in gradients:
-            gradient /= count
+        if not math.isfinite(norm) and precision.name != "fp16":  # with fp16 the scaler skips the update
+            for parameter in parameters:
+                parameter.grad = None
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= count
         return loss_sum / count if count else math.nan
 
     def check() -> None:
@@ -299,19 +317,38 @@ def train_supernet(
             raise Stopped("another process was stopped", 0)
 
     schedule = Schedule(settings.supernet_steps, training.learning_rate, training.warmup_ratio, training.weight_decay)
-    train(supernet, backward, schedule, checkpoint, progress, check, precision=precision)
+
+    def build(number: int) -> Batch:
+        return corpus.batch("supernet", number, training.batch_size)
+
+    with Batches(build, device, settings.supernet_steps * settings.paths_per_step, processes) as batches:
+        train(supernet, backward, schedule, checkpoint, progress, check, precision=precision)
     # No bit may differ between processes, or the score of a candidate would depend on the process.
     if processes > 1:
         for parameter in parameters:
             broadcast(parameter.data)
 
 
-def _sum_over_processes(parameters: list[nn.Parameter], total: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """Sum gradients and `total` over the processes. A parameter without a gradient in any process remains without."""
+def _reduce(
+    parameters: list[nn.Parameter], total: torch.Tensor, wants_stop: float, accelerator: Accelerator | None
+) -> list[float]:
+    """Sum gradients, `total` and `wants_stop` over the processes. A parameter without a gradient in any of them remains
+    without. The device is waited for once.
+
+    Returns: the sums of `total` and `wants_stop`, and the norm of the gradients.
+    """
+    numbers = torch.cat([total, total.new_tensor([wants_stop])])
+    if accelerator is None or accelerator.num_processes == 1:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).to(numbers) if gradients else numbers.new_zeros(())
+        return torch.cat([numbers, norm[None]]).tolist()
     has_gradient = torch.tensor([float(p.grad is not None) for p in parameters], device=total.device)
-    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-    vector = accelerator.reduce(torch.cat([*gradients, has_gradient, total]), "sum")
-    *gradients, has_gradient, total = vector.split([*(p.numel() for p in parameters), len(parameters), len(total)])
-    for parameter, gradient, has in zip(parameters, gradients, has_gradient.tolist(), strict=True):
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    sums = accelerator.reduce(torch.cat([flat, has_gradient, numbers]), "sum")
+    flat, has_gradient, numbers = sums.split([len(flat), len(has_gradient), len(numbers)])
+    norm = torch.linalg.vector_norm(flat)
+    values = torch.cat([has_gradient, numbers, norm[None]]).tolist()
+    gradients = flat.split([parameter.numel() for parameter in parameters])
+    for parameter, gradient, has in zip(parameters, gradients, values, strict=False):
         parameter.grad = gradient.view_as(parameter).clone() if has else None
-    return total
+    return values[len(parameters) :]

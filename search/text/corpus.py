@@ -1,5 +1,6 @@
 """Token arrays of the three parts of a text, and masked-language-model batches of them."""
 
+import threading
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -69,6 +70,7 @@ class Corpus:
                     "got none: the text is too short"
                 )
         self._orders: dict[tuple[str, int], np.ndarray] = {}
+        self._lock = threading.Lock()  # batches are built in several threads
 
     @classmethod
     def build(cls, settings: TextSettings, seed: int, sequence_length: int) -> "Corpus":
@@ -91,13 +93,14 @@ class Corpus:
         return {part: self.arrays[part].size for part in PARTS}
 
     def _order(self, part: str, epoch: int) -> np.ndarray:
-        if (part, epoch) not in self._orders:
-            # Only the latest orders are needed again.
-            while len(self._orders) > 4:
-                del self._orders[next(iter(self._orders))]
-            rng = random_stream(self.seed, "order", _STREAM_NAMES[part], epoch)
-            self._orders[part, epoch] = rng.permutation(len(self.arrays[part]))
-        return self._orders[part, epoch]
+        with self._lock:
+            if (part, epoch) not in self._orders:
+                # Only the latest orders are needed again.
+                while len(self._orders) > 4:
+                    del self._orders[next(iter(self._orders))]
+                rng = random_stream(self.seed, "order", _STREAM_NAMES[part], epoch)
+                self._orders[part, epoch] = rng.permutation(len(self.arrays[part]))
+            return self._orders[part, epoch]
 
     def batch(self, name: str, step: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Training batch `step` of the training `name`: inputs and labels, (batch, tokens) int64 each.

@@ -295,8 +295,8 @@ def test_a_slow_candidate_is_not_trained(problem, supernet, monkeypatch):
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
 def test_pruning(problem, supernet, fraction, monkeypatch):
     steps = []
-    original = Corpus.batch
-    monkeypatch.setattr(Corpus, "batch", lambda self, *a: steps.append(a) or original(self, *a))
+    original = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: steps.append(a) or original(self, *a))
     without = score(problem, supernet, candidate_steps=4)
     assert without.intermediate_score is None
     settings = {"prune_after": fraction, "candidate_steps": 4}
