@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="YAML or JSON file of settings, such as settings.json of a run; flags override it.",
     )
+    parser.add_argument(
+        "--estimate", action="store_true", help="Print what the run would cost on this machine, and end."
+    )
     verbosity = parser.add_mutually_exclusive_group()
     verbosity.add_argument("-v", "--verbose", action="store_true", help="Print the outcome of each candidate.")
     verbosity.add_argument("-q", "--quiet", action="store_true", help="Print nothing but errors.")
@@ -120,17 +123,17 @@ def refuse_unknown(parser: argparse.ArgumentParser, unknown: list[str]) -> None:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(given, known)}")
 
 
-def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tuple[SearchSettings, int]:
-    """Settings and verbosity of a parsed command line."""
+def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tuple[SearchSettings, int, bool]:
+    """Settings, verbosity, and whether only an estimate is wanted, of a parsed command line."""
     try:
         settings = SearchSettings.from_dict({n: value for n, value in vars(namespace).items() if n in GROUP_OF})
     except ValueError as error:
         parser.error(str(error))
-    return settings, namespace.verbose - namespace.quiet
+    return settings, namespace.verbose - namespace.quiet, namespace.estimate
 
 
-def parse(arguments: list[str]) -> tuple[SearchSettings, int]:
-    """Settings and verbosity of `python -m autobert_zero.search`."""
+def parse(arguments: list[str]) -> tuple[SearchSettings, int, bool]:
+    """Settings, verbosity, and whether only an estimate is wanted, of `python -m autobert_zero.search`."""
     parser = ArgumentParser(prog="python -m autobert_zero.search", **described(sys.modules[__name__]))
     add_arguments(parser)
     use_config(parser, arguments)
@@ -144,12 +147,13 @@ def main(arguments: list[str] | None = None) -> None:
     search(*parse(sys.argv[1:] if arguments is None else arguments))
 
 
-def search(settings: SearchSettings, verbosity: int = 0) -> None:
+def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False) -> None:
     """Run a search. Ends the process if it fails or is stopped.
 
     Args:
         settings: of the run.
         verbosity: 1 to print the outcome of each candidate, -1 to print nothing but errors.
+        estimate: whether to print what it would cost instead.
     """
     # Imported here: they take seconds to load, which help and usage errors do not need.
     import accelerate
@@ -185,7 +189,8 @@ def search(settings: SearchSettings, verbosity: int = 0) -> None:
     try:
         settings = apply_requests(settings, accelerator)
         with stop.listening():
-            Run(settings, accelerator, stop, verbosity).execute()
+            run = Run(settings, accelerator, stop, verbosity)
+            run.estimate() if estimate else run.execute()
     except UsageError as error:
         sys.exit(_complain(str(error), code=2))
     except SearchFailed as error:

@@ -11,6 +11,7 @@ from autobert_zero.search.run.errors import SearchFailed
 from autobert_zero.search.run.jobs import training_job
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.workers import Future, Workers
+from autobert_zero.search.settings import FinalSettings
 
 
 # Baselines by name: the attention of all layers, and the position embeddings.
@@ -39,6 +40,11 @@ def baseline_jobs(problem: Problem, parameters: int) -> dict[str, dict[str, Any]
     return found
 
 
+def finalist_steps(settings: FinalSettings) -> int:
+    """Steps after which the winner is chosen among the finalists; 0 if the best score wins."""
+    return int(settings.finalist_fraction * settings.final_steps) if settings.finalists > 1 else 0
+
+
 def rank_finalists(problem: Problem, history: list[Record], workers: Workers) -> list[dict[str, Any]]:
     """The best candidates by score, ranked by the first part of the final training.
 
@@ -54,7 +60,7 @@ def rank_finalists(problem: Problem, history: list[Record], workers: Workers) ->
     ]
     if not finalists:
         raise SearchFailed(f"no candidate could be evaluated; the last one: {history[-1].result.reason}")
-    steps = int(settings.finalist_fraction * settings.final_steps)
+    steps = finalist_steps(settings)
     if not steps or len(finalists) == 1:
         return finalists
     jobs = {f"finalist-{f['index']}": training_job(problem, str(f["index"]), f["genome"], steps) for f in finalists}

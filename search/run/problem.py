@@ -142,11 +142,14 @@ class Problem:
         return -self.corpus.unigram_loss("validation", self.settings.training.eval_sequences)
 
     def new_supernet(self) -> SuperNetwork:
-        """The super-network with its initial weights."""
+        """The super-network with its initial weights, on the device of the run."""
         seed_torch(self.settings.run.seed, "supernet")
+        return self.make_supernet().to(self.proxy.device)
+
+    def make_supernet(self) -> SuperNetwork:
+        """The super-network on torch's current device."""
         space = self.settings.space
-        supernet = SuperNetwork(self.proxy.builder, max(space.kernel_sizes), space.named_operations())
-        return supernet.to(self.proxy.device)
+        return SuperNetwork(self.proxy.builder, max(space.kernel_sizes), space.named_operations())
 
     def paths(self) -> PathSampler:
         """The paths that the super-network is trained on."""

@@ -27,7 +27,8 @@ from autobert_zero.search.report.page import page
 from autobert_zero.search.report.recorded_run import RecordedRun, Summary, read_summary
 from autobert_zero.search.run.candidates import search_candidates
 from autobert_zero.search.run.errors import UsageError, usage_errors
-from autobert_zero.search.run.final import BASELINES, rank_finalists, train_final
+from autobert_zero.search.run.estimate import costs_table, disk_bytes, estimate, sizes_text, total_of
+from autobert_zero.search.run.final import rank_finalists, train_final
 from autobert_zero.search.run.jobs import JobRunner, make_checkpoint
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.progress import Console, LivePage
@@ -59,6 +60,12 @@ class Run:
         self.seconds: dict[str, float] = {}
         self.commit = commit() if self.main else None  # of the running code, even if files change later
 
+    def estimate(self) -> None:
+        """Print what the run costs, and leave nothing behind."""
+        self._set_threads()
+        problem = self._prepare()
+        self.console.say(f"{costs_table(estimate(problem, self.accelerator))}\n{sizes_text(problem)}")
+
     def execute(self) -> None:
         with contextlib.ExitStack() as held:
             if self.main:
@@ -72,6 +79,12 @@ class Run:
             if broadcast_object_list([summary is not None])[0]:
                 self.console.say(f"{self.folder} contains this run, finished.")
             else:
+                if self.main:
+                    total = total_of(estimate(self.problem))
+                    self.console.say(
+                        f"Cost: {total.flops:.1e} FLOPs, {total.tokens:,} tokens to train on (--estimate times some steps). "
+                        f"{sizes_text(self.problem)}"
+                    )
                 summary = self._search(history)
             if summary:
                 self.console.say(closing_text(summary, self.folder))
@@ -190,10 +203,7 @@ class Run:
     def _train_supernet(self) -> SuperNetwork:
         settings = self.settings
         supernet = self.problem.new_supernet()
-        # Checkpoints of the super-network, the finalists and the baselines, each three times its weights, and one being
-        # written.
-        size = sum(p.numel() * p.element_size() for p in supernet.parameters())
-        required = 3 * (2 + len(BASELINES) + settings.final.finalists) * size
+        required = disk_bytes(self.problem, supernet)
         if self.main and (free := shutil.disk_usage(self.folder).free) < required:
             raise UsageError(
                 f"output_dir: expected {required >> 20} MiB free in {self.folder}, got {free >> 20} MiB: "

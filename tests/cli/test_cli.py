@@ -72,7 +72,7 @@ def finished(tmp_path_factory) -> tuple[SearchSettings, str]:
 
 def test_arguments_become_settings(tiny_settings):
     assert parse(command_line(tiny_settings))[0] == tiny_settings
-    assert parse([]) == (SearchSettings(), 0)
+    assert parse([]) == (SearchSettings(), 0, False)
 
 
 def test_the_output_of_a_run(finished):
@@ -223,7 +223,7 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
     file.write_text(
         "train_file: [a.txt, b.txt]\nlearning_rate: 1e-3\nstreaming: false\nmax_parameters: null\nseed: 7\n"
     )
-    settings, verbosity = parse(["--seed", "8", "-v", "--config", str(file), "--train_file", "c.txt"])
+    settings, verbosity, _ = parse(["--seed", "8", "-v", "--config", str(file), "--train_file", "c.txt"])
     assert verbosity == 1
     assert settings == SearchSettings.from_dict({"train_file": ["c.txt"], "learning_rate": 1e-3, "seed": 8})
     # What would not survive as arguments, and JSON that is not YAML.
@@ -236,12 +236,12 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
         '"train_file": ["~/\\ud83d\\ude00"]}',
     ):
         file.write_text(text)
-        settings, _ = parse(["--config", str(file)])
+        settings = parse(["--config", str(file)])[0]
         assert settings.text.text_column == "-x" and settings.strategy.layer_mutations == [1, 0, 0]
         assert settings.space.kernel_sizes == [3] and settings.text.train_file == [os.path.expanduser("~/\U0001f600")]
     # settings.json of a run is such a file, too.
     file.write_text(json.dumps(tiny_settings.to_dict()))
-    assert parse(["--config", str(file)]) == (tiny_settings, 0)
+    assert parse(["--config", str(file)]) == (tiny_settings, 0, False)
     for text, message in {
         "sead: 7": "expected settings of a search in '{file}': got 'sead'; did you mean seed?",
         "- 7": "expected settings of a search in '{file}': expected a mapping, got [7]",
