@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: search test test-slow test-matrix conformance lint docs nas-bench rank-fidelity search-efficiency scaling pretraining-speed
+.PHONY: search test test-slow test-matrix conformance lint docs nas-bench rank-fidelity search-efficiency search-speed scaling pretraining-speed
 
 # The environment, updated when its specification changes.
 .venv/installed: setup.py pyproject.toml constraints.txt
@@ -57,7 +57,7 @@ nas-bench: .venv/installed
 	$(BIN)/python benchmarks/nas_bench.py --data $(NAS_BENCH) --output results/nas_bench.json
 
 rank-fidelity: .venv/installed
-	$(LAUNCH) benchmarks/rank_fidelity.py --output_dir runs/rank $(SCALE) --final_steps 1500 --supernet_steps 1500 \
+	$(LAUNCH) benchmarks/rank_fidelity.py --output_dir runs/rank $(SCALE) --final_steps 1500 --supernet_steps 1500 --learning_rate 4e-3 \
 	    --results results/rank_fidelity.json
 
 search-efficiency: .venv/installed
@@ -68,6 +68,9 @@ pretraining-speed: .venv/installed
 	$(BIN)/python benchmarks/pretraining.py --genome autobert-zero-small --train_file $(TEXT) --max_seq_length 128 \
 	    --config_overrides hidden_size=128,num_attention_heads=4,intermediate_size=512 --vocab_size 8192 \
 	    --max_steps 30 --per_device_train_batch_size 16 --prepared_dir runs/speed/text --output_dir runs/speed --results results/pretraining_speed.json
+
+search-speed: .venv/installed
+	$(BIN)/python benchmarks/search_speed.py --output results/search_speed.json
 
 scaling: .venv/installed
 	$(BIN)/python benchmarks/scaling.py driver --output results/scaling/driver.json

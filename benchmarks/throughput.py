@@ -124,10 +124,10 @@ def summary(seconds: list[float], baseline: list[float]) -> dict[str, float]:
     }
 
 
-def matmul_rate(tokens: int, dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
+def matmul_rate(tokens: int, dtype: torch.dtype, device: torch.device, width: int = 768) -> Callable[[], float]:
     """Measure the FLOP/s of the largest matrix product of the models: the practical peak of the machine."""
-    a = torch.randn(tokens, 768, device=device, dtype=dtype)
-    b = torch.randn(768, 3072, device=device, dtype=dtype)
+    a = torch.randn(tokens, width, device=device, dtype=dtype)
+    b = torch.randn(width, 4 * width, device=device, dtype=dtype)
 
     def measure() -> float:
         repeats = 10
