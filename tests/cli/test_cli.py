@@ -151,7 +151,14 @@ def test_the_same_command_on_a_finished_run_shows_it_again(capsys, finished):
     assert before == {path: path.stat().st_mtime_ns for path in Path(settings.run.output_dir).glob("model/*")}
 
 
-@pytest.mark.parametrize("lost", ["model", "model/model.safetensors", "model/tokenizer.json", "history.jsonl"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "model",
+        "history.jsonl",
+        *(pytest.param(f"model/{name}", marks=pytest.mark.slow) for name in ("model.safetensors", "tokenizer.json")),
+    ],
+)
 def test_what_a_finished_run_lost_is_made_again(finished, tmp_path, lost):
     settings, _ = finished
     copied = settings.replace(output_dir=str(tmp_path / "run"))
@@ -504,6 +511,7 @@ def test_a_winner_that_diverges_is_replaced_by_the_next_best(finished, tmp_path,
     assert json.loads(Path(settings.run.output_dir, "summary.json").read_text())["best"] == second
 
 
+@pytest.mark.slow
 def test_all_features_of_a_search_at_once(tiny_settings, tmp_path):
     """Limits, objectives, pruning, crossover, seeds, lookahead and a tracker, in one process and in two."""
     settings = tiny_settings.replace(
