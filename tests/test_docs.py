@@ -194,6 +194,7 @@ def test_options_in_the_text_exist():
         "license",
         "language",
         "private",
+        "estimate",
     }
     launcher = launch_command_parser()._option_string_actions
     known |= {"push_to_hub", *(option.removeprefix("--") for option in launcher)}

@@ -374,7 +374,7 @@ def test_completion(tmp_path):
     # Other tests start two processes by torchrun, too.
     [
         pytest.param(TWO_PROCESSES[0], id="torchrun", marks=pytest.mark.slow),
-        pytest.param(TWO_PROCESSES[1], id="accelerate"),
+        pytest.param(TWO_PROCESSES[1], id="accelerate", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_give_the_same_history(finished, tmp_path, launch):
@@ -459,8 +459,8 @@ def test_a_signal_stops_a_run_gracefully(finished, tmp_path, number, launch):
 @pytest.mark.parametrize(
     "launch",
     [
-        pytest.param(SEARCH, id="one process", marks=pytest.mark.slow),
-        pytest.param(TWO_PROCESSES[0], id="two processes"),
+        pytest.param(SEARCH, id="one process"),
+        pytest.param(TWO_PROCESSES[0], id="two processes", marks=pytest.mark.slow),
     ],
 )
 def test_max_seconds(finished, tmp_path, launch):
