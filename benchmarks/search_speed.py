@@ -22,6 +22,7 @@ from autobert_zero.search.files import write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.report.tables import text_table
+from autobert_zero.search.run.estimate import WARMUP_STEPS, step_seconds
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.settings import SearchSettings
 
@@ -33,8 +34,7 @@ SIZES = {
     "12 × 256": (12, 256, 4, 8, 128),
     "12 × 768": (12, 768, 12, 32, 128),
 }
-# Steps of a round; the first steps of a training are not counted.
-STEPS, WARMUP = 12, 2
+STEPS = 12  # of a round, after those that warm up
 
 
 def settings_of(size: str) -> SearchSettings:
@@ -47,17 +47,10 @@ def settings_of(size: str) -> SearchSettings:
             "intermediate_size": 4 * width,
             "batch_size": batch,
             "sequence_length": tokens,
-            "supernet_steps": STEPS + WARMUP,
+            "supernet_steps": STEPS + WARMUP_STEPS,
             "paths_per_step": 1,
         }
     )
-
-
-def seconds_of(train: Callable[[Callable[[int, float], None]], None]) -> float:
-    """Seconds of the last `STEPS` steps of a training, given its function `progress`."""
-    times: list[float] = []
-    train(lambda done, loss: times.append(time.perf_counter()))
-    return times[-1] - times[WARMUP - 1]
 
 
 def bare_loop(module: torch.nn.Module, losses: list[Callable[[], torch.Tensor]]) -> float:
@@ -67,7 +60,7 @@ def bare_loop(module: torch.nn.Module, losses: list[Callable[[], torch.Tensor]])
     module.train()
     start = 0.0
     for number, loss in enumerate(losses):
-        if number == WARMUP:
+        if number == WARMUP_STEPS:
             synchronize()
             start = time.perf_counter()
         loss().backward()
@@ -92,32 +85,37 @@ def measure(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
     batch_tokens = settings.training.batch_size * settings.model.sequence_length
 
     def in_memory(name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        batches = [corpus.batch(name, step, settings.training.batch_size) for step in range(STEPS + WARMUP)]
+        batches = [corpus.batch(name, step, settings.training.batch_size) for step in range(STEPS + WARMUP_STEPS)]
         return [(ids.to(device), labels) for ids, labels in batches]
 
-    paths = [sample(step, 0) for step in range(STEPS + WARMUP)]
+    paths = [sample(step, 0) for step in range(STEPS + WARMUP_STEPS)]
     path_losses = [
         lambda path=path, batch=batch: supernet(path, *batch)
         for path, batch in zip(paths, in_memory("supernet"), strict=True)
     ]
     model_losses = [lambda batch=batch: model(batch[0], labels=batch[1]).loss for batch in in_memory("candidate")]
-    schedule = proxy.schedule(STEPS + WARMUP, 1e-4)
+    schedule = proxy.schedule(STEPS + WARMUP_STEPS, 1e-4)
     pairs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
         "super-network": (
-            lambda: seconds_of(
-                lambda progress: train_supernet(
-                    supernet, problem.paths(), corpus, settings.supernet, settings.training, progress=progress
+            lambda: (
+                STEPS
+                * step_seconds(
+                    lambda progress: train_supernet(
+                        supernet, problem.paths(), corpus, settings.supernet, settings.training, progress=progress
+                    )
                 )
             ),
             lambda: bare_loop(supernet, path_losses),
         ),
         "candidate": (
-            lambda: seconds_of(lambda progress: proxy.train(model, schedule, "candidate", progress=progress)),
+            lambda: (
+                STEPS * step_seconds(lambda progress: proxy.train(model, schedule, "candidate", progress=progress))
+            ),
             lambda: bare_loop(model, model_losses),
         ),
     }
     flops = {
-        "super-network": sum(problem.costs.flops(path) for path in paths[WARMUP:]) / STEPS,
+        "super-network": sum(problem.costs.flops(path) for path in paths[WARMUP_STEPS:]) / STEPS,
         "candidate": problem.costs.flops(genome),
     }
     rate = matmul_rate(batch_tokens, torch.float32, device, settings.model.hidden_size)

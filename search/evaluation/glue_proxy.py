@@ -107,14 +107,10 @@ class GlueProxy(MaskedLMProxy):
             epoch, position = divmod(step * size, len(rows.train))
             order = random_stream(seed, "glue order", name, epoch).permutation(len(rows.train))
             batch = [rows.train[i] for i in order[position : position + size]]
-            part, total = self.training.micro_batch_size or size, torch.zeros((), device=self.device)
-            for start in range(0, len(batch), part):
-                some = batch[start : start + part]
-                with self.precision.autocast():
-                    loss = len(some) / len(batch) * tuned(**self._batch(some, labels)).loss
-                propagate(loss)
-                total += loss.detach()
-            return total.item()
+            part = self.training.micro_batch_size or size
+            chunks = (batch[start : start + part] for start in range(0, len(batch), part))
+            parts = ((len(chunk) / len(batch), self._batch(chunk, labels)) for chunk in chunks)
+            return self.accumulate(tuned, parts, propagate)
 
         schedule = self.schedule(self.glue.glue_steps, self.glue.glue_learning_rate)
         train(tuned, backward, schedule, check=check, precision=self.precision)

@@ -12,7 +12,7 @@ from autobert_zero.search.settings import ModelSettings
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Let a model compute the activations inside its layers again in the backward pass, instead of storing them."""
-    # The second name is that of transformers before 5.20.
+    # The second name is that of older versions of transformers.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable()
 

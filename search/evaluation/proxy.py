@@ -4,10 +4,11 @@ training from scratch gives the loss that is reported."""
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
@@ -124,19 +125,33 @@ class MaskedLMProxy:
 
         def backward(step: int, propagate: Propagate) -> float:
             seed_torch(self.corpus.seed, "dropout", name, step)
-            total = torch.zeros((), device=self.device)
-            for input_ids, labels, weight in micro_batches(*batches(step), self.training.micro_batch_size):
-                with self.precision.autocast():
-                    loss = weight * model(input_ids.to(self.device, non_blocking=True), labels=labels).loss
-                propagate(loss)
-                total += loss.detach()
-            return total.item()
+            parts = (
+                (weight, {"input_ids": input_ids.to(self.device, non_blocking=True), "labels": labels})
+                for input_ids, labels, weight in micro_batches(*batches(step), self.training.micro_batch_size)
+            )
+            return self.accumulate(model, parts, propagate)
 
         def build(step: int) -> Batch:
             return self.corpus.batch(name, step, self.training.batch_size)
 
         with Batches(build, self.device, schedule.steps if steps is None else steps) as batches:
             train(model, backward, schedule, checkpoint, progress, check or self.stop.check, steps, self.precision)
+
+    def accumulate(
+        self, model: PreTrainedModel, parts: Iterable[tuple[float, dict[str, torch.Tensor]]], propagate: Propagate
+    ) -> float:
+        """Add the gradients of a batch that is computed in parts. Returns its loss.
+
+        Args:
+            parts: for each its weight in the loss of the batch, and its inputs.
+        """
+        total = torch.zeros((), device=self.device)
+        for weight, inputs in parts:
+            with self.precision.autocast():
+                loss = weight * model(**inputs).loss
+            propagate(loss)
+            total += loss.detach()
+        return total.item()
 
     def schedule(self, steps: int, learning_rate: float) -> Schedule:
         """The schedule of a training, with the warm-up and weight decay of the settings."""

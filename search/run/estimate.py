@@ -140,7 +140,7 @@ def _baselines(problem: Problem) -> list[Genome]:
     return [Genome([attention] * problem.settings.model.num_hidden_layers) for attention, _ in BASELINES.values()]
 
 
-def _step_seconds(train: Callable[[Callable[[int, float], None]], None]) -> float:
+def step_seconds(train: Callable[[Callable[[int, float], None]], None]) -> float:
     """Mean seconds of the steps of a training after the first ones, given its function `progress`."""
     times: list[float] = []
     train(lambda done, loss: times.append(time.perf_counter()))
@@ -153,7 +153,7 @@ def _timings(problem: Problem) -> dict[str, Timing]:
     supernet = problem.new_supernet()
     # More steps than of other trainings, because each has other paths.
     short = dataclasses.replace(settings.supernet, supernet_steps=2 * NUM_TIMED + WARMUP_STEPS)
-    step = _step_seconds(
+    step = step_seconds(
         lambda progress: train_supernet(
             supernet, problem.paths(), problem.corpus, short, settings.training, progress=progress
         )
@@ -191,7 +191,7 @@ def _time_models(problem: Problem, models: Iterable[AutoBertZeroForMaskedLM]) ->
         def train(progress: Callable[[int, float], None], model: AutoBertZeroForMaskedLM = model) -> None:
             proxy.train(model, schedule, "candidate", progress=progress)
 
-        step = _step_seconds(train)
+        step = step_seconds(train)
         before = time.perf_counter()
         proxy.loss(model, "validation", sequences)
         timings.append(Timing(start, step, (time.perf_counter() - before) / sequences))
@@ -220,12 +220,11 @@ def activation_bytes(model: AutoBertZeroForMaskedLM, sequences: int, tokens: int
     return sum(storage.nbytes() for storage in stored.values())
 
 
-def memory_bytes(problem: Problem) -> int:
+def memory_bytes(problem: Problem, supernet: SuperNetwork) -> int:
     """Bytes of the largest phase: parameters, gradients, optimizer and activations of the super-network, or of a model
     beside it."""
     settings = problem.settings
     with torch.device("meta"):
-        supernet = problem.make_supernet()
         genomes = [record.genome for record in problem.first[:NUM_TIMED]]
         models = [problem.proxy.builder.model(genome) for genome in genomes]
     sequences = settings.training.micro_batch_size or settings.training.batch_size
@@ -247,10 +246,10 @@ def disk_bytes(problem: Problem, supernet: SuperNetwork) -> int:
 def sizes_text(problem: Problem) -> str:
     """What a run needs of memory and disk, as a sentence."""
     with torch.device("meta"):
-        disk = disk_bytes(problem, problem.make_supernet())
+        supernet = problem.make_supernet()
     return (
-        f"Memory: {memory_bytes(problem) / (1 << 20):,.0f} MiB beside that of torch itself; "
-        f"disk: at most {disk / (1 << 20):,.0f} MiB."
+        f"Memory: {memory_bytes(problem, supernet) / (1 << 20):,.0f} MiB beside that of torch itself; "
+        f"disk: at most {disk_bytes(problem, supernet) / (1 << 20):,.0f} MiB."
     )
 
 

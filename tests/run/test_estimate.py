@@ -92,11 +92,12 @@ def test_activations_on_the_meta_device_are_those_on_a_cpu(problem):
 
 def test_memory(problem):
     """The super-network, or for small ones a candidate with its activations, which micro-batches reduce."""
-    store = sum(parameter.numel() for parameter in problem.new_supernet().parameters())
-    assert memory_bytes(problem) > 16 * store
+    supernet = problem.new_supernet()
+    store = sum(parameter.numel() for parameter in supernet.parameters())
+    assert memory_bytes(problem, supernet) > 16 * store
     larger = problem.replace(batch_size=32)
-    assert memory_bytes(larger) > memory_bytes(problem)
-    assert memory_bytes(larger.replace(micro_batch_size=4)) == memory_bytes(problem)
+    assert memory_bytes(larger, supernet) > memory_bytes(problem, supernet)
+    assert memory_bytes(larger.replace(micro_batch_size=4), supernet) == memory_bytes(problem, supernet)
 
 
 def test_durations(problem, monkeypatch):
