@@ -48,6 +48,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     PretrainedConfig,
+    PreTrainedTokenizerBase,
     Trainer,
 )
 from transformers import TrainingArguments as TransformersArguments
@@ -64,6 +65,7 @@ from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.settings import TextSettings
 from autobert_zero.search.text.corpus import unigram_loss
 from autobert_zero.search.text.documents import stream_documents
+from autobert_zero.search.text.masking import MASK_PROBABILITY
 from autobert_zero.search.text.packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
 from autobert_zero.search.text.prepared import Text, prepare
 from autobert_zero.search.text.tokens import first_position, load_tokenizer, max_tokens, tokenize
@@ -97,6 +99,12 @@ class PretrainingArguments:
         default="mlm", metadata={"help": f"One of {list(OBJECTIVES)}; nsp and sop add sentence pairs to mlm."}
     )
     whole_word_masking: bool = field(default=False, metadata={"help": "Mask all pieces of a word together."})
+    mlm_probability: float = field(
+        default=MASK_PROBABILITY, metadata={"help": "Fraction of the tokens to predict. Evaluations have 0.15."}
+    )
+    final_mlm_probability: float | None = field(
+        default=None, metadata={"help": "This fraction in the last step, linear in between. None: it does not change."}
+    )
     max_seq_length: int = field(default=128, metadata={"help": "Tokens of the longest sequences, and of a block."})
     short_seq_length: int | None = field(
         default=None, metadata={"help": "Tokens of the sequences of the first steps, a divisor of the longest."}
@@ -301,7 +309,14 @@ def make_blocks(settings: TextSettings, options: PretrainingArguments, text: Tex
     """The data set of `count` steps of `batch` blocks each."""
     short = options.short_seq_length
     short_blocks = round(count * options.short_fraction) * batch if short else 0
-    curriculum = Curriculum(options.max_seq_length, short or options.max_seq_length, short_blocks)
+    first, last = options.mlm_probability, options.final_mlm_probability
+    curriculum = Curriculum(
+        options.max_seq_length,
+        short or options.max_seq_length,
+        short_blocks,
+        (first, first if last is None else last),
+        count * batch,
+    )
     pack = functools.partial(
         Packer, tokenizer=text.tokenizer, objective=options.objective, whole_word_masking=options.whole_word_masking
     )
@@ -348,11 +363,12 @@ def evaluation_sets(settings: TextSettings, options: PretrainingArguments, text:
 
 
 def may_be_extended(args: TransformersArguments, options: PretrainingArguments) -> bool:
-    """Whether the steps of a training do not depend on their number: constant rate after a warm-up in steps, and no phase
-    of short sequences."""
+    """Whether the steps of a training do not depend on their number: constant rate after a warm-up in steps, no phase of
+    short sequences, and a constant masking rate."""
     constant = args.lr_scheduler_type == "constant"
     warms_up = args.lr_scheduler_type == "constant_with_warmup" and (args.warmup_steps >= 1 or args.warmup_steps == 0)
-    return (constant or warms_up) and options.short_seq_length is None
+    changes = options.short_seq_length is not None or options.final_mlm_probability is not None
+    return (constant or warms_up) and not changes
 
 
 def check_options(options: PretrainingArguments) -> None:
@@ -369,6 +385,10 @@ def check_options(options: PretrainingArguments) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
+    for name in ("mlm_probability", "final_mlm_probability"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
 
 
 def checkpoint_steps(folder: Path) -> int:
@@ -406,6 +426,29 @@ def losses_by_fraction(log: list[dict[str, Any]], max_steps: int) -> dict[str, d
                 fraction = f"{entry['step'] / max_steps:.4g}"
                 found.setdefault(name, {})[fraction] = value if math.isfinite(value) else None
     return found
+
+
+def bits_per_byte(loss: float, tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
+    """A loss in nats per masked token as bits for each byte of the text, by which vocabularies can be compared.
+
+    Args:
+        tokens: of the text (tokens,). Its bytes are those of the decoded text.
+    """
+    decoded = tokenizer.decode(tokens, skip_special_tokens=True)
+    special = np.isin(tokens, tokenizer.all_special_ids).sum()
+    return loss * (len(tokens) - int(special)) / math.log(2) / len(decoded.encode())
+
+
+def options_identity(options: PretrainingArguments) -> dict[str, Any]:
+    """The options that the steps depend on; later ones only if they are not at their defaults, so that a training that was
+    started by an earlier version can be resumed."""
+    later = ("mlm_probability", "final_mlm_probability")
+    defaults = {each.name: each.default for each in dataclasses.fields(options)}
+    return {
+        name: value
+        for name, value in dataclasses.asdict(options).items()
+        if name != "validation_file" and not (name in later and value == defaults[name])
+    }
 
 
 class PretrainingTrainer(Trainer):
@@ -500,7 +543,7 @@ class Pretraining:
         # transformers' models accept the number of items in a batch and ignore it: the mean over micro-batches is right.
         trainer.model_accepts_loss_kwargs = False
         identity = {
-            **{k: v for k, v in dataclasses.asdict(options).items() if k != "validation_file"},
+            **options_identity(options),
             **steps_identity(args),
             "config": changed_fields(config),
             "text": digest_of(*(text.parts[part] for part in sorted(text.parts))),
@@ -533,8 +576,14 @@ class Pretraining:
             for name, blocks in trainer.eval_dataset.items()
         }
         block = self.identity["max_seq_length"]
+        losses = losses_by_fraction(trainer.state.log_history, args.max_steps)
         results = {
-            "losses": losses_by_fraction(trainer.state.log_history, args.max_steps),
+            "losses": losses,
+            "bits_per_byte": {
+                name: found["1"]
+                and bits_per_byte(found["1"], trainer.eval_dataset[name].packer.tokens, text.tokenizer)
+                for name, found in losses.items()
+            },
             "unigram_losses": unigram,
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "steps": args.max_steps,

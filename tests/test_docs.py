@@ -27,6 +27,7 @@ from autobert_zero.search.cli import main as cli
 from autobert_zero.search.settings import GROUP_OF, SearchSettings, flags
 from tests.conftest import TINY_RUN, write_corpus
 from tests.evaluation.glue_files import write_task
+from tests.examples.test_run_blimp import write_set
 from tests.examples.test_run_ner import conll
 
 
@@ -49,6 +50,7 @@ SMALL = {
     "run_pretraining.py": SMALL_TRAINING,
     "run_glue.py": SMALL_TUNING,
     "run_ner.py": {"max_steps": 2, "max_seq_length": 16, "report_to": "none"},
+    "run_blimp.py": {"data_dir": "blimp"},
 }
 # Commands that are not run here, and the reason or the test that covers them.
 ELSEWHERE = {
@@ -116,6 +118,8 @@ def place(tmp_path, monkeypatch) -> Path:
     write_corpus(tmp_path / "text.txt", documents=120)
     for task in ("rte", "mrpc"):
         write_task(tmp_path / "glue", task)
+    (tmp_path / "blimp").mkdir()
+    write_set(tmp_path / "blimp", "number")
     for name in ("train", "valid"):
         conll(tmp_path / f"{name}.txt", count=8)
     for name in ("examples", "docs"):

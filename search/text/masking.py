@@ -34,7 +34,7 @@ def micro_batches(
 
 
 class Masking:
-    """15 % of the tokens that are not special become labels; of these 80 % are replaced by `[MASK]`, 10 % by a random
+    """A fraction of the tokens that are not special become labels; of these 80 % are replaced by `[MASK]`, 10 % by a random
     token, and 10 % are unchanged.
 
     Args:
@@ -57,7 +57,9 @@ class Masking:
                     f"{_CONTINUATION}, got a {type(tokenizer).__name__} without such pieces"
                 )
 
-    def __call__(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, tokens: np.ndarray, rng: np.random.Generator, probability: float = MASK_PROBABILITY
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels, int64 of the shape of `tokens` (…, tokens); at least one label in total."""
         maskable = ~np.isin(tokens, self.special)
         draws = rng.random(tokens.shape)
@@ -65,7 +67,7 @@ class Masking:
             # All pieces of a word share the random number of its first piece.
             positions = np.where(self.inside_words[tokens], 0, np.arange(tokens.shape[-1]))
             draws = np.take_along_axis(draws, np.maximum.accumulate(positions, axis=-1), axis=-1)
-        labelled = (draws < MASK_PROBABILITY) & maskable
+        labelled = (draws < probability) & maskable
         if not labelled.any():  # the loss needs at least one label
             if not maskable.any():  # special tokens only, such as unknown words
                 maskable = np.ones_like(maskable)

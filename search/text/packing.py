@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from autobert_zero.search.seeding import random_stream
-from autobert_zero.search.text.masking import Masking
+from autobert_zero.search.text.masking import MASK_PROBABILITY, Masking
 
 
 OBJECTIVES = ("mlm", "nsp", "sop")
@@ -113,11 +113,13 @@ class Packer:
         begin = min(begin + self._cut(text, rng), len(self.tokens) - size)
         return self.tokens[begin : begin + size].astype(np.int64)
 
-    def block(self, length: int, numbers: Iterable[int], mask_name: int) -> dict[str, torch.Tensor]:
+    def block(
+        self, length: int, numbers: Iterable[int], mask_name: int, probability: float = MASK_PROBABILITY
+    ) -> dict[str, torch.Tensor]:
         """Masked sequences and their labels: (sequences, length) int64, and `next_sentence_label` (sequences,)."""
         rows = [self.sequence(length, number) for number in numbers]
         columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        ids, labels = self.mask(columns.pop("input_ids"), random_stream(self.seed, "mask", mask_name))
+        ids, labels = self.mask(columns.pop("input_ids"), random_stream(self.seed, "mask", mask_name), probability)
         return {"input_ids": ids, "labels": labels, **{name: torch.from_numpy(c) for name, c in columns.items()}}
 
 
@@ -125,12 +127,19 @@ class Packer:
 class Curriculum:
     """The first `short_blocks` blocks hold sequences of `short` tokens, the others one sequence of `long` tokens.
 
+    Args:
+        mlm_probability: fraction of the tokens that become labels, in the first block and in block `blocks`, and linear in
+            between.
+        blocks: their number, for a fraction that changes.
+
     Raises: ValueError unless the long length is a multiple of the short one.
     """
 
     long: int
     short: int
     short_blocks: int
+    mlm_probability: tuple[float, float] = (MASK_PROBABILITY, MASK_PROBABILITY)
+    blocks: int = 1
 
     def __post_init__(self) -> None:
         if self.short < 8 or self.long % self.short:
@@ -144,6 +153,11 @@ class Curriculum:
             each = self.long // self.short
             return self.short, range(number * each, (number + 1) * each)
         return self.long, range(number - self.short_blocks, number - self.short_blocks + 1)
+
+    def probability(self, number: int) -> float:
+        """Fraction of the tokens of a block that become labels."""
+        first, last = self.mlm_probability
+        return first + (last - first) * min(1.0, number / self.blocks)
 
 
 class Blocks(Dataset):
@@ -166,7 +180,8 @@ class Blocks(Dataset):
         return self.total
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        return self.packer.block(*self.curriculum.sequences(number), mask_name=number)
+        length, numbers = self.curriculum.sequences(number)
+        return self.packer.block(length, numbers, number, self.curriculum.probability(number))
 
 
 class StreamedBlocks(IterableDataset):
@@ -203,7 +218,9 @@ class StreamedBlocks(IterableDataset):
                 for here in range(packer.count(self.curriculum.long)):
                     length, numbers = self.curriculum.sequences(block)
                     first = here * len(numbers)
-                    yield packer.block(length, range(first, first + len(numbers)), mask_name=block)
+                    yield packer.block(
+                        length, range(first, first + len(numbers)), block, self.curriculum.probability(block)
+                    )
                     block += 1
             if block == before:
                 raise ValueError(f"dataset_name: expected text for a sequence of {self.curriculum.long} tokens")

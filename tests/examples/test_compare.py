@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import run_blimp
 import run_glue
 import run_pretraining
 import yaml
@@ -27,6 +28,7 @@ from autobert_zero.search.report.tables import mean_and_error
 from autobert_zero.search.settings import TextSettings
 from tests.conftest import write_corpus
 from tests.evaluation.glue_files import write_task
+from tests.examples.test_run_blimp import write_set
 
 
 ROWS = sorted(path.stem for path in (HERE / "rows").glob("*.yaml"))
@@ -89,14 +91,17 @@ def test_all_commands_are_valid(tmp_path, scale):
     )
     plan = made.scale["pretraining"]
     commands = [*made.grids(), *made.pretrainings()]
-    grids = len(ROWS) - 1  # one row uses the choice of another
+    grids = len(ROWS) - 2  # two rows use the choice of another
     choices = len(plan["grid"]) if len(plan["grid"]) > 1 else 0
     assert len(commands) == grids * choices + len(ROWS) * len(plan["seeds"])
     steps = {Path(c[c.index("--output_dir") + 1]).parent.name: c[c.index("--max_steps") + 1] for c in commands}
     assert int(steps["bert_longer"]) == 3 * int(steps["bert"]) == 3 * plan["max_steps"]
+    assert steps["untrained"] == "1"
     for command in commands:
         *_, arguments = pretraining.parse_args_into_dataclasses(command[2:])
         assert {"learning_rate": arguments.learning_rate, "warmup_steps": arguments.warmup_steps} in plan["grid"]
+    blimp = run_blimp.make_parser()
+    assert {blimp.parse_args(command[2:]).trust_remote_code for command in made.blimp()} == {True}
     glue = HfArgumentParser((run_glue.GlueArguments, _Arguments))
     fine_tunings = list(made.fine_tunings())
     for command in fine_tunings:
@@ -140,6 +145,7 @@ def test_a_table_of_the_results_so_far(tmp_path):
         "parameters": 1000,
         "tokens": 1_230_000,
         "unigram_losses": {"test": 6.5},
+        "bits_per_byte": {"test": 1.5},
         "tokens_per_second": 9.0,
         "seconds_of_last_session": 11.0,
         "commit": "abc",
@@ -153,12 +159,17 @@ def test_a_table_of_the_results_so_far(tmp_path):
         folder.mkdir(parents=True)
         losses = {"test": {"0.25": 6.0, "0.5": None, "1": loss}, "validation": {"1": 0.0}}
         (folder / "results.json").write_text(json.dumps({**result, "losses": losses}))
+        blimp = {"accuracy": 60.0 + seed, "fields": {"syntax": {"accuracy": 55.0}}}
+        (folder / "blimp").mkdir()
+        (folder / "blimp" / "results.json").write_text(json.dumps(blimp))
     for task, scores in (("rte", [50.0, 52.0]), ("cola", [10.0, 12.0])):
         folder = made.seed_folder("bert", 0) / "glue" / task
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps({"tasks": {task: {"scores": scores}}}))
     found = made.results()
     assert list(found) == ["bert"]
+    assert found["bert"]["blimp"] == {"accuracy": (60.5, 0.5), "fields": {"syntax": (55.0, 0.0)}}
+    assert found["bert"]["bits_per_byte"] == {"test": (1.5, 0.0)}
     assert found["bert"]["losses"]["test"] == {"0.25": (6.0, 0.0), "0.5": (None, None), "1": (4.25, 0.25)}
     assert found["bert"]["grid"]["rate-0.002-warmup-0.1"] == 4.0
     assert found["bert"]["glue"]["tasks"] == {"cola": (11.0, 1.0), "rte": (51.0, 1.0)}
@@ -166,12 +177,25 @@ def test_a_table_of_the_results_so_far(tmp_path):
     shown = table(found)
     assert (
         "| BERT | 1,000 | " in shown
-        and " | 1.2 M | rate" in shown
+        and " | 1.2 M | 9 | rate" in shown
         and "4.250 ± 0.250" in shown
         and "6.500" in shown
         and "51.0 ± 1.0" in shown
     )
-    assert "rate-0.002-warmup-0.1" in shown and "diverged" in shown
+    assert (
+        "rate-0.002-warmup-0.1" in shown and "diverged" in shown and " | BLiMP | " in shown and "60.5 ± 0.5" in shown
+    )
+
+
+def test_rte_and_wnli_are_not_in_the_mean(tmp_path):
+    made = comparison(tmp_path, "cpu", ["bert"])
+    made.scale["glue"]["tasks"] = ["cola", "rte", "wnli", "sst2"]
+    for task, score in (("rte", 1.0), ("cola", 10.0), ("wnli", 2.0), ("sst2", 70.0)):
+        folder = made.seed_folder("bert", 0) / "glue" / task
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"tasks": {task: {"scores": [score]}}}))
+    glue = made._glue("bert", [0])
+    assert glue["mean"][0] == 40 and set(glue["tasks"]) == {"cola", "rte", "wnli", "sst2"}
 
 
 def test_errors():
@@ -240,6 +264,9 @@ def test_all_stages(tmp_path):
     ]
     command += ["--output_dir", str(tmp_path / "out"), "--train_file", str(tmp_path / "text.txt")]
     command += ["--data_dir", str(tmp_path / "glue"), "--jobs", "2", "--results", str(tmp_path / "table.json")]
+    (tmp_path / "blimp").mkdir()
+    write_set(tmp_path / "blimp", "number")
+    command += ["--blimp_dir", str(tmp_path / "blimp")]
     outputs = []
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -248,5 +275,6 @@ def test_all_stages(tmp_path):
     assert outputs[0].splitlines()[-4:] == outputs[1].splitlines()[-4:]
     results = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert results["searched"]["glue"]["mean"] and results["bert"]["genome"] != results["searched"]["genome"]
-    assert results["searched"]["losses"]["test"]["1"][0] > 0
+    assert results["searched"]["losses"]["test"]["1"][0] > results["searched"]["bits_per_byte"]["test"][0] > 0
+    assert results["bert"]["blimp"]["accuracy"][0] in range(0, 101, 10)
     assert "finished" in (tmp_path / "out" / "logs" / "searched-seed-0.log").read_text()

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import run_pretraining
 import torch
@@ -23,7 +25,7 @@ from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.text import prepared
 from autobert_zero.search.text.corpus import Corpus
-from autobert_zero.search.text.tokens import POSITIONS_AFTER_PADDING
+from autobert_zero.search.text.tokens import POSITIONS_AFTER_PADDING, train_tokenizer
 from tests.conftest import TINY_RUN, count_steps, run_without_package, write_corpus
 
 
@@ -290,6 +292,8 @@ def test_two_processes(folder):
         ({"max_eval_sequences": 0}, "max_eval_sequences: expected at least 1, got 0"),
         ({"max_seq_length": 1}, "max_seq_length: expected at least 8, got 1"),
         ({"split_seed": -1}, "split_seed: expected at least 0, got -1"),
+        ({"mlm_probability": 1.0}, "mlm_probability: expected a number between 0 and 1, got 1.0"),
+        ({"final_mlm_probability": 0}, "final_mlm_probability: expected a number between 0 and 1, got 0.0"),
         (
             {"config_overrides": f"{SIZES},hidden_act=foo"},
             "hidden_act: expected an activation of transformers, got 'foo'",
@@ -336,6 +340,28 @@ def test_a_training_at_a_constant_rate_is_extended(folder, run):
     assert "max_steps: expected at least 12, those of" in run(code=2, **constant, max_steps=8)
     error = run(code=2, max_steps=12)  # a schedule that depends on the number of steps
     assert "differs in lr_scheduler_type ('" in error and "--model_name_or_path to start from the weights" in error
+
+
+def test_a_falling_masking_rate(folder, run):
+    run(max_steps=4, mlm_probability=0.6, final_mlm_probability=0.2)
+    identity = json.loads((folder / "out" / "training.json").read_text())
+    assert (identity["mlm_probability"], identity["final_mlm_probability"]) == (0.6, 0.2)
+    assert "differs in final_mlm_probability (0.2, got 0.3)" in run(
+        code=2, max_steps=4, mlm_probability=0.6, final_mlm_probability=0.3
+    )
+    run(max_steps=4, output_dir=folder / "constant")
+    constant = json.loads((folder / "constant" / "training.json").read_text())
+    assert not {"mlm_probability", "final_mlm_probability"} & set(constant)
+    one, other = (json.loads((folder / name / "results.json").read_text()) for name in ("out", "constant"))
+    assert one["losses"] != other["losses"] and one["identity"]["evaluated"] == other["identity"]["evaluated"]
+
+
+def test_bits_per_byte():
+    """A bit for every token, by the bytes of the text."""
+    tokenizer = train_tokenizer(["abc abc de"] * 9, vocab_size=60, model_max_length=32)
+    tokens = np.array(tokenizer("abc de abc").input_ids)  # with [CLS] and [SEP], which are not text
+    count = len(tokens) - 2
+    assert run_pretraining.bits_per_byte(math.log(2), tokens, tokenizer) == pytest.approx(count / len("abc de abc"))
 
 
 def test_another_schedule_is_another_training(folder, run):

@@ -179,6 +179,22 @@ def test_bad_arguments(make, expected):
         make()
 
 
+def test_the_masking_rate_changes_linearly():
+    packer = Packer(TOKENS, TOKENIZER, 0)
+    curriculum = Curriculum(64, 64, 0, (0.6, 0.2), 400)
+    assert [curriculum.probability(number) for number in (0, 200, 400, 500)] == pytest.approx([0.6, 0.4, 0.2, 0.2])
+    assert Curriculum(64, 64, 0).probability(7) == 0.15
+    blocks = Blocks(packer, curriculum, 400)
+
+    def rate(numbers: range) -> float:
+        labels = torch.stack([blocks[number]["labels"] for number in numbers])
+        return float((labels != -100).float().mean())
+
+    special = np.isin(TOKENS, TOKENIZER.all_special_ids).mean() + 1 / 64
+    for numbers, expected in ((range(40), 0.58), (range(180, 220), 0.4), (range(360, 400), 0.22)):
+        assert rate(numbers) == pytest.approx(expected * (1 - special), abs=0.04)
+
+
 def test_blocks_can_be_sent_to_workers_that_are_not_forked():
     blocks = Blocks(Packer(TOKENS, TOKENIZER, 0), Curriculum(16, 8, 2), 5)
     first = blocks[4]
