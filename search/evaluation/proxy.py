@@ -1,6 +1,8 @@
 """The proxy task: masked language modelling. A short training from inherited weights gives the score of a candidate;
 training from scratch gives the loss that is reported."""
 
+import copy
+import dataclasses
 import logging
 import math
 import time
@@ -8,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from autobert_zero.configuration_autobert_zero import Genome
@@ -35,6 +38,11 @@ class LatencyExceeded(Exception):
 
 class Pruned(Exception):
     """A candidate is among the worst part of the way."""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The function knows the messages of the allocators of CPUs and other devices.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
 
 
 class MaskedLMProxy:
@@ -87,11 +95,13 @@ class MaskedLMProxy:
         for input_ids, labels in batches:
             self.stop.check()
             labelled = int((labels != IGNORE_INDEX).sum())
-            if labelled:
+            if not labelled:
+                continue
+            count += labelled
+            for ids, some, weight in micro_batches(input_ids, labels, self.training.micro_batch_size):
                 with self.precision.autocast():
-                    loss = model(input_ids.to(self.device), labels=labels).loss
-                total += loss.item() * labelled
-                count += labelled
+                    loss = model(ids.to(self.device), labels=some).loss
+                total += loss.item() * weight * labelled
         if not math.isfinite(total):
             raise FloatingPointError(f"{part} loss: expected a finite number, got {total / count}")
         return total / count
@@ -158,7 +168,8 @@ class MaskedLMProxy:
         return Schedule(steps, learning_rate, self.training.warmup_ratio, self.training.weight_decay)
 
     def score(self, genome: Genome, supernet: SuperNetwork, threshold: float | None = None) -> Outcome:
-        """Score a candidate: minus the validation loss after a short training from the weights of its path.
+        """Score a candidate: minus the validation loss after a short training from the weights of its path. If memory does
+        not suffice, it is trained again in smaller micro-batches.
 
         Args:
             threshold: the intermediate score below which it is pruned.
@@ -167,20 +178,31 @@ class MaskedLMProxy:
 
         Raises: Stopped.
         """
-        start = time.perf_counter()
-        found: dict[str, Any] = {"status": "failed", "costs": {}}
-        try:
-            self._score(genome, supernet, threshold, found, start)
-        except Stopped:
-            raise
-        except Pruned as error:
-            found |= {"status": "pruned", "reason": str(error)}
-        except (FloatingPointError, MemoryError, TimeoutError, torch.OutOfMemoryError, LatencyExceeded) as error:
-            found["reason"] = f"{type(error).__name__}: {error}"
-        except Exception as error:
-            _LOG.warning("a candidate failed: %s", genome, exc_info=True)
-            found["reason"] = f"{type(error).__name__}: {error}"
-        return Outcome(**found, seconds=round(time.perf_counter() - start, 3))
+        start, proxy = time.perf_counter(), self
+        while True:
+            found: dict[str, Any] = {"status": "failed", "costs": {}}
+            size, memory_suffices = proxy.training.micro_batch_size or proxy.training.batch_size, True
+            try:
+                proxy._score(genome, supernet, threshold, found, start)
+            except Stopped:
+                raise
+            except Pruned as error:
+                found |= {"status": "pruned", "reason": str(error)}
+            except (FloatingPointError, TimeoutError, LatencyExceeded) as error:
+                found["reason"] = f"{type(error).__name__}: {error}"
+            except Exception as error:
+                found["reason"] = f"{type(error).__name__}: {error}"
+                if _is_out_of_memory(error):
+                    memory_suffices = False
+                else:
+                    _LOG.warning("a candidate failed: %s", genome, exc_info=True)
+            if memory_suffices or size == 1:
+                return Outcome(**found, seconds=round(time.perf_counter() - start, 3))
+            # After the exception is handled: its traceback holds the model.
+            clear_device_cache(garbage_collection=True)
+            proxy = copy.copy(proxy)
+            proxy.training = dataclasses.replace(proxy.training, micro_batch_size=size // 2)
+            _LOG.warning("memory does not suffice for a candidate; micro_batch_size %d: %s", size // 2, genome)
 
     def _score(
         self,

@@ -251,6 +251,30 @@ def test_failures_are_outcomes(problem, supernet, monkeypatch, error, reason):
     assert outcome.status == "failed" and outcome.score is None and outcome.reason.startswith(reason)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("of 8 GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")],
+)
+def test_a_candidate_that_needs_too_much_memory_is_trained_in_smaller_micro_batches(
+    problem, supernet, monkeypatch, caplog, error
+):
+    assert problem.settings.training.batch_size == 4
+    sizes = []
+
+    def forward(self, input_ids, *args, **kwargs):
+        sizes.append(len(input_ids))
+        if self.training and len(input_ids) > 1:
+            raise error
+        return original(self, input_ids, *args, **kwargs)
+
+    original = AutoBertZeroForMaskedLM.forward
+    monkeypatch.setattr(AutoBertZeroForMaskedLM, "forward", forward)
+    outcome = problem.proxy.score(GENOME, supernet)
+    assert outcome.status == "ok" and "micro_batch_size 1" in caplog.text and {1, 2, 4} == set(sizes)
+    assert outcome.score == pytest.approx(score(problem, supernet, micro_batch_size=1).score, abs=0)
+    assert problem.proxy.training.micro_batch_size is None  # the next candidate may need less
+
+
 def score(
     problem: Problem,
     supernet: SuperNetwork,

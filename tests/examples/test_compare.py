@@ -68,7 +68,7 @@ def test_the_rows_and_scales():
         "random_search",
         "searched",
     }
-    assert SCALES == ["base", "cpu", "gpu", "rotary", "tiny"]
+    assert SCALES == ["babylm", "base", "cpu", "gpu", "rotary", "tiny"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
