@@ -41,16 +41,14 @@ from autobert_zero.search.space.bounds import Bounds
 
 # Ways to train the super-network, as changes of the settings.
 SCHEMES: dict[str, dict[str, Any]] = {
-    "mixed": {"convolution_paths": 0.0},
-    "apart": {"convolution_paths": 0.5, "other_paths": "attentions"},
-    "half convolutions": {"convolution_paths": 0.5},
-    "convolutions, mixed": {"convolution_paths": 0.75},
+    "space": {"paths": "space"},
+    "self-attention": {},
 }
 # Settings that no row depends on: those of schemes are in the name of a method, the others are not used. Fewer candidates
 # are the first of more.
 IRRELEVANT = {
     "population_size",
-    *("supernet_steps", "convolution_paths", "other_paths", "candidate_steps", "candidate_seconds", "strategy"),
+    *("supernet_steps", "paths", "random_attention_paths", "candidate_steps", "candidate_seconds", "strategy"),
     *("num_parents", "num_children", "tournament_size", "objectives", "lookahead", "crossover_probability"),
     *("layer_mutations", "operation_mutations", "priority_alpha", "priority_temperature", "priority_decay"),
     *("prune_after", "prune_fraction", "proxy", "proxy_tasks", "glue_dir", "glue_steps", "glue_learning_rate"),

@@ -163,7 +163,7 @@ def main() -> None:
     if efficiency.repetitions < 2:
         parser.error(f"repetitions: expected at least 2, got {efficiency.repetitions}")
     defaults = SearchSettings().to_dict()
-    for name in ("strategy", "other_paths", "objectives", "prune_after", "lookahead", "seed_genomes"):
+    for name in ("strategy", "paths", "objectives", "prune_after", "lookahead", "seed_genomes"):
         if given[name] != defaults[name]:
             parser.error(f"{name}: expected its default, got {given[name]!r}")
     transformers.utils.logging.set_verbosity_error()

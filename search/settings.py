@@ -401,13 +401,13 @@ class SupernetSettings(Group):
     title = "super-network"
 
     supernet_steps: Annotated[int, NOT_NEGATIVE] = setting(900, "Training steps of the super-network.")
-    convolution_paths: Annotated[float, Range(minimum=0, maximum=1)] = setting(
-        0.75, "Fraction of the paths without attention. They learn first, which helps the other paths."
+    paths: Literal["self_attention", "space"] = setting(
+        "self_attention",
+        "Genomes that it is trained on. self_attention: self-attention in a random number of layers, and sometimes a random "
+        "attention; space: random ones, as in the paper.",
     )
-    other_paths: Literal["space", "attentions", "population"] = setting(
-        "space",
-        "How the other paths are chosen. space: from the whole space; attentions: attention in every layer, so that the "
-        "branches train separately; population: from the first generation.",
+    random_attention_paths: Annotated[float, Range(minimum=0, maximum=1)] = setting(
+        0.5, "Fraction of the self_attention paths in which one layer has a random attention."
     )
     paths_per_step: Annotated[int, SIZE] = setting(2, "Paths per training step; their gradients are averaged.")
 

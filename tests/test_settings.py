@@ -68,7 +68,7 @@ def test_old_names_are_accepted():
         ({"operation_mutations": [1.0, -1.0, 1.0, 1.0]}, "operation_mutations: expected 4 numbers of at least 0"),
         ({"objectives": ["latency"]}, "objectives: expected score and any others of"),
         ({"objectives": ["score", "beauty"]}, r"objectives: .*got \['score', 'beauty'\]"),
-        ({"other_paths": "none"}, "other_paths: expected one of"),
+        ({"paths": "none"}, "paths: expected one of"),
         ({"learning_rate": float("nan")}, "learning_rate: expected a finite number, got nan"),
         ({"learning_rate": "fast"}, "learning_rate: expected a finite number, got 'fast'"),
         ({"seed": "1"}, "seed: expected an integer, got '1'"),

@@ -203,17 +203,17 @@ def _is_custom(gene: Gene) -> bool:
 
 @dataclass(frozen=True)
 class PathSampler:
-    """The genome that path `number` of a step trains: without attention, or as `other_paths` of the settings says.
+    """The genome that path `number` of a step trains.
 
-    Random attentions are mostly useless. If every path has them, embeddings and convolutions hardly leave the plateau
-    of the unigram loss within the budget of a small search; paths without attention learn first.
+    Random attentions are mostly useless. On random genomes, embeddings and convolutions hardly leave the plateau of the
+    unigram loss within the budget of a small search, and the projections do not learn to attend. So paths have
+    self-attention and convolutions, and some of them a random attention in one layer.
 
     Args:
-        space: a `BackboneSpace`, possibly within limits.
+        space: a `BackboneSpace`, possibly within limits, which the paths of self-attention do not have to keep.
         seed: of the run.
         settings: of the super-network.
-        population: genomes of the first generation of the search, for `other_paths="population"`, and if limits
-            exclude nearly all others.
+        population: genomes of the first generation of the search, if limits exclude nearly all others.
     """
 
     space: Any
@@ -223,18 +223,12 @@ class PathSampler:
 
     def __call__(self, step: int, number: int) -> Genome:
         rng, bounds = random_stream(self.seed, "path", step, number), self.space.bounds
-        if rng.random() < self.settings.convolution_paths:
-            return Genome(bounds.random_other(rng) for _ in range(bounds.num_layers))
-        match self.settings.other_paths:
-            case "attentions":
-                return bounds.random_attentions(rng)
-            case "population":
-                return self.population[int(rng.integers(len(self.population)))]
-            case _:
-                try:
-                    return self.space.random(rng)
-                except InfeasibleLimits:  # the limits are tight
-                    return self.population[int(rng.integers(len(self.population)))]
+        if self.settings.paths == "self_attention" and bounds.self_attention is not None:
+            return bounds.random_self_attentions(rng, rng.random() < self.settings.random_attention_paths)
+        try:
+            return self.space.random(rng)
+        except InfeasibleLimits:  # the limits are tight
+            return self.population[int(rng.integers(len(self.population)))]
 
 
 def train_supernet(

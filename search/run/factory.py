@@ -46,28 +46,19 @@ def make_space(
     strategy: StrategySettings,
     model: ModelSettings,
     custom: CustomOperations,
-    other_paths: str = "space",
 ) -> BackboneSpace:
     """The space of a run.
-
-    Args:
-        other_paths: of the settings of the super-network, which is trained on paths in the space.
 
     Raises: ValueError if there is no legal attention, or, without position embeddings, no genome that depends on the order
         of tokens.
     """
     needs_order = model.position_embedding_type == "none"
     operations = settings.named_operations()
-    if needs_order and not {"rotary", *KERNEL_SIZES} & set(operations):
-        if settings.min_attention_layers >= model.num_hidden_layers:
-            raise ValueError(
-                "position_embedding_type: expected absolute for a space without rotary and convolutions, got none"
-            )
-        if other_paths == "attentions":
-            raise ValueError(
-                "other_paths: expected another choice for attentions without rotary and convolutions, because "
-                "position_embedding_type is none, got 'attentions'"
-            )
+    has_order = {"rotary", *KERNEL_SIZES} & set(operations) or settings.min_attention_layers < model.num_hidden_layers
+    if needs_order and not has_order:
+        raise ValueError(
+            "position_embedding_type: expected absolute for a space without rotary and convolutions, got none"
+        )
     bounds = Bounds(
         model.num_hidden_layers,
         tuple(settings.kernel_sizes),

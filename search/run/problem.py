@@ -104,7 +104,7 @@ class Problem:
         if custom.digest:
             data["custom_operations"] = custom.digest
         costs = make_cost_model(settings.model, vocab_size, custom_layer_costs(custom, settings.model, vocab_size))
-        space = make_space(settings.space, settings.strategy, settings.model, custom, settings.supernet.other_paths)
+        space = make_space(settings.space, settings.strategy, settings.model, custom)
         space = within_limits(space, settings.limits, costs.costs)
         strategy = make_strategy(settings.strategy, space)
         first = first_generation(space, strategy, settings.run.seed)

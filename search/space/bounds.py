@@ -10,6 +10,8 @@ from autobert_zero.configuration_autobert_zero import (
     MAX_CHARACTERS,
     MAX_DEPTH,
     RESULT_TYPE,
+    ROTARY_ATTENTION,
+    SELF_ATTENTION,
     Attention,
     Convolution,
     CustomLayer,
@@ -90,9 +92,38 @@ class Bounds:
         """
         return self._with_order(lambda: self._random(rng, choose))
 
-    def random_attentions(self, rng: np.random.Generator) -> Genome:
-        """A random genome of attentions only, whatever the bounds of their number."""
-        return self._with_order(lambda: Genome(self.random_attention(rng) for _ in range(self.num_layers)))
+    @cached_property
+    def self_attention(self) -> Attention | None:
+        """Self-attention of the operations of the space, with rotary positions if they are among them; None if it cannot be
+        formed. It may have more nodes than the space allows."""
+        for attention in (ROTARY_ATTENTION, SELF_ATTENTION):
+            if all(node.name in self.grammar.rules for node in attention.expression.nodes() if node.operands):
+                return attention
+        return None
+
+    def random_self_attentions(self, rng: np.random.Generator, with_random: bool = False) -> Genome:
+        """A genome with self-attention in random layers, and no attention in the others. Their number is random, up to the
+        legal maximum; it may be below the minimum if the space has other layers.
+
+        Args:
+            with_random: whether one random layer has a random attention instead, unless the space is without attention.
+
+        Raises: ValueError if the space has no self-attention.
+        """
+        return self._with_order(lambda: self._random_self_attentions(rng, with_random))
+
+    def _random_self_attentions(self, rng: np.random.Generator, with_random: bool) -> Genome:
+        if self.self_attention is None:
+            raise ValueError("operations: expected those of self-attention")
+        maximum = self.num_layers if self.max_attention_layers is None else self.max_attention_layers
+        has_others = self.min_attention_layers < self.num_layers
+        count = int(rng.integers(maximum + 1)) if has_others else self.num_layers
+        attends = rng.permutation(self.num_layers) < count
+        genes = [self.self_attention if a else self.random_other(rng) for a in attends]
+        places = [layer for layer, a in enumerate(attends) if a or count < maximum]
+        if with_random and places:
+            genes[int(rng.choice(places))] = self.random_attention(rng)
+        return Genome(genes)
 
     def _with_order(self, make: Callable[[], Genome]) -> Genome:
         for _ in range(MAX_TRIES):

@@ -10,7 +10,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Attention, Convolution, Expression, Genome
+from autobert_zero.configuration_autobert_zero import (
+    PAPER_OPERATIONS,
+    ROTARY_ATTENTION,
+    SELF_ATTENTION,
+    Attention,
+    Convolution,
+    Expression,
+    Genome,
+)
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.proxy import MaskedLMProxy
 from autobert_zero.search.evaluation.supernet import (
@@ -23,6 +31,8 @@ from autobert_zero.search.evaluation.training import Checkpoint
 from autobert_zero.search.evolution.archive import Outcome
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.seeding import random_stream
+from autobert_zero.search.space.backbone import BackboneSpace
+from autobert_zero.search.space.grammar import Grammar
 from autobert_zero.search.stopping import Stop, Stopped
 from autobert_zero.search.text.corpus import Corpus
 
@@ -71,7 +81,7 @@ def test_the_loss_without_a_mixer(problem):
 @pytest.mark.parametrize("operations", [["paper"], ["matmul", "transpose", "softmax"], ["all"]])
 @pytest.mark.parametrize("positions", ["absolute", "none"])
 def test_paths_of_any_operations(tiny_settings, operations, positions):
-    settings = tiny_settings.replace(operations=operations, position_embedding_type=positions, convolution_paths=0.3)
+    settings = tiny_settings.replace(operations=operations, position_embedding_type=positions)
     problem = Problem.prepare(settings, torch.device("cpu"))
     supernet, batch = problem.new_supernet().eval(), problem.corpus.batch("test", 0, 4)
     for step in range(6):
@@ -139,23 +149,53 @@ def test_no_weight_is_stored_twice_or_unused(supernet):
     assert used == {parameter.data_ptr() for parameter in supernet.parameters()}
 
 
-def test_paths_have_only_convolutions_or_follow_the_settings(problem):
-    settings, population = problem.settings.supernet, genomes(problem.space)[:3]
+def test_paths_have_self_attention_and_sometimes_a_random_one(problem):
+    settings, bounds = problem.settings.supernet, problem.space.bounds
+    population = genomes(problem.space)[:3]
 
     def draw(number: int = 0, **changes) -> list[Genome]:
         changed = dataclasses.replace(settings, **changes)
         paths = PathSampler(problem.space, problem.settings.run.seed, changed, population)
         return [paths(step, number) for step in range(1000)]
 
-    def share(paths: list[Genome], kind: type) -> float:
-        return sum(all(isinstance(gene, kind) for gene in path) for path in paths) / len(paths)
-
-    assert share(draw(), Convolution) == pytest.approx(settings.convolution_paths, abs=0.05)
     assert draw()[:5] == draw()[:5] != draw(number=1)[:5]
-    separate = draw(convolution_paths=0.5, other_paths="attentions")
-    assert share(separate, Convolution) + share(separate, Attention) == 1
-    assert share(separate, Convolution) == pytest.approx(0.5, abs=0.05)
-    assert set(draw(convolution_paths=0.0, other_paths="population")) == set(population)
+    assert bounds.self_attention == ROTARY_ATTENTION
+
+    def count_random(path: Genome) -> int:
+        return sum(isinstance(gene, Attention) and gene != ROTARY_ATTENTION for gene in path)
+
+    paths = draw()
+    wide = dataclasses.replace(bounds, max_nodes=10, min_attention_layers=0)  # self-attention has ten nodes
+    assert bounds.max_nodes < 10 and all(wide.contains(path) for path in paths)
+    assert {count_random(path) for path in paths} == {0, 1}
+    assert sum(map(count_random, paths)) / 1000 == pytest.approx(settings.random_attention_paths, abs=0.05)
+    known = draw(random_attention_paths=0.0)
+    assert not any(map(count_random, known)) and all(map(count_random, draw(random_attention_paths=1.0)))
+    counts = [sum(isinstance(gene, Attention) for gene in path) for path in known]
+    for count in (0, 1, 2):  # equally often
+        assert counts.count(count) / 1000 == pytest.approx(1 / 3, abs=0.05)
+    random = draw(paths="space")
+    assert max(map(count_random, random)) == 2 and all(bounds.contains(path) for path in random)
+
+
+def test_paths_in_a_space_with_other_bounds(problem):
+    def draw(**changes) -> list[Genome]:
+        bounds = dataclasses.replace(problem.space.bounds, max_nodes=10, **changes)
+        settings = dataclasses.replace(problem.settings.supernet, random_attention_paths=0.5)
+        sample = PathSampler(BackboneSpace(bounds), 0, settings, [])
+        paths = [sample(step, 0) for step in range(100)]
+        assert all(dataclasses.replace(bounds, min_attention_layers=0).contains(path) for path in paths)
+        return paths
+
+    convolutions = draw(min_attention_layers=0, max_attention_layers=0)
+    assert all(isinstance(gene, Convolution) for path in convolutions for gene in path)
+    attentions = draw(min_attention_layers=2)
+    assert all(isinstance(gene, Attention) for path in attentions for gene in path)
+    assert any(isinstance(gene, Convolution) for path in draw(max_attention_layers=1) for gene in path)
+    plain = draw(grammar=Grammar(PAPER_OPERATIONS))  # without positions every genome needs a convolution
+    assert any(gene == SELF_ATTENTION for path in plain for gene in path)
+    few = draw(grammar=Grammar(("softmax", "matmul", "transpose", "rotary")))
+    assert len(set(few)) > 20  # no self-attention without scale: random genomes
 
 
 def test_training_the_super_network(problem, supernet, tmp_path):

@@ -90,10 +90,6 @@ def test_seed_genomes(tmp_path):
             {"operations": ["paper"], "min_attention_layers": 4},
             "position_embedding_type: expected absolute for a space",
         ),
-        (
-            {"operations": ["paper"], "other_paths": "attentions"},
-            "other_paths: expected another choice for attentions",
-        ),
         ({"operations": ["softmax"]}, "operations: expected some that form an attention to all tokens"),
         ({"operations": ["transpose"]}, "operations: expected some that form an expression of type nd"),
         ({"operations": ["matmul"]}, "operations: expected some that form an expression of type nd"),
