@@ -25,7 +25,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from autobert_zero.search import custom_operations
-from autobert_zero.search.cli.arguments import ScriptHelpFormatter
+from autobert_zero.search.cli.arguments import ScriptHelpFormatter, path
 from autobert_zero.search.files import one_line, write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
@@ -56,23 +56,23 @@ def load_pairs(data_dir: Path | None, fraction: float) -> datasets.Dataset:
         except Exception as error:  # `datasets` raises many kinds
             raise ValueError(f"cannot load {HUB_NAME} from the Hub: {one_line(error)}") from None
     else:
-        paths = sorted([*data_dir.glob("*.jsonl"), *data_dir.glob("*.jsonl.gz")])
-        if not paths:
+        files = sorted([*data_dir.glob("*.jsonl"), *data_dir.glob("*.jsonl.gz")])
+        if not files:
             raise ValueError(f"data_dir: expected files UID.jsonl.gz in {str(data_dir)!r}, got none")
-        sets = [_read(path) for path in paths]
+        sets = [_read(file) for file in files]
     return datasets.concatenate_datasets([_part(rows, fraction) for rows in sets])
 
 
-def _read(path: Path) -> datasets.Dataset:
+def _read(file: Path) -> datasets.Dataset:
     try:
-        rows = datasets.Dataset.from_json(str(path), keep_in_memory=True)
+        rows = datasets.Dataset.from_json(str(file), keep_in_memory=True)
     except Exception as error:  # `datasets` raises whatever the format raises
-        raise ValueError(f"data_dir: cannot read {path}: {one_line(error.__cause__ or error)}") from None
+        raise ValueError(f"data_dir: cannot read {file}: {one_line(error.__cause__ or error)}") from None
     if missing := set(COLUMNS) - set(rows.column_names):
-        raise ValueError(f"data_dir: expected columns {list(COLUMNS)} in {path}, without {sorted(missing)}")
+        raise ValueError(f"data_dir: expected columns {list(COLUMNS)} in {file}, without {sorted(missing)}")
     for column in COLUMNS:
         if wrong := [row for row, text in enumerate(rows[column][:]) if not isinstance(text, str) or not text.strip()]:
-            raise ValueError(f"data_dir: expected text in {column!r} of {path}, got none in row {wrong[0]}")
+            raise ValueError(f"data_dir: expected text in {column!r} of {file}, got none in row {wrong[0]}")
     return rows
 
 
@@ -225,8 +225,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model_name_or_path", required=True, help="Folder or Hub name of a model with its tokenizer."
     )
-    parser.add_argument("--output_dir", required=True, type=Path, help="Folder for `results.json`.")
-    parser.add_argument("--data_dir", type=Path, help="Folder with UID.jsonl.gz for each set. Without it: the Hub.")
+    parser.add_argument("--output_dir", required=True, type=path, help="Folder for `results.json`.")
+    parser.add_argument("--data_dir", type=path, help="Folder with UID.jsonl.gz for each set. Without it: the Hub.")
     parser.add_argument("--fraction", type=float, default=1.0, help="Fraction of each set, for a quick look.")
     parser.add_argument(
         "--within_word", action="store_true", help="Mask the later tokens of the word of a masked token, too."

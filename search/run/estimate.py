@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.search.evaluation.models import checkpoint_activations
 from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
 from autobert_zero.search.report.tables import duration, text_table
 from autobert_zero.search.run.final import BASELINES, finalist_steps
@@ -228,7 +230,15 @@ def memory_bytes(problem: Problem, supernet: SuperNetwork) -> int:
         genomes = [record.genome for record in problem.first[:NUM_TIMED]]
         models = [problem.proxy.builder.model(genome) for genome in genomes]
     sequences = settings.training.micro_batch_size or settings.training.batch_size
-    activations = max(activation_bytes(model, sequences, settings.model.sequence_length) for model in models)
+    size = (sequences, settings.model.sequence_length)
+    activations = max(activation_bytes(model, *size) for model in models)
+    if settings.training.gradient_checkpointing:
+        for model in models:
+            checkpoint_activations(model)
+        outside, layers = max(activation_bytes(model, *size) for model in models), settings.model.num_hidden_layers
+        # The inputs of all layers, and the activations of the layer that is computed again.
+        inputs = 4 * layers * math.prod(size) * settings.model.hidden_size
+        activations = outside + inputs + (activations - outside) // layers
     if settings.training.mixed_precision != "no":
         activations //= 2
     store = sum(parameter.numel() for parameter in supernet.parameters())

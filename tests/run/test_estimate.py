@@ -98,6 +98,13 @@ def test_memory(problem):
     larger = problem.replace(batch_size=32)
     assert memory_bytes(larger, supernet) > memory_bytes(problem, supernet)
     assert memory_bytes(larger.replace(micro_batch_size=4), supernet) == memory_bytes(problem, supernet)
+    deep = problem.replace(batch_size=32, num_hidden_layers=12)
+    store = 16 * sum(parameter.numel() for parameter in deep.new_supernet().parameters())
+    plain, checkpointed = (
+        memory_bytes(deep.replace(gradient_checkpointing=given), deep.new_supernet()) - store
+        for given in (False, True)
+    )
+    assert 0 < checkpointed < plain / 3
 
 
 def test_durations(problem, monkeypatch):
