@@ -515,7 +515,7 @@ class SearchSettings:
 
     def replace(self, **values: Any) -> "SearchSettings":
         """A copy with some settings changed, by their names."""
-        values = {RENAMED.get(name, name): value for name, value in values.items()}
+        values = {RENAMED.get(name, name): value for name, value in without_removed(values).items()}
         if unknown := [name for name in values if name not in GROUP_OF]:
             raise ValueError(f"expected settings of a search, got {unknown[0]!r}{did_you_mean(unknown, GROUP_OF)}")
         changed: dict[str, dict[str, Any]] = {}
@@ -556,6 +556,23 @@ RENAMED = {
     for each in dataclasses.fields(group)
     for alias in each.metadata["aliases"]
 }
+
+
+# Settings that are no more, with what was their default.
+REMOVED = {"convolution_paths": 0.75, "other_paths": "space"}
+
+
+def without_removed(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings, as an earlier version may have written them, without those that are no more.
+
+    Raises: ValueError for one that was not at its default.
+    """
+    for name, default in REMOVED.items():
+        if name in values and values[name] != default:
+            raise ValueError(
+                f"{name}: expected none, because paths and random_attention_paths replace it, got {values[name]!r}"
+            )
+    return {name: value for name, value in values.items() if name not in REMOVED}
 
 
 def did_you_mean(names: Iterable[object], known: Iterable[str]) -> str:

@@ -69,6 +69,10 @@ def test_old_names_are_accepted():
         ({"objectives": ["latency"]}, "objectives: expected score and any others of"),
         ({"objectives": ["score", "beauty"]}, r"objectives: .*got \['score', 'beauty'\]"),
         ({"paths": "none"}, "paths: expected one of"),
+        (
+            {"convolution_paths": 0.5},
+            "convolution_paths: expected none, because paths and random_attention_paths replace",
+        ),
         ({"learning_rate": float("nan")}, "learning_rate: expected a finite number, got nan"),
         ({"learning_rate": "fast"}, "learning_rate: expected a finite number, got 'fast'"),
         ({"seed": "1"}, "seed: expected an integer, got '1'"),

@@ -13,7 +13,7 @@ import yaml
 
 from autobert_zero.search.cli.arguments import ArgumentParser, add_settings, described
 from autobert_zero.search.cli.encoding import degrade_output
-from autobert_zero.search.settings import GROUP_OF, RENAMED, SearchSettings, did_you_mean
+from autobert_zero.search.settings import GROUP_OF, RENAMED, SearchSettings, did_you_mean, without_removed
 
 
 SUMMARY = "evolve a backbone from text"
@@ -67,6 +67,7 @@ def read_config(path: str) -> dict[str, Any]:
         raise ValueError(f"expected YAML or JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"expected a mapping, got {values!r:.200}")
+    values = without_removed(values)
     for name, value in values.items():
         if name not in GROUP_OF and name not in RENAMED:
             raise ValueError(f"got {name!r:.200}{did_you_mean([name], GROUP_OF)}")

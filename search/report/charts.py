@@ -148,7 +148,10 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
     """Horizontal bars from zero to a value, with its error."""
     reach = max((abs(row.value) + row.error for row in rows), default=0) or 1.0
     middle, scale = (LABEL_WIDTH + WIDTH) / 2, (WIDTH - LABEL_WIDTH) / 2 / reach
-    shapes = [f'<line class="level" x1="{middle}" y1="0" x2="{middle}" y2="{len(rows) * (ROW + ROW_GAP)}"/>']
+    bottom = len(rows) * (ROW + ROW_GAP)
+    shapes = [f'<line class="level" x1="{middle}" y1="0" x2="{middle}" y2="{bottom}"/>']
+    for tick in ticks(-reach, reach, 4):
+        shapes.append(_text(middle + tick * scale, bottom + 8, number(tick), "middle"))
     for i, row in enumerate(rows):
         y = i * (ROW + ROW_GAP)
         x, width = middle + min(0, row.value) * scale, abs(row.value) * scale
@@ -160,7 +163,7 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
         shapes.append(
             f'<line class="error" x1="{ends[0]:.1f}" y1="{y + ROW / 2}" x2="{ends[1]:.1f}" y2="{y + ROW / 2}"/>'
         )
-    return _svg(WIDTH, len(rows) * (ROW + ROW_GAP), title, shapes)
+    return _svg(WIDTH, bottom + 16, title, shapes)
 
 
 def stacked_bars(title: str, rows: Sequence[Bar]) -> str:

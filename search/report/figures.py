@@ -1,5 +1,6 @@
 """The figures of a run: progress, operations, effects, layers, and score against cost."""
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -21,6 +22,8 @@ from autobert_zero.search.space.backbone import BackboneSpace
 
 
 NUM_EFFECTS = 14
+# Standard errors that an effect must be from zero.
+DISTINGUISHED = 2.0
 NUM_TIMES = 6
 MAX_SHADE = 60  # per cent
 LOWEST_QUANTILE = 0.2
@@ -122,6 +125,36 @@ def progress(run: RecordedRun) -> list[dict[str, Any]]:
     ]
 
 
+def final_losses(run: RecordedRun) -> list[dict[str, Any]]:
+    """Losses of the models that were trained from scratch, by tokens; empty if they were not recorded."""
+    summary = run.summary
+    if summary is None:
+        return []
+    results = [
+        (name, result["training_losses"]) for name, result in summary["results"].items() if "training_losses" in result
+    ]
+    steps = summary["settings"]["final_steps"]
+    series = [
+        Series(
+            name,
+            [step / steps * summary["tokens"]["final_each"] for step, _ in points],
+            [loss for _, loss in points],
+            color,
+        )
+        for color, (name, points) in enumerate(results)
+        if points
+    ]
+    if not series:
+        return []
+    # The first losses are those of random weights, of any model; they would compress the rest.
+    series = [dataclasses.replace(each, x=each.x[1:], y=each.y[1:]) if len(each.x) > 4 else each for each in series]
+    levels = {"unigram": summary["results"]["unigram"]["loss"]}
+    drawn = {name: loss for name, loss in levels.items() if loss is not None}
+    title = "Learning from scratch"
+    svg = charts.plot(title, series, "tokens", "loss of new batches in nats", drawn)
+    return [figure(title, svg, series)]
+
+
 def operations(run: RecordedRun) -> dict[str, Any] | None:
     """The priority of each operation after parts of the history; the mean rank if the strategy uses no priority."""
     if not run.records:
@@ -153,7 +186,7 @@ def operations(run: RecordedRun) -> dict[str, Any] | None:
 
 
 def effects(run: RecordedRun, archive: Archive) -> dict[str, Any] | None:
-    """Effects on the score, by the additive model of `ThompsonOpNas`."""
+    """Effects on the score that can be told from none, by the additive model of `ThompsonOpNas`."""
     if not archive.best(1):
         return None
     priority = AdditivePriority(archive.incidence(BackboneSpace.features), archive.scores)
@@ -161,6 +194,7 @@ def effects(run: RecordedRun, archive: Archive) -> dict[str, Any] | None:
     rows = [
         Bar(_feature_label(name), float(priority.mean[i]), float(errors[i])) for name, i in priority.columns.items()
     ]
+    rows = [row for row in rows if abs(row.value) > DISTINGUISHED * row.error]
     rows = sorted(rows, key=lambda row: -abs(row.value))[:NUM_EFFECTS]
     rows.sort(key=lambda row: -row.value)
     return figure("What raises the score, and what lowers it", charts.bars("Effects on the score", rows))

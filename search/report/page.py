@@ -61,24 +61,28 @@ def _one(run: RecordedRun) -> dict[str, Any]:
     counts = Counter(record.result.status for record in run.records)
     best = archive.best(NUM_BEST)
     winner = run.winner
-    if winner is not None:
-        best = [winner, *(record for record in best if record is not winner)]
+    if winner is not None and winner not in best:
+        best = [*best[:-1], winner]
     settings = run.all_settings
     return {
         "run": run,
         "settings": settings,
         "counts": counts,
         "top_score": None if run.best is None else run.best.score,
+        "headline": tables.headline(run.summary) if run.summary else "",
+        "final_losses": figures.final_losses(run),
         "results": tables.result_rows(run.summary) if run.summary else [],
         "note": tables.learning_note(run.summary) if run.summary else "",
         "measured_models": list(tables.layer_importance(run.summary)) if run.summary else [],
         "layer_rows": tables.layer_rows(run.summary) if run.summary else [],
         "finalists": run.summary["finalists"] if run.summary else [],
+        "winner": winner,
+        "picture": _picture(winner.genome) if winner else "",
         "best": [
             {"record": record, "layers": notation.layer_names(record.genome), "picture": _picture(record.genome)}
             for record in best
         ],
-        "text_of_best": notation.genome_text(best[0].genome) if best else "",
+        "text_of_winner": notation.genome_text(winner.genome) if winner else "",
         "progress": figures.progress(run),
         "operations": figures.operations(run),
         "effects": figures.effects(run, archive),

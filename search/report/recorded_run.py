@@ -29,6 +29,7 @@ class ModelResult(TypedDict):
     loss: float | None  # test loss in nats; None if the training diverged
     perplexity: float | None
     parameters: NotRequired[int | None]
+    training_losses: NotRequired[list[list[float]]]  # steps, and the mean loss of the steps since the one before
     layer_importance: NotRequired[list[float]]  # rise of the test loss without the mixer of each layer
 
 

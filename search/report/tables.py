@@ -99,6 +99,19 @@ def results_table(summary: Mapping[str, Any]) -> str:
     return text_table([("model", "parameters", "test loss", "perplexity"), *result_rows(summary)])
 
 
+def headline(summary: Mapping[str, Any]) -> str:
+    """The result in a sentence; empty if the found model has no perplexity."""
+    (_, found), *others = summary["results"].items()
+    if found.get("perplexity") is None:
+        return ""
+    known = [(name, result["perplexity"]) for name, result in others if result.get("perplexity") is not None]
+    text = f"On text that it has not seen, the found backbone has a perplexity of {found['perplexity']:,.1f}"
+    compared = [f"{name} {value:,.1f}" for name, value in known if name != "unigram"]
+    if compared:
+        text += f"; of the same size and on the same tokens, {' and '.join(compared)}"
+    return f"{text}."
+
+
 def learning_note(summary: Mapping[str, Any]) -> str:
     """A warning if the found model is no better than token frequencies, else nothing."""
     found, unigram = next(iter(summary["results"].values())), summary["results"]["unigram"]

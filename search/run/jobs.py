@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import Checkpoint
 from autobert_zero.search.evolution.archive import Outcome
-from autobert_zero.search.files import json_digest
+from autobert_zero.search.files import JsonLines, json_digest
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.progress import Console
 from autobert_zero.search.run.workers import Future
@@ -32,6 +33,38 @@ def training_job(
     """
     job = {"kind": "train", "name": name, "genome": genome, "steps": steps, "run": problem.full_identity}
     return {**job, "model": model or {}}
+
+
+# Points of the loss curve of a training.
+CURVE_POINTS = 40
+
+
+class LossCurve:
+    """Losses of the batches of a training before they are trained on, as means over parts of the training, in a file that
+    survives an interruption.
+
+    Args:
+        path: of the file, of JSON lines.
+        steps: of the whole training.
+    """
+
+    def __init__(self, path: Path, steps: int):
+        self.lines = JsonLines(path)
+        self.every = max(1, steps // CURVE_POINTS)
+        self.losses: list[float] = []
+        self.points: dict[int, float] = dict(self.lines.values)
+
+    def add(self, done: int, loss: float) -> None:
+        self.losses.append(loss)
+        if done % self.every == 0:
+            # Steps after the last checkpoint are trained again: the later point replaces the earlier one.
+            self.points[done] = round(math.fsum(self.losses) / len(self.losses), 4)
+            self.lines.append([done, self.points[done]])
+            self.losses = []
+
+    def values(self) -> list[tuple[int, float]]:
+        """Numbers of completed steps, and losses in nats."""
+        return sorted(self.points.items())
 
 
 @dataclass(frozen=True)
@@ -68,8 +101,14 @@ class JobRunner:
         if job["kind"] == "score":
             return dataclasses.asdict(problem.proxy.score(genome, self.supernet, job["threshold"]))
         bar = self.console.bar(f"train {job['name']}", job["steps"])
+        curve = LossCurve(self.folder / f"final-{job['name']}.jsonl", problem.settings.final.final_steps)
+
+        def progress(done: int, loss: float) -> None:
+            bar(done, loss)
+            curve.add(done, loss)
+
         try:
-            model = self.train(job["name"], genome, job["steps"], bar, job["model"])
+            model = self.train(job["name"], genome, job["steps"], progress, job["model"])
             if job["steps"] < problem.settings.final.final_steps:
                 return {"score": problem.proxy.final_score(model, problem.proxy.stop.check)}
             loss = problem.proxy.loss(model, "test")
@@ -77,7 +116,12 @@ class JobRunner:
             return {"score": None, "loss": None, "reason": str(error)}
         finally:
             bar.close()
-        result: dict[str, Any] = {"loss": loss, "parameters": sum(p.numel() for p in model.parameters())}
+            curve.lines.close()
+        result: dict[str, Any] = {
+            "loss": loss,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "training_losses": curve.values(),
+        }
         with contextlib.suppress(FloatingPointError):  # without a mixer, a model may overflow
             without = [problem.proxy.loss_without_mixer(model, layer) for layer in range(len(genome))]
             result["layer_importance"] = [round(other - loss, 4) for other in without]

@@ -271,6 +271,10 @@ class Run:
         replace_folder(temporary, folder)
         write_json(self.folder / "summary.json", summary)
         write_text(self.folder / "report.html", page([RecordedRun.read(self.folder)]))
-        for path in (*self.folder.glob("final-*.safetensors"), *self.folder.glob("*.safetensors.damaged")):
+        for path in (
+            *self.folder.glob("final-*.safetensors"),
+            *self.folder.glob("final-*.jsonl"),
+            *self.folder.glob("*.safetensors.damaged"),
+        ):
             path.unlink()
         shutil.rmtree(self.folder / "results")
