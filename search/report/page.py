@@ -41,7 +41,7 @@ def page(runs: Sequence[RecordedRun], refresh_seconds: int | None = None) -> str
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"score": figures.score_text, "seconds": tables.duration}
+    environment.filters |= {"score": figures.score_text, "seconds": tables.duration, "with_error": tables.with_error}
     if len(runs) == 1:
         template, title, content = "run.html", runs[0].name, _one(runs[0])
     else:
@@ -142,13 +142,29 @@ def _changed(settings: dict[str, Any]) -> dict[str, Any]:
 # Several runs
 
 
+MeanAndError = tuple[float | None, float | None]
+
+
+def mean_test_losses(runs: Sequence[RecordedRun]) -> dict[str, MeanAndError]:
+    """Mean and standard error of the test losses over the finished runs, by the keys of `MODELS`."""
+    results = [run.summary["results"] for run in runs if run.summary]
+    found = {}
+    for key, name in tables.MODELS.items():
+        losses = [r[name]["loss"] for r in results if name in r and r[name]["loss"] is not None]
+        found[key] = (tables.mean(losses) if losses else None, tables.standard_error(losses))  # type: ignore[arg-type]
+    return found
+
+
 def summarize(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
-    """For each group of runs its label, its runs, and the mean and standard error of their best scores."""
+    """For each group of runs its label, its runs, the mean and standard error of their best scores, and their test losses."""
     rows = []
     for label, members in groups_of(runs).items():
         scores = [run.best.score for run in members if run.best is not None and run.best.score is not None]
         average = tables.mean(scores) if scores else None
-        rows.append({"label": label, "runs": members, "mean": average, "error": tables.standard_error(scores)})
+        error = tables.standard_error(scores)
+        rows.append(
+            {"label": label, "runs": members, "mean": average, "error": error, "losses": mean_test_losses(members)}
+        )
     return rows
 
 
@@ -174,21 +190,25 @@ def _several(runs: Sequence[RecordedRun]) -> dict[str, Any]:
             errors = [tables.standard_error(scores) or 0.0 for _, scores in columns] if len(members) > 1 else None
             numbers = [i for i, _ in columns]
             means.append(Series(name, numbers, [statistics.fmean(v) for _, v in columns], color, "line", errors))
+    shown = {"Mean best so far, with its standard error": means, "Best so far of each run": single}
+    if len(rows) == len(runs):  # every group is a run: the charts would be equal
+        shown.pop("Mean best so far, with its standard error")
     names = {run.score_name() for run in runs}
     y_label = names.pop() if len(names) == 1 else "score"
     return {
         "groups": rows,
         "comparable": same_text(runs),
         "progress": [
-            figures.figure(title, charts.plot(title, series, "candidates", y_label), means)
-            for title, series in (
-                ("Mean best so far, with its standard error", means),
-                ("Best so far of each run", single),
+            figures.figure(
+                title, charts.plot(title, series, "candidates", y_label), series if len(rows) == len(runs) else means
             )
+            for title, series in shown.items()
         ],
+        "models": tables.MODELS,
+        "has_losses": any(run.summary for run in runs),
         "found": [
-            {"run": run, "record": run.best, "picture": _picture(run.best.genome)}
+            {"run": run, "record": run.winner, "picture": _picture(run.winner.genome)}
             for run in runs
-            if run.best is not None
+            if run.winner is not None
         ],
     }

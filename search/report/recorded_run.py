@@ -302,6 +302,10 @@ class RecordedRun:
         return json.dumps([self.header.get("text_digest"), *(self.settings[name] for name in names)])
 
 
+def _value_text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def groups_of(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:
     """Runs that differ only in their seeds, under a label with what the groups differ in: `strategy=random`."""
     groups: dict[str, list[RecordedRun]] = {}
@@ -309,7 +313,9 @@ def groups_of(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:
         groups.setdefault(run.group(), []).append(run)
     firsts = [members[0] for members in groups.values()]
     names = [n for n in MARKERS if n != "seed" and len({str(r.settings.get(n)) for r in firsts}) > 1]
-    labels = [", ".join(f"{name}={run.settings.get(name)}" for name in names) or run.name for run in firsts]
+    labels = [
+        ", ".join(f"{name}={_value_text(run.settings.get(name))}" for name in names) or run.name for run in firsts
+    ]
     if len(set(labels)) < len(labels):  # they differ in the text
         labels = [f"{label}, {run.name}" for label, run in zip(labels, firsts, strict=True)]
     return dict(zip(labels, groups.values(), strict=True))

@@ -82,7 +82,11 @@ def test_report_and_compare(capsys, folder, tmp_path):
         f"Candidate #{other.index} and its ancestors" in html and f"#{other.index} was chosen among the 3 best" in html
     )
     assert "it was the best after their first 1,400 steps" in html
-    assert "best score so far" not in html and "(trained from scratch)" in html and "no more than token frequencies" in html
+    assert (
+        "best score so far" not in html
+        and "(trained from scratch)" in html
+        and "no more than token frequencies" in html
+    )
     del summary["best"]["steps_from_scratch"]
     summary["finalists"] = [summary["best"]]  # a single one, or without a first part of the final training
     (finished / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
