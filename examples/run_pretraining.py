@@ -15,12 +15,13 @@ masked language modelling alone. The same command resumes an interrupted trainin
 finished. Results are in `results.json`; load the model by `AutoModel.from_pretrained(output_dir, trust_remote_code=True)`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from time_budget import ENDLESS, TimeBudget
 from training_scripts import (
     CheckpointDigests,
     checkpoint_step,
@@ -53,6 +55,7 @@ from transformers import (
 )
 from transformers import TrainingArguments as TransformersArguments
 from transformers.activations import ACT2FN
+from transformers.trainer_utils import IntervalStrategy
 
 from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
@@ -111,6 +114,10 @@ class PretrainingArguments:
     )
     short_fraction: float = field(
         default=0.9, metadata={"help": "Fraction of the steps with short sequences, if any."}
+    )
+    max_seconds: float | None = field(
+        default=None,
+        metadata={"help": "Train for this time instead of max_steps; learning and masking rate follow the time."},
     )
     split_seed: int = field(default=42, metadata={"help": "Seed of the search whose split of the text is used."})
     validation_file: list[str] = field(
@@ -305,7 +312,15 @@ def prepared_or_streamed(settings: TextSettings, options: PretrainingArguments) 
     return Text(tokenizer, {"test": tokenize(held_out, tokenizer)})
 
 
-def make_blocks(settings: TextSettings, options: PretrainingArguments, text: Text, seed: int, count: int, batch: int):
+def make_blocks(
+    settings: TextSettings,
+    options: PretrainingArguments,
+    text: Text,
+    seed: int,
+    count: int,
+    batch: int,
+    budget: TimeBudget | None = None,
+):
     """The data set of `count` steps of `batch` blocks each."""
     short = options.short_seq_length
     short_blocks = round(count * options.short_fraction) * batch if short else 0
@@ -316,6 +331,7 @@ def make_blocks(settings: TextSettings, options: PretrainingArguments, text: Tex
         short_blocks,
         (first, first if last is None else last),
         count * batch,
+        None if budget is None else lambda: budget.fraction,
     )
     pack = functools.partial(
         Packer, tokenizer=text.tokenizer, objective=options.objective, whole_word_masking=options.whole_word_masking
@@ -391,6 +407,23 @@ def check_options(options: PretrainingArguments) -> None:
             raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
 
 
+def check_budget(options: PretrainingArguments, args: TransformersArguments) -> None:
+    """Raise a ValueError for options that do not go with `max_seconds`."""
+    if not 0 < options.max_seconds < math.inf:  # type: ignore[operator]
+        raise ValueError(f"max_seconds: expected a positive number, got {options.max_seconds}")
+    expected = {
+        "max_steps": (args.max_steps <= 0, "none"),
+        "warmup_steps": (args.warmup_steps < 1, "a fraction below 1"),
+        "short_seq_length": (options.short_seq_length is None, "none"),
+        "dataloader_num_workers": (args.dataloader_num_workers == 0, "0"),
+    }
+    for name, (is_right, what) in expected.items():
+        if not is_right:
+            raise ValueError(
+                f"{name}: expected {what} with max_seconds, got {getattr(args, name, getattr(options, name, None))}"
+            )
+
+
 def checkpoint_steps(folder: Path) -> int:
     """The steps of the last checkpoint in a folder; 0 if there is none."""
     checkpoint = last_checkpoint(folder)
@@ -416,14 +449,20 @@ def has_finite_losses(folder: Path) -> bool:
     return all(found.get("1") is not None for found in losses.values())
 
 
-def losses_by_fraction(log: list[dict[str, Any]], max_steps: int) -> dict[str, dict[str, float | None]]:
-    """For each evaluation set its loss after fractions of the steps; None if it was not finite."""
+def losses_by_fraction(
+    log: list[dict[str, Any]], fraction_of: Callable[[int], float]
+) -> dict[str, dict[str, float | None]]:
+    """For each evaluation set its loss after fractions of the training; None if it was not finite.
+
+    Args:
+        fraction_of: a step.
+    """
     found: dict[str, dict[str, float | None]] = {}
     for entry in log:
         for key, value in entry.items():
             if key.startswith("eval_") and key.endswith("_loss"):
                 name = key.removeprefix("eval_").removesuffix("_loss")
-                fraction = f"{entry['step'] / max_steps:.4g}"
+                fraction = f"{fraction_of(entry['step']):.4g}"
                 found.setdefault(name, {})[fraction] = value if math.isfinite(value) else None
     return found
 
@@ -442,7 +481,7 @@ def bits_per_byte(loss: float, tokens: np.ndarray, tokenizer: PreTrainedTokenize
 def options_identity(options: PretrainingArguments) -> dict[str, Any]:
     """The options that the steps depend on; later ones only if they are not at their defaults, so that a training that was
     started by an earlier version can be resumed."""
-    later = ("mlm_probability", "final_mlm_probability")
+    later = ("mlm_probability", "final_mlm_probability", "max_seconds")
     defaults = {each.name: each.default for each in dataclasses.fields(options)}
     return {
         name: value
@@ -452,7 +491,22 @@ def options_identity(options: PretrainingArguments) -> dict[str, Any]:
 
 
 class PretrainingTrainer(Trainer):
-    """Evaluates masked language modelling alone, also if it trains on sentence pairs; all checkpoints can be loaded."""
+    """Evaluates masked language modelling alone, also if it trains on sentence pairs; all checkpoints can be loaded.
+
+    Args:
+        budget: for a training of a given time.
+        arguments: those of Trainer.
+    """
+
+    def __init__(self, *arguments: Any, budget: TimeBudget | None = None, **more: Any):
+        super().__init__(*arguments, **more)
+        self.budget = budget
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.budget is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = self.budget.scheduler(optimizer or self.optimizer)
+        return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -463,7 +517,8 @@ class PretrainingTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         # An iterator of a DataLoader takes a random number, by which dropout would depend on the number of evaluations.
-        with torch.random.fork_rng(devices=[]):  # of the CPU alone
+        pause = contextlib.nullcontext() if self.budget is None else self.budget.paused()
+        with pause, torch.random.fork_rng(devices=[]):  # of the CPU alone
             return super().evaluate(*args, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None):
@@ -516,6 +571,11 @@ class Pretraining:
                 f"got {settings.max_documents}"
             )
         batch = steps_identity(args)["batch"]
+        budget = None
+        if options.max_seconds is not None:
+            check_budget(options, args)
+            budget = TimeBudget(options.max_seconds, args)
+            args.max_steps, args.eval_strategy = ENDLESS, IntervalStrategy.NO
         if args.max_steps <= 0:
             if settings.streaming:
                 raise ValueError("max_steps: expected a number with streaming, got none")
@@ -535,10 +595,11 @@ class Pretraining:
             model=make_model(config, options.objective, model_arguments.model_name_or_path),
             args=args,
             data_collator=join_blocks,
-            train_dataset=make_blocks(settings, options, text, args.seed, args.max_steps, batch),
+            train_dataset=make_blocks(settings, options, text, args.seed, args.max_steps, batch, budget),
             eval_dataset=evaluated,
             processing_class=text.tokenizer,
-            callbacks=[CheckpointDigests()],
+            callbacks=[*([] if budget is None else [budget]), CheckpointDigests()],
+            budget=budget,
         )
         # transformers' models accept the number of items in a batch and ignore it: the mean over micro-batches is right.
         trainer.model_accepts_loss_kwargs = False
@@ -552,17 +613,19 @@ class Pretraining:
         }
         if model_arguments.model_name_or_path is not None:
             identity["weights"] = model_identity(model_arguments)
-        if may_be_extended(args, options):
+        if budget is not None or may_be_extended(args, options):
             del identity["max_steps"]
         expect_same_training(Path(args.output_dir), identity)
         source = {"files": [Path(name).name for name in settings.train_file], "data_set": settings.dataset_name}
         return cls(trainer, text, identity, source, commit)
 
     def run(self) -> None:
-        trainer, args = self.trainer, self.trainer.args
-        output = trainer.train(resume_from_checkpoint=last_checkpoint(Path(args.output_dir)))
-        log = trainer.state.log_history
-        if not any("eval_test_loss" in entry and entry["step"] == args.max_steps for entry in log):
+        trainer, checkpoint = self.trainer, last_checkpoint(Path(self.trainer.args.output_dir))
+        if trainer.budget is not None:
+            trainer.budget.resume(checkpoint)
+        output = trainer.train(resume_from_checkpoint=checkpoint)
+        log, steps = trainer.state.log_history, trainer.state.global_step
+        if not any("eval_test_loss" in entry and entry["step"] == steps for entry in log):
             trainer.evaluate()
         trainer.save_model()
         if trainer.is_world_process_zero():
@@ -570,13 +633,16 @@ class Pretraining:
 
     def _write_results(self, metrics: dict[str, float]) -> None:
         args, trainer, text = self.trainer.args, self.trainer, self.text
+        steps, budget = trainer.state.global_step, trainer.budget
         frequencies = text.parts.get("train", text.parts["test"])
         unigram = {
             name: unigram_loss(frequencies, (blocks[i]["labels"] for i in range(len(blocks))), text.tokenizer)
             for name, blocks in trainer.eval_dataset.items()
         }
         block = self.identity["max_seq_length"]
-        losses = losses_by_fraction(trainer.state.log_history, args.max_steps)
+        losses = losses_by_fraction(
+            trainer.state.log_history, lambda step: step / steps if budget is None else budget.fractions[step]
+        )
         results = {
             "losses": losses,
             "bits_per_byte": {
@@ -586,10 +652,16 @@ class Pretraining:
             },
             "unigram_losses": unigram,
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
-            "steps": args.max_steps,
-            "tokens": args.max_steps * self.identity["batch"] * block,
+            "steps": steps,
+            "seconds": budget and round(budget.seconds, 1),
+            "tokens": steps * self.identity["batch"] * block,
             "seconds_of_last_session": metrics["train_runtime"],
-            "tokens_per_second": round(metrics["train_samples_per_second"] * block, 1),
+            "tokens_per_second": round(
+                metrics["train_samples_per_second"] * block
+                if budget is None
+                else steps * self.identity["batch"] * block / budget.seconds,
+                1,
+            ),
             "identity": self.identity,
             "source": self.source,
             "processes": args.world_size,
@@ -617,7 +689,7 @@ def main() -> None:
         claim_folder(args, pretraining.identity)
     except (ValueError, StrictDataclassError) as error:
         parser.error(str(error))
-    if finished == args.max_steps:
+    if finished == args.max_steps or (finished and pretraining.trainer.budget):
         print(f"{args.output_dir} contains this training, finished.")
     else:
         pretraining.run()

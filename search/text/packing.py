@@ -131,6 +131,7 @@ class Curriculum:
         mlm_probability: fraction of the tokens that become labels, in the first block and in block `blocks`, and linear in
             between.
         blocks: their number, for a fraction that changes.
+        progress: instead of `blocks`, how far the training is, from 0 to 1, whenever a block is made.
 
     Raises: ValueError unless the long length is a multiple of the short one.
     """
@@ -140,6 +141,7 @@ class Curriculum:
     short_blocks: int
     mlm_probability: tuple[float, float] = (MASK_PROBABILITY, MASK_PROBABILITY)
     blocks: int = 1
+    progress: Callable[[], float] | None = None
 
     def __post_init__(self) -> None:
         if self.short < 8 or self.long % self.short:
@@ -157,7 +159,8 @@ class Curriculum:
     def probability(self, number: int) -> float:
         """Fraction of the tokens of a block that become labels."""
         first, last = self.mlm_probability
-        return first + (last - first) * min(1.0, number / self.blocks)
+        progress = min(1.0, number / self.blocks) if self.progress is None else self.progress()
+        return first + (last - first) * progress
 
 
 class Blocks(Dataset):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import run_pretraining
+import time_budget
 import torch
 from run_pretraining import losses_by_fraction
 from safetensors.torch import load_file
@@ -356,6 +357,66 @@ def test_a_falling_masking_rate(folder, run):
     assert one["losses"] != other["losses"] and one["identity"]["evaluated"] == other["identity"]["evaluated"]
 
 
+@pytest.fixture
+def clock(monkeypatch) -> None:
+    """A second passes whenever the time is asked for."""
+    seconds = itertools.count()
+    monkeypatch.setattr(time_budget.time, "perf_counter", lambda: float(next(seconds)))
+
+
+def test_a_training_of_a_given_time(folder, run, clock, monkeypatch):
+    timed = {
+        "max_steps": None,
+        "max_seconds": 40,
+        "mlm_probability": 0.3,
+        "final_mlm_probability": 0.1,
+        "logging_steps": 1,
+    }
+    timed |= {"save_steps": 8, "save_total_limit": 9, "warmup_steps": 0.2}
+    run(**timed)
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert set(results["losses"]["test"]) == {"0.25", "0.5", "0.75", "1"} and 40 <= results["seconds"] <= 43
+    steps = results["steps"]
+    assert 30 < steps <= 40 and results["tokens"] == steps * 2 * 32  # some seconds are of evaluations
+    assert results["tokens_per_second"] == pytest.approx(results["tokens"] / results["seconds"], rel=0.01)
+    last = last_checkpoint(folder / "out")
+    log = json.loads((Path(last) / "trainer_state.json").read_text())["log_history"]
+    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    peak = rates.index(max(rates))
+    assert rates[0] == 0 and rates[-1] < 0.1 * max(rates) and peak == pytest.approx(0.2 * steps, abs=3)
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert "finished" in run(**timed)
+    assert "differs in max_seconds (40.0, got 50.0)" in run(code=2, **{**timed, "max_seconds": 50})
+    # As if killed after a checkpoint: the seconds until then count, and no step before it is repeated.
+    (folder / "out" / "results.json").unlink()
+    for path in folder.glob("out/checkpoint-*"):
+        if int(path.name.rpartition("-")[2]) > 16:
+            shutil.rmtree(path)
+    before = json.loads((folder / "out" / "checkpoint-16" / "seconds.json").read_text())["seconds"]
+    repeated = count_steps(monkeypatch)
+    run(**timed)
+    again = json.loads((folder / "out" / "results.json").read_text())
+    assert 40 <= again["seconds"] <= 43 and repeated[0] == 16 and len(repeated) <= 40 - before
+    assert set(again["losses"]["test"]) == {"0.25", "0.5", "0.75", "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_steps": 3}, "max_steps: expected none with max_seconds, got 3"),
+        ({"max_steps": None, "warmup_steps": 3}, "warmup_steps: expected a fraction below 1 with max_seconds, got 3"),
+        ({"max_steps": None, "short_seq_length": 16}, "short_seq_length: expected none with max_seconds, got 16"),
+        ({"max_steps": None, "max_seconds": -1}, "max_seconds: expected a positive number, got -1"),
+        (
+            {"max_steps": None, "lr_scheduler_type": "reduce_lr_on_plateau"},
+            "lr_scheduler_type: expected a function of",
+        ),
+    ],
+)
+def test_what_a_given_time_excludes(folder, run, arguments, message):
+    assert message in run(code=2, **{"max_seconds": 9, **arguments})
+
+
 def test_bits_per_byte():
     """A bit for every token, by the bytes of the text."""
     tokenizer = train_tokenizer(["abc abc de"] * 9, vocab_size=60, model_max_length=32)
@@ -452,7 +513,7 @@ def test_reported_losses_are_of_masked_language_modelling(folder, run):
 def test_helpers(tmp_path):
     assert last_checkpoint(tmp_path) is None
     log = [{"loss": 1.0, "step": 5}, {"eval_a_loss": 3.0, "step": 5}, {"eval_a_loss": 2.0, "step": 10}]
-    assert losses_by_fraction(log, 10) == {"a": {"0.5": 3.0, "1": 2.0}}
+    assert losses_by_fraction(log, lambda step: step / 10) == {"a": {"0.5": 3.0, "1": 2.0}}
 
 
 def test_a_training_is_identified_by_changed_fields():
