@@ -24,6 +24,7 @@ from transformers import TrainingArguments
 
 from autobert_zero.configuration_autobert_zero import Expression
 from autobert_zero.search.cli import main as cli
+from autobert_zero.search.cli.search import parse
 from autobert_zero.search.settings import GROUP_OF, SearchSettings, flags
 from tests.conftest import TINY_RUN, write_corpus
 from tests.evaluation.glue_files import write_task
@@ -275,3 +276,20 @@ def test_the_notebook(place):
     assert any("image/svg+xml" in output.get("data", {}) for output in outputs)
     assert any("parameters" in output.get("text", "") for output in outputs)
     shutil.rmtree(place / "runs")
+
+
+def test_workflows_and_templates():
+    """They are YAML, and what they run exists."""
+    makefile = (ROOT / "Makefile").read_text()
+    files = [ROOT / ".pre-commit-config.yaml", *(ROOT / ".github").rglob("*.yml")]
+    assert len(files) > 3
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert yaml.safe_load(text)
+        for target in re.findall(r"\bmake ([\w-]+)", text):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), (file.name, target)
+        for line in re.findall(r"^ *autobert-zero (.+)$", text, re.MULTILINE):
+            command, *rest = shlex.split(line)
+            assert command in cli.COMMANDS
+            if command == "search":
+                parse(rest)

@@ -8,12 +8,12 @@ import argparse
 import importlib.metadata
 import sys
 
-from autobert_zero.search.cli import compare, export, report, search, show
+from autobert_zero.search.cli import compare, env, export, report, search, show
 from autobert_zero.search.cli.arguments import ArgumentParser, described
 from autobert_zero.search.cli.encoding import degrade_output
 
 
-COMMANDS = {"search": search, "show": show, "report": report, "compare": compare, "export": export}
+COMMANDS = {"search": search, "show": show, "report": report, "compare": compare, "export": export, "env": env}
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

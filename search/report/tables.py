@@ -105,10 +105,10 @@ def headline(summary: Mapping[str, Any]) -> str:
     if found.get("perplexity") is None:
         return ""
     known = [(name, result["perplexity"]) for name, result in others if result.get("perplexity") is not None]
-    text = f"On text that it has not seen, the found backbone has a perplexity of {found['perplexity']:,.1f}"
-    compared = [f"{name} {value:,.1f}" for name, value in known if name != "unigram"]
+    text = f"On unseen text, the found backbone has a perplexity of {found['perplexity']:,.1f}"
+    compared = [f"{value:,.1f} for {name.replace(', ', ' with ')}" for name, value in known if name != "unigram"]
     if compared:
-        text += f"; of the same size and on the same tokens, {' and '.join(compared)}"
+        text += f", against {' and '.join(compared)}, of the same size and trained on the same tokens"
     return f"{text}."
 
 

@@ -331,6 +331,13 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"autobert-zero {importlib.metadata.version('autobert-zero')}\n"
 
 
+def test_the_environment_of_a_bug_report(capsys):
+    autobert_zero(["env"])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["torch"] == torch.__version__ and lines["device"].startswith("cpu: ")
+    assert {"python", "transformers", "autobert-zero", "commit", "system"} <= set(lines)
+
+
 @pytest.mark.parametrize(("encoding", "expected"), [("ascii", "1 +/- 2 -> sigma?"), ("cp1252", "1 ± 2 -> sigma?")])
 def test_output_in_other_encodings(encoding, expected):
     code = "from autobert_zero.search.cli import encoding; encoding.degrade_output(); print('1 ± 2 → σ語')"
