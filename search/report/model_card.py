@@ -105,7 +105,7 @@ def model_card(
 def describe(folder: Path, summary: dict[str, Any], name: str, **card: Any) -> None:
     """Write the picture and the card of a model into its folder."""
     genome = tables.summary_genome(summary)
-    (folder / PICTURE).write_text(to_svg(draw_genome(genome)), encoding="utf-8")
+    (folder / PICTURE).write_text(to_svg(draw_genome(notation.simplified(genome))), encoding="utf-8")
     model_card(summary, digests(folder), name, **card).save(folder / "README.md")
 
 

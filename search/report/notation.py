@@ -1,5 +1,6 @@
 """Readable forms of a genome: numbered layers as text, and formulas in LaTeX."""
 
+import functools
 from collections.abc import Iterator
 
 from autobert_zero.configuration_autobert_zero import (
@@ -92,6 +93,20 @@ def distinct_attentions(genome: Genome) -> dict[Attention, str]:
             number, letter = divmod(len(found), 26)
             found[gene] = chr(ord("A") + letter) + (str(number) if number else "")
     return found
+
+
+def simplified(genome: Genome) -> Genome:
+    """The genome without operations that undo each other: transposes of transposes, and negations of negations. It computes
+    the same, and is easier to read."""
+
+    @functools.cache
+    def visit(node: Expression) -> Expression:
+        operands = tuple(map(visit, node.operands))
+        if node.name in ("transpose", "neg") and operands[0].name == node.name:
+            return operands[0].operands[0]
+        return Expression(node.name, operands, node.rule)
+
+    return Genome(Attention(visit(gene.expression)) if isinstance(gene, Attention) else gene for gene in genome)
 
 
 def is_bert(genome: Genome) -> bool:

@@ -50,7 +50,7 @@ def page(runs: Sequence[RecordedRun], refresh_seconds: int | None = None) -> str
 
 
 def _picture(genome: Genome) -> Markup:
-    return Markup(to_svg(draw_genome(genome)))
+    return Markup(to_svg(draw_genome(notation.simplified(genome))))
 
 
 # One run

@@ -11,7 +11,8 @@ from autobert_zero.configuration_autobert_zero import (
     Expression,
     Genome,
 )
-from autobert_zero.search.report.notation import differences, latex, tree
+from autobert_zero.search.report.notation import differences, latex, simplified, tree
+from autobert_zero.search.space.functional_key import genome_key
 from tests.conftest import random_genome
 
 
@@ -42,6 +43,29 @@ def test_every_formula_can_be_typeset():
     parser = MathTextParser("path")
     for expression in RANDOM:
         parser.parse(f"${latex(expression)}$")
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        (
+            "matmul(softmax(matmul(q, transpose(transpose(transpose(k))))), v)",
+            "matmul(softmax(matmul(q, transpose(k))), v)",
+        ),
+        ("neg(neg(neg(q)))", "neg(q)"),
+        ("add(neg(transpose(transpose(neg(q)))), k)", "add(q, k)"),
+        ("transpose(scale(scale(neg(transpose(k)))))", "transpose(scale(scale(neg(transpose(k)))))"),
+    ],
+)
+def test_simplified(found, shown):
+    genome = Genome([Convolution(3), Attention(Expression.parse(found))])
+    assert [str(gene) for gene in simplified(genome)] == ["convolution 3", shown]
+
+
+def test_a_simplified_genome_computes_the_same():
+    for number in range(40):
+        genome = random_genome(number)
+        assert genome_key(simplified(genome)) == genome_key(genome)
 
 
 def test_trees():
