@@ -1,6 +1,5 @@
 """The figures of a run: progress, operations, effects, layers, and score against cost."""
 
-import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -16,7 +15,7 @@ from autobert_zero.search.evolution.priority import AdditivePriority, OperationP
 from autobert_zero.search.report import charts, notation
 from autobert_zero.search.report.charts import Bar, Series
 from autobert_zero.search.report.drawing import SHORT_NAMES
-from autobert_zero.search.report.recorded_run import RecordedRun
+from autobert_zero.search.report.recorded_run import RecordedRun, Summary
 from autobert_zero.search.settings import SpaceSettings
 from autobert_zero.search.space.backbone import BackboneSpace
 
@@ -125,34 +124,28 @@ def progress(run: RecordedRun) -> list[dict[str, Any]]:
     ]
 
 
-def final_losses(run: RecordedRun) -> list[dict[str, Any]]:
-    """Losses of the models that were trained from scratch, by tokens; empty if they were not recorded."""
-    summary = run.summary
-    if summary is None:
-        return []
-    results = [
-        (name, result["training_losses"]) for name, result in summary["results"].items() if "training_losses" in result
-    ]
-    steps = summary["settings"]["final_steps"]
+def losses_of_models(summary: Summary) -> tuple[list[Series], dict[str, float]]:
+    """Losses of the models of a run that were trained from scratch, by tokens, if they were recorded; and that of the unigram
+    model."""
+    total = summary["tokens"]["final_each"] / summary["settings"]["final_steps"]
+    curves = {name: result.get("training_losses") for name, result in summary["results"].items()}
     series = [
-        Series(
-            name,
-            [step / steps * summary["tokens"]["final_each"] for step, _ in points],
-            [loss for _, loss in points],
-            color,
-        )
-        for color, (name, points) in enumerate(results)
-        if points
+        # The first losses are those of random weights, of any model; they would compress the rest.
+        Series(name, [step * total for step, _ in points[1:]], [loss for _, loss in points[1:]], color)
+        for color, (name, points) in enumerate(curves.items())
+        if points and len(points) > 2
     ]
+    unigram = summary["results"]["unigram"]["loss"]
+    return series, {} if unigram is None else {"unigram": unigram}
+
+
+def final_losses(run: RecordedRun) -> list[dict[str, Any]]:
+    """The figure of the losses of the models that were trained from scratch, if they were recorded."""
+    series, levels = losses_of_models(run.summary) if run.summary else ([], {})
     if not series:
         return []
-    # The first losses are those of random weights, of any model; they would compress the rest.
-    series = [dataclasses.replace(each, x=each.x[1:], y=each.y[1:]) if len(each.x) > 4 else each for each in series]
-    levels = {"unigram": summary["results"]["unigram"]["loss"]}
-    drawn = {name: loss for name, loss in levels.items() if loss is not None}
     title = "Learning from scratch"
-    svg = charts.plot(title, series, "tokens", "loss of new batches in nats", drawn)
-    return [figure(title, svg, series)]
+    return [figure(title, charts.plot(title, series, "tokens", "loss of new batches in nats", levels), series)]
 
 
 def operations(run: RecordedRun) -> dict[str, Any] | None:

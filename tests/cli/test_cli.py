@@ -115,6 +115,9 @@ def test_the_output_of_a_run(finished):
     assert f'<td class="n">{found["loss"]:.4f}</td>' in page
     for name, result in summary["results"].items():
         assert (name == "unigram") == ("layer_importance" not in result)
+        if name != "unigram":  # the found model's began as a finalist
+            assert [step for step, _ in result["training_losses"]] == [1, 2, 3, 4, 5, 6]
+    assert "Learning from scratch" in page and not list(folder.glob("final-*"))
     for number, rise in enumerate(found["layer_importance"], start=1):
         assert re.search(rf"^ +{number} +{re.escape(f'{rise:+.3f}')} +\S", out, re.MULTILINE)
         assert f'<td class="n">{rise:+.3f}</td>' in page

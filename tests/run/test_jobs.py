@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autobert_zero.configuration_autobert_zero import ROTARY_ATTENTION, Genome
-from autobert_zero.search.run.jobs import JobRunner
+from autobert_zero.search.run.jobs import CURVE_POINTS, JobRunner, LossCurve, training_job
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.progress import Console
 
@@ -28,3 +28,35 @@ def test_a_checkpoint_belongs_to_one_model(runner, tmp_path, change):
     expected = again.train("baseline-0", GENOME, steps=2, model=change)
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), expected.parameters(), strict=True))
     assert not list(tmp_path.glob("*.damaged"))
+
+
+def test_the_loss_curve_of_an_interrupted_training(tmp_path):
+    """Steps after the last checkpoint are trained again; the file has at most one point of each part."""
+    every = 3
+    losses = {step: 8 - step / 40 for step in range(1, every * CURVE_POINTS + 1)}
+    whole = LossCurve(tmp_path / "whole.jsonl", len(losses))
+    for step, loss in losses.items():
+        whole.add(step, loss)
+    whole.lines.close()
+    values = whole.values()
+    assert [step for step, _ in values] == list(range(every, len(losses) + 1, every))
+    assert values[0][1] == pytest.approx((losses[1] + losses[2] + losses[3]) / 3, abs=1e-4)
+    first = LossCurve(tmp_path / "parts.jsonl", len(losses))
+    for step in range(1, 50):
+        first.add(step, losses[step])
+    first.lines.close()
+    second = LossCurve(tmp_path / "parts.jsonl", len(losses))
+    for step in range(43, len(losses) + 1):  # from a checkpoint after a part
+        second.add(step, losses[step])
+    second.lines.close()
+    assert second.values() == values
+
+
+def test_the_losses_of_a_training(runner):
+    """Those of a finalist are followed by those of its continuation, and equal those of a whole training."""
+    steps = runner.problem.settings.final.final_steps
+    half, whole = (training_job(runner.problem, "1", GENOME.to_list(), n) for n in (steps // 2, steps))
+    assert set(runner(half)) == {"score"}
+    continued = runner(whole)["training_losses"]
+    at_once = runner({**whole, "name": "2"})["training_losses"]
+    assert [step for step, _ in continued] == list(range(1, steps + 1)) and continued == at_once
