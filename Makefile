@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: search test test-slow test-matrix conformance lint docs nas-bench rank-fidelity search-efficiency search-speed scaling pretraining-speed
+.PHONY: search model test test-slow test-matrix conformance lint docs nas-bench rank-fidelity search-efficiency search-speed scaling pretraining-speed
 
 # The environment, updated when its specification changes.
 .venv/installed: setup.py pyproject.toml constraints.txt
@@ -46,6 +46,12 @@ lint: .venv/installed
 docs: .venv/installed
 	$(BIN)/python -m pdoc --output-directory docs/reference autobert_zero.configuration_autobert_zero \
 	    autobert_zero.modeling_autobert_zero autobert_zero.search
+
+# The model of this checkout: a search, the pre-training of what it found, and the files in the root. Hours on two cores.
+model: .venv/installed
+	$(LAUNCH) -m autobert_zero.search --config examples/reproduce/model/search.yaml --output_dir runs/model/search
+	$(LAUNCH) examples/run_pretraining.py --genome runs/model/search $(MODEL) --output_dir runs/model/pretrained
+	$(BIN)/python examples/reproduce/publish.py runs/model/pretrained .
 
 # Benchmarks of the search: minutes to hours each, resumed if interrupted. The results are in results/README.md.
 NAS_BENCH ?= runs/nas_bench
