@@ -42,10 +42,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The reference, from docstrings.
+# The documentation as a site, with the reference from docstrings; every link to a file or heading is checked.
 docs: .venv/installed
-	$(BIN)/python -m pdoc --output-directory docs/reference autobert_zero.configuration_autobert_zero \
-	    autobert_zero.modeling_autobert_zero autobert_zero.search
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/site
+	@echo build/site/README.html
 
 # The model of this checkout: a search, the pre-training of what it found, and the files in the root. Hours on two cores.
 model: .venv/installed

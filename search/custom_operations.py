@@ -1,10 +1,8 @@
-"""Custom operations and layer kinds: a file with a table `OPERATIONS` of names, type rules and torch functions.
+"""Custom operations and layer kinds: a file with a table `OPERATIONS` of names, type rules and torch functions::
 
-```python
-import torch
+    import torch
 
-OPERATIONS = {"relu": ("ab->ab", torch.relu)}
-```
+    OPERATIONS = {"relu": ("ab->ab", torch.relu)}
 
 The file is all that a search needs to use them, and it is saved with the found model. A longer example is
 `examples/custom_operations.py`.

@@ -11,7 +11,6 @@ from huggingface_hub import ModelCard
 from autobert_zero.configuration_autobert_zero import (
     PUBLISHED_GENOME,
     Attention,
-    AutoBertZeroConfig,
     Expression,
     Genome,
 )
@@ -188,7 +187,9 @@ print(all(p.grad is not None for p in classifier.parameters()))
 def test_a_checkout_is_a_model(tmp_path):
     """Loaded from the folder itself, as from a repository of the Hub, in a process without this package."""
     root = Path(__file__).resolve().parents[2]
-    files = {name: root / name for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")}
+    files = {
+        name: root / name for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+    }
     assert files["model.safetensors"].stat().st_size <= 16 * 2**20
     output, _ = run_without_package(_CHECKOUT, str(root), cwd=tmp_path)
     facts, words, trains = output.splitlines()
