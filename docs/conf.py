@@ -23,6 +23,7 @@ OTHERS = ["docs/README", "CHANGELOG", "CONTRIBUTING", "SECURITY", "tests/conform
 include_patterns = [*(f"{page}.*" for page in (root_doc, *PAGES, *OTHERS)), "docs/reference/**"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
+highlight_language = "none"  # of blocks without a language: commands and output
 html_theme = "furo"
 html_title = "AutoBERT-Zero"
 html_copy_source = False

@@ -21,6 +21,7 @@ import functools
 import inspect
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -478,6 +479,18 @@ def bits_per_byte(loss: float, tokens: np.ndarray, tokenizer: PreTrainedTokenize
     return loss * (len(tokens) - int(special)) / math.log(2) / len(decoded.encode())
 
 
+# Points of the loss curve of a training.
+CURVE_POINTS = 40
+
+
+def training_losses(log: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Steps, and mean losses of the batches since the step before; not finite ones are left out."""
+    points = [(entry["step"], entry["loss"]) for entry in log if math.isfinite(entry.get("loss", math.nan))]
+    size = math.ceil(len(points) / CURVE_POINTS) or 1
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(group[-1][0], round(statistics.fmean(loss for _, loss in group), 4)) for group in groups]
+
+
 def options_identity(options: PretrainingArguments) -> dict[str, Any]:
     """The options that the steps depend on; later ones only if they are not at their defaults, so that a training that was
     started by an earlier version can be resumed."""
@@ -650,6 +663,7 @@ class Pretraining:
                 and bits_per_byte(found["1"], trainer.eval_dataset[name].packer.tokens, text.tokenizer)
                 for name, found in losses.items()
             },
+            "training_losses": training_losses(trainer.state.log_history),
             "unigram_losses": unigram,
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "steps": steps,

@@ -18,6 +18,7 @@ and by `--table_only`.
 
 import argparse
 import concurrent.futures
+import itertools
 import json
 import os
 import shlex
@@ -37,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent
 sys.path.insert(0, str(EXAMPLES))
 
+from analyze import COLORS  # noqa: E402
 from run_pretraining import ModelArguments, has_finite_losses, make_config, make_model  # noqa: E402
 
 from autobert_zero.configuration_autobert_zero import Genome  # noqa: E402
@@ -317,6 +319,7 @@ class Comparison:
                     for name, by_fraction in losses.items()
                 },
                 "unigram_losses": first["unigram_losses"],
+                "curve": [[step / first["steps"], loss] for step, loss in first.get("training_losses", [])],
                 "tokens_per_second": [r["tokens_per_second"] for r in trained.values()],
                 "seconds_of_last_session": [r["seconds_of_last_session"] for r in trained.values()],
                 "bits_per_byte": {
@@ -407,6 +410,26 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return markdown_table(head, lines)
 
 
+def draw_curves(results: dict[str, dict[str, Any]], file: Path) -> None:
+    """A picture of the losses of new batches in the first pre-training of each row, by tokens and by time."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # writes files, needs no display
+    import matplotlib.pyplot as plt
+
+    figure, (by_tokens, by_time) = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for result, color in zip(results.values(), itertools.cycle(COLORS)):
+        points = result["curve"][1:]  # the first is of random weights, of any model
+        minutes = result["tokens"] / result["tokens_per_second"][0] / 60
+        for axes, whole in ((by_tokens, result["tokens"] / 1e6), (by_time, minutes)):
+            axes.plot([part * whole for part, _ in points], [y for _, y in points], color=color, label=result["name"])
+    by_tokens.set(xlabel="million tokens", ylabel="loss of new batches in nats")
+    by_time.set(xlabel="minutes")
+    by_time.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
 def grid_table(comparison: Comparison) -> str:
     """Markdown: the validation losses of the short pre-trainings, which decide on learning rate and warm-up; empty
     before there is one."""
@@ -492,6 +515,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="Commands run at the same time.")
     parser.add_argument("--table_only", action="store_true", help="Only print the table.")
     parser.add_argument("--results", type=Path, help="JSON file for the table.")
+    parser.add_argument("--picture", type=Path, help="Picture of the losses during pre-training, in .png or .svg.")
     given = parser.parse_args(arguments)
     if given.jobs < 1:
         parser.error(f"jobs: expected at least 1, got {given.jobs}")
@@ -534,6 +558,8 @@ def main(arguments: list[str] | None = None) -> None:
     if grids := grid_table(comparison):
         print(f"{grids}\n")
     print(table(results) if results else "No row is pre-trained yet.")
+    if given.picture and results:
+        draw_curves(results, given.picture)
     if given.results:
         processes = {"jobs": given.jobs, "launch": given.launch or "python"}
         write_json(given.results, {"scale": scale, "rows": results, **processes})

@@ -14,6 +14,7 @@ from reproduce import compare
 from reproduce.compare import (
     HERE,
     Comparison,
+    draw_curves,
     grid_table,
     load_yaml,
     of_seeds,
@@ -145,6 +146,8 @@ def test_a_table_of_the_results_so_far(tmp_path):
         "parameters": 1000,
         "tokens": 1_230_000,
         "unigram_losses": {"test": 6.5},
+        "steps": 40,
+        "training_losses": [[10, 7.0], [20, 6.0], [40, 5.0]],
         "bits_per_byte": {"test": 1.5},
         "tokens_per_second": 9.0,
         "seconds_of_last_session": 11.0,
@@ -170,6 +173,10 @@ def test_a_table_of_the_results_so_far(tmp_path):
     assert list(found) == ["bert"]
     assert found["bert"]["blimp"] == {"accuracy": (60.5, 0.5), "fields": {"syntax": (55.0, 0.0)}}
     assert found["bert"]["bits_per_byte"] == {"test": (1.5, 0.0)}
+    assert found["bert"]["curve"] == [[0.25, 7.0], [0.5, 6.0], [1, 5.0]]
+    draw_curves(found, tmp_path / "curves.svg")
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert "million tokens" in drawn and "minutes" in drawn
     assert found["bert"]["losses"]["test"] == {"0.25": (6.0, 0.0), "0.5": (None, None), "1": (4.25, 0.25)}
     assert found["bert"]["grid"]["rate-0.002-warmup-0.1"] == 4.0
     assert found["bert"]["glue"]["tasks"] == {"cola": (11.0, 1.0), "rte": (51.0, 1.0)}
@@ -266,7 +273,7 @@ def test_all_stages(tmp_path):
     command += ["--data_dir", str(tmp_path / "glue"), "--jobs", "2", "--results", str(tmp_path / "table.json")]
     (tmp_path / "blimp").mkdir()
     write_set(tmp_path / "blimp", "number")
-    command += ["--blimp_dir", str(tmp_path / "blimp")]
+    command += ["--blimp_dir", str(tmp_path / "blimp"), "--picture", str(tmp_path / "curves.png")]
     outputs = []
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -277,4 +284,5 @@ def test_all_stages(tmp_path):
     assert results["searched"]["glue"]["mean"] and results["bert"]["genome"] != results["searched"]["genome"]
     assert results["searched"]["losses"]["test"]["1"][0] > results["searched"]["bits_per_byte"]["test"][0] > 0
     assert results["bert"]["blimp"]["accuracy"][0] in range(0, 101, 10)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
     assert "finished" in (tmp_path / "out" / "logs" / "searched-seed-0.log").read_text()

@@ -516,6 +516,13 @@ def test_helpers(tmp_path):
     assert losses_by_fraction(log, lambda step: step / 10) == {"a": {"0.5": 3.0, "1": 2.0}}
 
 
+def test_the_loss_curve():
+    log = [{"loss": float(step), "step": step} for step in range(1, 81)]
+    points = run_pretraining.training_losses([*log, {"loss": math.nan, "step": 81}, {"eval_a_loss": 2.0, "step": 80}])
+    assert len(points) == 40 and points[0] == (2, 1.5) and points[-1] == (80, 79.5)
+    assert run_pretraining.training_losses([]) == []
+
+
 def test_a_training_is_identified_by_changed_fields():
     """A training that was started with a version of fewer fields can be resumed."""
 
