@@ -2,9 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -46,6 +47,36 @@ def median_latencies(calls: Sequence[Callable[[], Any]], device: torch.device, r
                 torch.accelerator.synchronize()
             times.append(time.perf_counter() - start)
     return [1000 * statistics.median(times[WARMUP_ROUNDS:]) for times in seconds]
+
+
+# Tokens to the left and to the right of a token, at which its attention is measured.
+REACH = 8
+
+
+@torch.no_grad()
+def attention_by_distance(model: nn.Module, batches: Iterable[torch.Tensor], reach: int = REACH) -> list[np.ndarray]:
+    """Where the attentions of an encoder look: for each layer that has token-by-token weights, and each head, the mean fraction
+    of a token's weights that is at each distance, (heads, 2 reach + 1), from `reach` tokens to the left to as many to the right.
+
+    Weights count by their absolute values, so that those of attentions without a softmax can be compared.
+
+    Args:
+        batches: ids (batch, tokens) without padding.
+    """
+    model.eval()
+    sums: list[torch.Tensor] = []
+    count = 0
+    for ids in batches:
+        found = []
+        for weights in model(ids, output_attentions=True).attentions:
+            fractions = weights.double().abs()
+            fractions = fractions / fractions.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.double).tiny)
+            # The diagonal `distance` to the right of the main one; near the ends of a sequence it is shorter.
+            diagonals = [fractions.diagonal(distance, -2, -1) for distance in range(-reach, reach + 1)]
+            found.append(torch.stack([diagonal.mean(-1).sum(0) for diagonal in diagonals], -1))
+        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+        count += len(ids)
+    return [(total / count).cpu().numpy() for total in sums]
 
 
 def custom_layer_costs(

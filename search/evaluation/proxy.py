@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.batches import Batch, Batches
-from autobert_zero.search.evaluation.measure import median_latencies
+from autobert_zero.search.evaluation.measure import attention_by_distance, median_latencies
 from autobert_zero.search.evaluation.models import ModelBuilder, checkpoint_activations
 from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import Checkpoint, Precision, Propagate, Schedule, seed_torch, train
@@ -28,6 +28,8 @@ from autobert_zero.search.text.masking import IGNORE_INDEX, micro_batches
 
 
 LATENCY_ROUNDS = 11
+# Tokens on which attentions are looked at.
+ATTENTION_TOKENS = 16384
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,6 +118,20 @@ class MaskedLMProxy:
             return self.loss(model, "test")
         finally:
             removed.remove()
+
+    def attention_by_distance(self, model: AutoBertZeroForMaskedLM) -> dict[str, list[list[float]]]:
+        """`measure.attention_by_distance` on validation text, by the number of the layer, from 1."""
+        encoder = model.base_model.encoder
+        layers = [
+            number
+            for number, layer in enumerate(encoder.layer, start=1)
+            if (program := getattr(layer.mixer, "program", None)) and program(True).weights_slot is not None
+        ]
+        sequences = -(-ATTENTION_TOKENS // self.builder.settings.sequence_length)
+        sequences = min(self.training.eval_sequences, sequences)
+        batches = self.corpus.evaluation_batches("validation", sequences, self.training.batch_size)
+        found = attention_by_distance(model.base_model, (ids.to(self.device) for ids, _ in batches))
+        return {str(layer): each.round(4).tolist() for layer, each in zip(layers, found, strict=True)}
 
     def train(
         self,

@@ -21,6 +21,8 @@ from autobert_zero.search.space.backbone import BackboneSpace
 
 
 NUM_EFFECTS = 14
+# Heads that are shown one by one.
+MAX_HEADS = 8
 # Standard errors that an effect must be from zero.
 DISTINGUISHED = 2.0
 NUM_TIMES = 6
@@ -146,6 +148,29 @@ def final_losses(run: RecordedRun) -> list[dict[str, Any]]:
         return []
     title = "Learning from scratch"
     return [figure(title, charts.plot(title, series, "tokens", "loss of new batches in nats", levels), series)]
+
+
+def attentions(summary: Summary | None) -> list[dict[str, Any]]:
+    """A figure for each attention layer of the found model that has weights: where it looks."""
+    if summary is None:
+        return []
+    found = next(iter(summary["results"].values())).get("attention_by_distance", {})
+    figures = []
+    for layer, heads in found.items():
+        reach = len(heads[0]) // 2
+        distances = range(-reach, reach + 1)
+        shown = heads if len(heads) <= MAX_HEADS else [[math.fsum(x) / len(heads) for x in zip(*heads, strict=True)]]
+        names = [f"head {number}" for number in range(1, len(shown) + 1)] if len(shown) > 1 else ["mean of the heads"]
+        series = [
+            Series(name, distances, head, color) for color, (name, head) in enumerate(zip(names, shown, strict=True))
+        ]
+        svg = charts.plot(f"Layer {layer}", series, "tokens to the right", "fraction of the weight")
+        average = [math.fsum(x) / len(heads) for x in zip(*heads, strict=True)]
+        parts = {"left": average[:reach], "itself": [average[reach]], "right": average[reach + 1 :]}
+        text = ", ".join(f"{name} {math.fsum(part):.0%}" for name, part in parts.items())
+        rest = max(0.0, 1 - math.fsum(average))
+        figures.append(figure(f"Layer {layer}", svg, series, f"Of the weight: {text}, farther away {rest:.0%}."))
+    return figures
 
 
 def operations(run: RecordedRun) -> dict[str, Any] | None:

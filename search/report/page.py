@@ -75,6 +75,7 @@ def _one(run: RecordedRun) -> dict[str, Any]:
         "note": tables.learning_note(run.summary) if run.summary else "",
         "measured_models": list(tables.layer_importance(run.summary)) if run.summary else [],
         "layer_rows": tables.layer_rows(run.summary) if run.summary else [],
+        "attentions": figures.attentions(run.summary),
         "finalists": run.summary["finalists"] if run.summary else [],
         "winner": winner,
         "picture": _picture(winner.genome) if winner else "",

@@ -30,6 +30,7 @@ class ModelResult(TypedDict):
     perplexity: float | None
     parameters: NotRequired[int | None]
     training_losses: NotRequired[list[list[float]]]  # steps, and the mean loss of the steps since the one before
+    attention_by_distance: NotRequired[dict[str, list[list[float]]]]  # by layer: heads, distances
     layer_importance: NotRequired[list[float]]  # rise of the test loss without the mixer of each layer
 
 

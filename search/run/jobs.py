@@ -125,6 +125,7 @@ class JobRunner:
         with contextlib.suppress(FloatingPointError):  # without a mixer, a model may overflow
             without = [problem.proxy.loss_without_mixer(model, layer) for layer in range(len(genome))]
             result["layer_importance"] = [round(other - loss, 4) for other in without]
+        result["attention_by_distance"] = problem.proxy.attention_by_distance(model)
         return result
 
     def train(

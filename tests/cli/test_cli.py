@@ -117,6 +117,10 @@ def test_the_output_of_a_run(finished):
         assert (name == "unigram") == ("layer_importance" not in result)
         if name != "unigram":  # the found model's began as a finalist
             assert [step for step, _ in result["training_losses"]] == [1, 2, 3, 4, 5, 6]
+    for name in ("BERT", "BERT, rotary positions"):
+        attentions = summary["results"][name]["attention_by_distance"]
+        assert set(attentions) == {"1", "2"} and {len(heads) for heads in attentions.values()} == {3}
+    assert ("Where its attentions look" in page) == bool(found["attention_by_distance"])
     assert "Learning from scratch" in page and not list(folder.glob("final-*"))
     for number, rise in enumerate(found["layer_importance"], start=1):
         assert re.search(rf"^ +{number} +{re.escape(f'{rise:+.3f}')} +\S", out, re.MULTILINE)
