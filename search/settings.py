@@ -326,7 +326,8 @@ class StrategySettings(Group):
     )
     layer_mutations: list[float] = setting(
         [1.0, 1.0, 1.0],
-        "Relative weights of three mutations of layers: change the kind, change a kernel size, swap two layers.",
+        "Relative weights of the mutations of layers: change the kind, change a kernel size, swap two layers, and, if given, "
+        "copy a layer over another, and none.",
     )
     operation_mutations: list[float] = setting(
         [1.0, 1.0, 1.0, 0.0],
@@ -352,10 +353,11 @@ class StrategySettings(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, count in {"layer_mutations": 3, "operation_mutations": 4}.items():
+        for name, counts in {"layer_mutations": (3, 4, 5), "operation_mutations": (4,)}.items():
             weights = getattr(self, name)
-            valid = len(weights) == count and min(weights) >= 0 and 0 < sum(weights) < math.inf
-            self.expect(name, valid, f"{count} numbers of at least 0, not all of them 0")
+            valid = len(weights) in counts and min(weights) >= 0 and 0 < sum(weights) < math.inf
+            numbers = " to ".join(map(str, sorted({counts[0], counts[-1]})))
+            self.expect(name, valid, f"{numbers} numbers of at least 0, not all of them 0")
         known = "score" in self.objectives and set(self.objectives) <= set(OBJECTIVES)
         self.expect(
             "objectives", known and self._is_distinct("objectives"), f"score and any others of {list(OBJECTIVES)}"

@@ -4,6 +4,7 @@ Children are legal by construction: only changes that lead to a legal genome are
 are listed in docs/explanation.md.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -30,14 +31,15 @@ def _in_random_order(names: Iterable[str], weights: Iterable[float], rng: np.ran
 def mutate_between_layers(
     genome: Genome, bounds: Bounds, weights: Sequence[float], rng: np.random.Generator, choose: Choose
 ) -> Genome:
-    """Change whether one layer is attention, or which other gene it has, or swap two layers that differ.
+    """Change whether one layer is attention, or which other gene it has, or swap two layers that differ, or copy one over
+    another.
 
     Args:
-        weights: proportions of the changes, in the order of `LAYER_CHANGES`.
+        weights: proportions of the changes, in the order of `LAYER_CHANGES`; 0 for those without one.
 
     Returns: the child, or the genome itself if the bounds allow no such change.
     """
-    for change in _in_random_order(LAYER_CHANGES, weights, rng):
+    for change in _in_random_order(list(LAYER_CHANGES)[: len(weights)], weights, rng):
         child = LAYER_CHANGES[change](genome, bounds, rng, choose)
         if child is not None:
             return child
@@ -77,7 +79,27 @@ def swap_layers(genome: Genome, bounds: Bounds, rng: np.random.Generator, choose
     return _with_gene(_with_gene(genome, i, genome[j]), j, genome[i])
 
 
-LAYER_CHANGES = {"kind": change_kind, "kernel_size": change_kernel_size, "swap": swap_layers}
+def copy_layer(genome: Genome, bounds: Bounds, rng: np.random.Generator, choose: Choose) -> Genome | None:
+    """Replace the gene of a layer by that of another layer: what is good in one place may be so in others."""
+    attends = [isinstance(gene, Attention) for gene in genome]
+    pairs = [
+        (i, j)
+        for i, j in itertools.permutations(range(len(genome)), 2)
+        if genome[i] != genome[j] and bounds.allows_attentions(sum(attends) - attends[i] + attends[j])
+    ]
+    if not pairs:
+        return None
+    i, j = pairs[int(rng.integers(len(pairs)))]
+    return _with_gene(genome, i, genome[j])
+
+
+LAYER_CHANGES = {
+    "kind": change_kind,
+    "kernel_size": change_kernel_size,
+    "swap": swap_layers,
+    "copy": copy_layer,
+    "none": lambda genome, bounds, rng, choose: genome,
+}
 
 
 def crossover(genome: Genome, other: Genome, bounds: Bounds, rng: np.random.Generator) -> Genome:

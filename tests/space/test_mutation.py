@@ -60,6 +60,23 @@ def test_proportions_of_changes_between_layers(weights, is_expected):
     assert sizes == ({2} if weights[2] else {0, 1} if weights[1] else {1})
 
 
+def test_a_layer_is_copied_over_another():
+    """Within the bounds of the number of attentions; and none is a change, too."""
+    copied = set()
+    for i in range(300):
+        genome = random_genome(i)
+        child = mutate_between_layers(genome, BOUNDS, (0, 0, 0, 1, 0), random_stream(i, "m"), choose_uniformly)
+        assert SPACE.contains(child)
+        changed = [layer for layer in range(3) if genome[layer] != child[layer]]
+        if len(set(genome)) > 1:
+            copied |= {(changed[0], other) for other in range(3) if child[changed[0]] == genome[other]}
+            assert len(changed) == 1 and child[changed[0]] in genome
+        else:
+            assert child == genome
+        assert mutate_between_layers(genome, BOUNDS, (0, 0, 0, 0, 1), random_stream(i), choose_uniformly) == genome
+    assert copied >= {(a, b) for a in range(3) for b in range(3) if a != b}
+
+
 def test_proportions_of_changes_inside_a_layer():
     for i in range(300):
         genome = random_genome(i)
