@@ -190,8 +190,9 @@ def pseudo_log_likelihoods(
                 logits = model(input_ids=ids).logits
                 if logits.dim() == 3:  # of all tokens
                     logits = logits[torch.arange(len(ids)), positions[0]]
-                values = logits.double().log_softmax(-1).gather(-1, targets[:, None])
-                np.add.at(scores, masked.sentences[part], values[:, 0].cpu().numpy())
+                logits = logits.float()
+                values = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+                np.add.at(scores, masked.sentences[part], values.double().cpu().numpy())
     return scores
 
 
