@@ -14,7 +14,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from autobert_zero.configuration_autobert_zero import Genome
-from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.modeling_autobert_zero import AutoBertZeroAttention, AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.batches import Batch, Batches
 from autobert_zero.search.evaluation.measure import attention_by_distance, median_latencies
 from autobert_zero.search.evaluation.models import ModelBuilder, checkpoint_activations
@@ -125,7 +125,7 @@ class MaskedLMProxy:
         layers = [
             number
             for number, layer in enumerate(encoder.layer, start=1)
-            if (program := getattr(layer.mixer, "program", None)) and program(True).weights_slot is not None
+            if isinstance(layer.mixer, AutoBertZeroAttention) and layer.mixer.reference.weights_slot is not None
         ]
         sequences = -(-ATTENTION_TOKENS // self.builder.settings.sequence_length)
         sequences = min(self.training.eval_sequences, sequences)

@@ -260,6 +260,18 @@ def test_candidates_have_a_separate_learning_rate_and_are_scored_on_the_validati
     assert outcome.score != -proxy.loss(supernet.candidate(GENOME), "test")
 
 
+def test_attentions_are_looked_at_by_layer(problem):
+    """Of layers that have weights: not of convolutions, nor of an attention without a value of tokens by tokens."""
+    linear = Attention(Expression.parse("matmul(softmax(q), matmul(transpose(k), v))"))
+    for genome, layers in (
+        (Genome([Convolution(3), SELF_ATTENTION]), {"2"}),
+        (Genome([ROTARY_ATTENTION, linear]), {"1"}),
+        (Genome([Convolution(3), linear]), set()),
+    ):
+        found = problem.proxy.attention_by_distance(problem.proxy.builder.model(genome))
+        assert set(found) == layers and all(len(heads) == 3 for heads in found.values())
+
+
 def test_loss_is_the_mean_over_labels(problem, supernet):
     model = supernet.candidate(GENOME).eval()
     batches = list(problem.corpus.evaluation_batches("test", problem.settings.training.eval_sequences, 100))
