@@ -52,7 +52,7 @@ MODEL_TEXTS := $(addprefix runs/texts/,$(addsuffix .txt.xz,english_novels_100 el
 MODEL := --train_file $(MODEL_TEXTS) --vocab_size 8192 --validation_fraction 0.03 --test_fraction 0.03 --prepared_dir runs/model/text \
     --validation_file runs/texts/babylm_dev.txt.xz runs/texts/wikitext2_valid.txt.xz --max_eval_sequences 2048 --max_seq_length 128 \
     --config_overrides hidden_size=128,num_attention_heads=4,intermediate_size=512,initializer_range=0.05,hidden_dropout_prob=0,attention_probs_dropout_prob=0,position_embedding_type=none \
-    --per_device_train_batch_size 16 --learning_rate 3e-3 --mlm_probability 0.3 --final_mlm_probability 0.15 --max_seconds 2400 \
+    --per_device_train_batch_size 16 --learning_rate 3e-3 --mlm_probability 0.3 --final_mlm_probability 0.15 --max_seconds 2040 \
     --save_steps 500 --use_cpu true --seed 0
 model: .venv/installed
 	$(BIN)/torchrun --nproc_per_node 2 -m autobert_zero.search --config examples/reproduce/model/search.yaml --output_dir runs/model/search
