@@ -6,6 +6,7 @@ autobert-zero show runs/mine --output backbone.svg
 
 import argparse
 import importlib.metadata
+import os
 import sys
 
 from autobert_zero.search.cli import compare, env, export, report, search, show
@@ -53,7 +54,12 @@ def main(arguments: list[str] | None = None) -> None:
     elif given.command == "completion":
         _print_completion(subparser, given.shell)
     else:
-        COMMANDS[given.command].run(subparser, given)
+        try:
+            COMMANDS[given.command].run(subparser, given)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader, such as `head`, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+            sys.exit(1)
 
 
 def _print_completion(parser: argparse.ArgumentParser, shell: str) -> None:

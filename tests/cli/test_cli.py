@@ -338,6 +338,15 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f"autobert-zero {importlib.metadata.version('autobert-zero')}\n"
 
 
+def test_a_reader_that_has_enough():
+    """`autobert-zero show … | head -1` ends without a traceback."""
+    code = "from autobert_zero.search.cli.main import main; main(['show', 'autobert-zero-base'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1 and process.stderr.read() == b""
+    process.stderr.close()
+
+
 def test_the_environment_of_a_bug_report(capsys):
     autobert_zero(["env"])
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
