@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from throughput import matmul_rate, summary
 
+from autobert_zero.search.evaluation.measure import default_device
 from autobert_zero.search.evaluation.supernet import train_supernet
 from autobert_zero.search.evaluation.training import MAX_GRADIENT_NORM
 from autobert_zero.search.files import write_json
@@ -160,7 +161,7 @@ def main() -> None:
     arguments = parser.parse_args()
     commit = current_commit()
     torch.set_num_threads(arguments.num_threads)
-    device = torch.device(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    device = default_device()
     results = {size: measure(size, arguments.rounds, device) for size in arguments.sizes}
     print(table(results))
     if arguments.output:

@@ -31,7 +31,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from autobert_zero.search import custom_operations
-from autobert_zero.search.evaluation.measure import count_backbone_flops, median_latencies
+from autobert_zero.search.evaluation.measure import count_backbone_flops, default_device, median_latencies
 from autobert_zero.search.files import write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
@@ -86,7 +86,7 @@ def load(name: str, arguments: argparse.Namespace) -> tuple[PreTrainedModel, tor
     rows = cut(tokenize(documents, tokenizer), tokenizer.cls_token_id, length)[: arguments.sequences]
     if len(rows) < arguments.sequences:
         raise ValueError(f"text_file: expected {arguments.sequences} sequences of {length} tokens, got {len(rows)}")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = default_device()
     model.to(device)
     ids = torch.from_numpy(rows.astype(np.int64)).to(device)
     return model, ids

@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTra
 
 from autobert_zero.search import custom_operations
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter, path
+from autobert_zero.search.evaluation.measure import default_device
 from autobert_zero.search.files import one_line, write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
@@ -217,8 +218,7 @@ def load_model(name: str, given: argparse.Namespace) -> tuple[PreTrainedModel, P
         raise ValueError(f"model: expected a tokenizer with a mask token, got none in {name!r}")
     if given.within_word and not tokenizer.is_fast:
         raise ValueError(f"within_word: expected a fast tokenizer, got {type(tokenizer).__name__}")
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return model.to(device), tokenizer
+    return model.to(default_device()), tokenizer
 
 
 def make_parser() -> argparse.ArgumentParser:

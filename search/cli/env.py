@@ -18,9 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     import torch
 
+    from autobert_zero.search.evaluation.measure import default_device
     from autobert_zero.search.provenance import commit, machine, versions
 
-    device = (torch.accelerator.is_available() and torch.accelerator.current_accelerator()) or torch.device("cpu")
+    device = default_device()
     facts = {
         **versions(),
         "commit": commit() or "none: not a checkout",

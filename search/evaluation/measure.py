@@ -19,6 +19,12 @@ from autobert_zero.search.settings import ModelSettings
 WARMUP_ROUNDS = 3
 
 
+def default_device() -> torch.device:
+    """The accelerator of this machine, or the CPU without one."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
 def count_flops(function: Callable[..., Any], *inputs: Any) -> int:
     """Multiplications and additions in the matrix products and convolutions of a call, such as a forward pass."""
     # By plain products: the counter does not know the FLOPs of fused attention on a CPU. With gradients enabled, or

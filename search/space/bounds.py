@@ -54,10 +54,14 @@ class Bounds:
         """All genes of layers without attention."""
         return (*map(Convolution, self.kernel_sizes), *map(CustomLayer, self.layer_kinds))
 
+    @property
+    def most_attentions(self) -> int:
+        """The maximum number of attention layers."""
+        return self.num_layers if self.max_attention_layers is None else self.max_attention_layers
+
     def allows_attentions(self, count: int) -> bool:
         """Whether a genome may have this many attention layers."""
-        maximum = self.num_layers if self.max_attention_layers is None else self.max_attention_layers
-        return self.min_attention_layers <= count <= maximum
+        return self.min_attention_layers <= count <= self.most_attentions
 
     def has_order(self, genome: Genome) -> bool:
         """Whether the genome depends on the order of tokens, if it must."""
@@ -115,12 +119,11 @@ class Bounds:
     def _random_self_attentions(self, rng: np.random.Generator, with_random: bool) -> Genome:
         if self.self_attention is None:
             raise ValueError("operations: expected those of self-attention")
-        maximum = self.num_layers if self.max_attention_layers is None else self.max_attention_layers
         has_others = self.min_attention_layers < self.num_layers
-        count = int(rng.integers(maximum + 1)) if has_others else self.num_layers
+        count = int(rng.integers(self.most_attentions + 1)) if has_others else self.num_layers
         attends = rng.permutation(self.num_layers) < count
         genes = [self.self_attention if a else self.random_other(rng) for a in attends]
-        places = [layer for layer, a in enumerate(attends) if a or count < maximum]
+        places = [layer for layer, a in enumerate(attends) if a or count < self.most_attentions]
         if with_random and places:
             genes[int(rng.choice(places))] = self.random_attention(rng)
         return Genome(genes)
