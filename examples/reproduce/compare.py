@@ -193,7 +193,15 @@ class Comparison:
         settings = SearchSettings.from_dict(self._text())
         prepare(settings.text, settings.run.seed, self.scale["pretraining"]["max_seq_length"])
 
-    def _pretraining(self, row: str, choice: dict[str, float], seed: int, fraction: float, folder: Path) -> list[str]:
+    def _pretraining(
+        self,
+        row: str,
+        choice: dict[str, float],
+        seed: int,
+        fraction: float,
+        folder: Path,
+        validation_file: list[str],
+    ) -> list[str]:
         given = {k: v for k, v in self.scale["pretraining"].items() if k not in ("grid", "grid_fraction", "seeds")}
         values = {
             **self._model_arguments(row, self.intermediate_size(row)),
@@ -202,7 +210,7 @@ class Comparison:
             **choice,
             "seed": seed,
             "max_steps": max(1, round(given["max_steps"] * fraction)),
-            "validation_file": self.validation_file,
+            "validation_file": validation_file,
             "output_dir": str(folder),
             "disable_tqdm": "true",
         }
@@ -229,7 +237,8 @@ class Comparison:
         for row, given in self.rows.items():
             for choice in plan["grid"] if len(plan["grid"]) > 1 and "grid_of" not in given else []:
                 folder = self.grid_folder(row, choice)
-                yield self._pretraining(row, choice, plan["seeds"][0], plan["grid_fraction"], folder)
+                # the validation part of the text decides, so no other file is evaluated
+                yield self._pretraining(row, choice, plan["seeds"][0], plan["grid_fraction"], folder, [])
 
     def grid(self, row: str) -> list[float | None]:
         """Validation losses at the end of the short pre-trainings; None if one is not finished, or not finite."""
@@ -252,9 +261,8 @@ class Comparison:
             "seeds"
         ]:  # the outer loop: all rows have a first seed before any has a second
             for row, given in self.rows.items():
-                yield self._pretraining(
-                    row, self.choice(row), seed, given.get("budget", 1), self.seed_folder(row, seed)
-                )
+                folder, budget = self.seed_folder(row, seed), given.get("budget", 1)
+                yield self._pretraining(row, self.choice(row), seed, budget, folder, self.validation_file)
 
     def blimp(self) -> Iterable[list[str]]:
         for seed in self.scale["pretraining"]["seeds"]:
@@ -263,6 +271,7 @@ class Comparison:
                 if (folder / "blimp" / "results.json").exists():
                     continue
                 values = {
+                    **self.scale.get("blimp", {}),
                     "model_name_or_path": str(folder),
                     "data_dir": self.blimp_dir,
                     "output_dir": str(folder / "blimp"),

@@ -25,6 +25,7 @@ from transformers import HfArgumentParser
 
 from autobert_zero.configuration_autobert_zero import Attention, Convolution
 from autobert_zero.search.cli.search import parse
+from autobert_zero.search.genomes import read_genome
 from autobert_zero.search.report.tables import mean_and_error
 from autobert_zero.search.settings import TextSettings
 from tests.conftest import write_corpus
@@ -46,7 +47,7 @@ def comparison(folder: Path, scale: str, rows: list[str]) -> Comparison:
         {row: load_yaml("rows", row) for row in rows},
         folder,
         [],
-        [],
+        ["more.txt"],
         None,
         [sys.executable],
     )
@@ -70,6 +71,11 @@ def test_the_rows_and_scales():
         "searched",
     }
     assert SCALES == ["babylm", "base", "cpu", "gpu", "rotary", "tiny"]
+
+
+def test_the_row_of_the_root(tmp_path):
+    """The row `found` is the backbone of the model in the root."""
+    assert comparison(tmp_path, "babylm", ["found"]).genome("found") == read_genome(str(HERE.parents[1]))
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -101,8 +107,11 @@ def test_all_commands_are_valid(tmp_path, scale):
     for command in commands:
         *_, arguments = pretraining.parse_args_into_dataclasses(command[2:])
         assert {"learning_rate": arguments.learning_rate, "warmup_steps": arguments.warmup_steps} in plan["grid"]
-    blimp = run_blimp.make_parser()
-    assert {blimp.parse_args(command[2:]).trust_remote_code for command in made.blimp()} == {True}
+    assert not any("--validation_file" in command for command in made.grids())
+    assert all("--validation_file" in command for command in made.pretrainings())
+    blimp = [run_blimp.make_parser().parse_args(command[2:]) for command in made.blimp()]
+    assert {arguments.trust_remote_code for arguments in blimp} == {True}
+    assert {arguments.fraction for arguments in blimp} == {0.1 if scale == "babylm" else 1.0}
     glue = HfArgumentParser((run_glue.GlueArguments, _Arguments))
     fine_tunings = list(made.fine_tunings())
     for command in fine_tunings:
