@@ -184,6 +184,9 @@ class RunSettings(Group):
     num_threads: Annotated[int, Range(minimum=0, maximum=1024), PLACE] = setting(
         0, "Threads per process; 0 divides the cores of the machine evenly. Results differ in the last digits."
     )
+    processes_per_device: Annotated[int, Range(minimum=1, maximum=64), PLACE] = setting(
+        1, "Processes that share an accelerator, if a candidate is too small to fill it."
+    )
     checkpoint_seconds: Annotated[float, NOT_NEGATIVE, PLACE] = setting(
         30.0, "Seconds between checkpoints of long trainings."
     )

@@ -164,7 +164,7 @@ def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False)
     from safetensors import SafetensorError
 
     from autobert_zero.search.run.errors import SearchFailed, UsageError
-    from autobert_zero.search.run.launcher import apply_requests, check_precision
+    from autobert_zero.search.run.launcher import apply_requests, check_precision, check_sharing, communication
     from autobert_zero.search.run.run import Run
     from autobert_zero.search.stopping import Stop, Stopped
 
@@ -180,6 +180,7 @@ def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False)
             mixed_precision=None if precision == "no" else precision,
             log_with=settings.run.log_with or None,
             project_dir=settings.run.output_dir,
+            kwargs_handlers=communication(settings),
         )
     except UsageError as error:
         sys.exit(_complain(str(error), code=2))
@@ -189,6 +190,7 @@ def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False)
     stop = Stop(settings.run.max_seconds if accelerator.is_main_process else None)
     try:
         settings = apply_requests(settings, accelerator)
+        check_sharing(settings, accelerator.device)
         with stop.listening():
             run = Run(settings, accelerator, stop, verbosity)
             run.estimate() if estimate else run.execute()

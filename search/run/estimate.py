@@ -253,14 +253,16 @@ def disk_bytes(problem: Problem, supernet: SuperNetwork) -> int:
     return 3 * (2 + len(BASELINES) + problem.settings.final.finalists) * size
 
 
-def sizes_text(problem: Problem) -> str:
-    """What a run needs of memory and disk, as a sentence."""
+def sizes(problem: Problem) -> tuple[int, int]:
+    """Bytes that a run needs of the memory of each process, and of the disk."""
     with torch.device("meta"):
         supernet = problem.make_supernet()
-    return (
-        f"Memory: {memory_bytes(problem, supernet) / (1 << 20):,.0f} MiB beside that of torch itself; "
-        f"disk: at most {disk_bytes(problem, supernet) / (1 << 20):,.0f} MiB."
-    )
+    return memory_bytes(problem, supernet), disk_bytes(problem, supernet)
+
+
+def sizes_text(memory: int, disk: int) -> str:
+    """The `sizes` of a run as a sentence."""
+    return f"Memory: {memory / (1 << 20):,.0f} MiB beside that of torch itself; disk: at most {disk / (1 << 20):,.0f} MiB."
 
 
 def total_of(phases: list[Phase]) -> Phase:

@@ -1,14 +1,19 @@
-"""What `accelerate launch` and `accelerate config` request: honoured, or an error."""
+"""What `accelerate launch` and `accelerate config` request: honoured, or an error; and processes that share a device."""
 
 import os
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, KwargsHandler
 
 from autobert_zero.search.report.tables import PRECISIONS
 from autobert_zero.search.run.errors import UsageError
 from autobert_zero.search.settings import SearchSettings
+
+
+# Memory of a process beside its tensors: the context of the device, and kernels.
+CONTEXT_BYTES = 512 << 20
 
 
 def check_precision(settings: SearchSettings) -> None:
@@ -66,3 +71,46 @@ def apply_requests(settings: SearchSettings, accelerator: Accelerator) -> Search
     if accelerator.mixed_precision != "no":
         requested["mixed_precision"] = accelerator.mixed_precision
     return settings.replace(**requested)
+
+
+def communication(settings: SearchSettings) -> list[KwargsHandler]:
+    """How the processes communicate, for an Accelerator: by gloo if they share devices, because NCCL refuses that."""
+    return [InitProcessGroupKwargs(backend="gloo")] if settings.run.processes_per_device > 1 else []
+
+
+def check_sharing(settings: SearchSettings, device: torch.device) -> None:
+    """Check that this machine runs as many processes as the setting says; of those on CPUs there may be any number.
+
+    Raises: UsageError if not.
+    """
+    each, started = settings.run.processes_per_device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    devices = 1 if device.type == "cpu" else torch.accelerator.device_count()
+    if each == 1 and (started <= devices or device.type == "cpu"):
+        return
+    if started != each * devices:
+        raise UsageError(
+            f"processes_per_device: {each} for each of {devices} {device.type} device{'s'[: devices > 1]} is "
+            f"{each * devices} in all, but the launcher started {started} on this machine"
+        )
+
+
+def check_shared_memory(settings: SearchSettings, device: torch.device, required: int) -> None:
+    """Check that the memory of a device suffices for the processes that share it.
+
+    Args:
+        required: bytes of the tensors of one process.
+
+    Raises: UsageError if not.
+    """
+    each = settings.run.processes_per_device
+    if each == 1:
+        return
+    if device.type == "cpu":
+        memory = psutil.virtual_memory().total
+    else:
+        memory = torch.get_device_module(device).mem_get_info(device)[1]
+    if (total := each * (required + CONTEXT_BYTES)) > memory:
+        raise UsageError(
+            f"processes_per_device: {each} need {total >> 20:,} MiB of memory, a device has {memory >> 20:,} MiB; "
+            "expected fewer of them, a smaller micro_batch_size or gradient_checkpointing"
+        )

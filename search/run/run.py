@@ -27,9 +27,10 @@ from autobert_zero.search.report.page import page
 from autobert_zero.search.report.recorded_run import RecordedRun, Summary, read_summary
 from autobert_zero.search.run.candidates import search_candidates
 from autobert_zero.search.run.errors import UsageError, usage_errors
-from autobert_zero.search.run.estimate import costs_table, disk_bytes, estimate, sizes_text, total_of
+from autobert_zero.search.run.estimate import costs_table, disk_bytes, estimate, sizes, sizes_text, total_of
 from autobert_zero.search.run.final import rank_finalists, train_final
 from autobert_zero.search.run.jobs import JobRunner, make_checkpoint
+from autobert_zero.search.run.launcher import check_shared_memory
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.progress import Console, LivePage
 from autobert_zero.search.run.summary import closing_text, summarize
@@ -64,7 +65,7 @@ class Run:
         """Print what the run costs, and leave nothing behind."""
         self._set_threads()
         problem = self._prepare()
-        self.console.say(f"{costs_table(estimate(problem, self.accelerator))}\n{sizes_text(problem)}")
+        self.console.say(f"{costs_table(estimate(problem, self.accelerator))}\n{sizes_text(*sizes(problem))}")
 
     def execute(self) -> None:
         with contextlib.ExitStack() as held:
@@ -80,10 +81,12 @@ class Run:
                 self.console.say(f"{self.folder} contains this run, finished.")
             else:
                 if self.main:
+                    memory, disk = sizes(self.problem)
+                    check_shared_memory(self.settings, self.accelerator.device, memory)
                     total = total_of(estimate(self.problem))
                     self.console.say(
                         f"Cost: {total.flops:.1e} FLOPs, {total.tokens:,} tokens to train on (--estimate times some steps). "
-                        f"{sizes_text(self.problem)}"
+                        f"{sizes_text(memory, disk)}"
                     )
                 summary = self._search(history)
             if summary:

@@ -404,7 +404,7 @@ def test_two_processes_give_the_same_history(finished, tmp_path, launch):
     """With the same super-network. The output says that there are two; the next test shows that both work."""
     expected, _ = finished
     kept = tmp_path / "kept"
-    settings = expected.replace(output_dir=str(tmp_path / "run"), prepared_dir=str(kept))
+    settings = expected.replace(output_dir=str(tmp_path / "run"), prepared_dir=str(kept), processes_per_device=2)
     os.mkdir(settings.run.output_dir)
     shutil.copy(Path(expected.run.output_dir, "supernet.safetensors"), settings.run.output_dir)
     out = finish(start(settings, launch))

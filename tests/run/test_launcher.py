@@ -7,12 +7,21 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 from accelerate.utils import DistributedType, DynamoBackend
 from accelerate.utils.dataclasses import TorchDynamoPlugin
 
 from autobert_zero.search.run.errors import UsageError
-from autobert_zero.search.run.launcher import apply_requests, check_precision
+from autobert_zero.search.run.launcher import (
+    CONTEXT_BYTES,
+    apply_requests,
+    check_precision,
+    check_shared_memory,
+    check_sharing,
+    communication,
+)
 from autobert_zero.search.settings import SearchSettings
 from tests.conftest import TINY_RUN, command_line, write_corpus
 
@@ -75,6 +84,43 @@ def test_precisions_that_cannot_be_honoured(monkeypatch, given):
     if given == "launcher":
         with pytest.raises(UsageError, match=r"mixed_precision: expected one of .*got 'fp8'"):
             check("fp8")
+
+
+@pytest.mark.parametrize(
+    ("device", "devices", "each", "started", "message"),
+    [
+        ("cuda", 2, 1, 2, None),
+        ("cuda", 2, 1, 1, None),
+        ("cuda", 2, 4, 8, None),
+        ("cuda", 1, 1, 4, "1 for each of 1 cuda device is 1 in all, but the launcher started 4"),
+        ("cuda", 2, 4, 4, "4 for each of 2 cuda devices is 8 in all, but the launcher started 4"),
+        ("cpu", 0, 1, 4, None),
+        ("cpu", 0, 2, 2, None),
+        ("cpu", 0, 2, 1, "2 for each of 1 cpu device is 2 in all, but the launcher started 1"),
+    ],
+)
+def test_processes_that_share_a_device(monkeypatch, device, devices, each, started, message):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(started))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: devices)
+    settings = SearchSettings.from_dict({"processes_per_device": each})
+    assert [handler.backend for handler in communication(settings)] == ["gloo"] * (each > 1)
+    if message is None:
+        check_sharing(settings, torch.device(device))
+    else:
+        with pytest.raises(UsageError, match=f"processes_per_device: {message} on this machine"):
+            check_sharing(settings, torch.device(device))
+
+
+def test_memory_of_processes_that_share_a_device(monkeypatch):
+    memory = 10 << 30
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=memory))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, memory))
+    two, one = (SearchSettings.from_dict({"processes_per_device": each}) for each in (2, 1))
+    for device in map(torch.device, ("cpu", "cuda")):
+        check_shared_memory(two, device, memory // 2 - CONTEXT_BYTES)
+        check_shared_memory(one, device, 2 * memory)  # its own business
+        with pytest.raises(UsageError, match="processes_per_device: 2 need 10,240 MiB of memory, a device has 10,240"):
+            check_shared_memory(two, device, memory // 2 - CONTEXT_BYTES + 1)
 
 
 def run(settings: SearchSettings, *launch: str, code: int = 0) -> str:
