@@ -120,7 +120,6 @@ class PretrainingArguments:
         default=None,
         metadata={"help": "Train for this time instead of max_steps; learning and masking rate follow the time."},
     )
-    split_seed: int = field(default=42, metadata={"help": "Seed of the search whose split of the text is used."})
     validation_file: list[str] = field(
         default_factory=list, metadata={"help": "More text to evaluate on, by file.", "aliases": ["--eval_file"]}
     )
@@ -303,7 +302,7 @@ def digest_of(*arrays: np.ndarray) -> str:
 def prepared_or_streamed(settings: TextSettings, options: PretrainingArguments) -> Text:
     """The tokenized text; of a stream only the test part, its first documents. Raises: ValueError for bad text."""
     if not settings.streaming:
-        return prepare(settings, options.split_seed, options.max_seq_length)
+        return prepare(settings, options.max_seq_length)
     if not settings.tokenizer_name:
         raise ValueError("tokenizer_name: expected one with streaming, got none")
     if settings.prepared_dir:
@@ -393,7 +392,6 @@ def check_options(options: PretrainingArguments) -> None:
     minimum = {
         "max_seq_length": 8,
         "short_seq_length": 8,
-        "split_seed": 0,
         "max_eval_sequences": 1,
         "streaming_buffer": 1,
         "streaming_test_documents": 1,

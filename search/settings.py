@@ -160,6 +160,10 @@ class TextSettings(Group):
     test_fraction: Annotated[float, Range(above=0, below=0.5)] = setting(
         0.08, "Fraction of the text (whole documents) for the losses that are reported.", old_name="report_fraction"
     )
+    split_seed: Annotated[int, NOT_NEGATIVE] = setting(
+        42,
+        "Seed of the split, and of the masks of held-out text: runs with other seeds are evaluated on the same text.",
+    )
     prepared_dir: Annotated[str | None, PLACE] = setting(
         None, "Folder in which the tokenized text is kept. Other runs and scripts that use it skip the preparation."
     )

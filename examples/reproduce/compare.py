@@ -191,7 +191,7 @@ class Comparison:
     def prepare_text(self) -> None:
         """Tokenize the text once, for all commands. Raises: ValueError for bad text."""
         settings = SearchSettings.from_dict(self._text())
-        prepare(settings.text, settings.run.seed, self.scale["pretraining"]["max_seq_length"])
+        prepare(settings.text, self.scale["pretraining"]["max_seq_length"])
 
     def _pretraining(
         self,

@@ -11,7 +11,7 @@ from autobert_zero.search.cli.report import read_runs
 SUMMARY = "compare searches in a table"
 DESCRIPTION = (
     "Compare searches: best scores, with means and standard errors over runs that differ only in their seeds, and the "
-    "test losses of finished runs. Another seed also splits the text in another way."
+    "test losses of finished runs. The last column is how far the found model is ahead of the better baseline."
 )
 EXAMPLE = "autobert-zero compare runs/*"
 

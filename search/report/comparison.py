@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from autobert_zero.search.report.page import MeanAndError, mean_test_losses, summarize
+from autobert_zero.search.report.page import MeanAndError, mean_lead, mean_test_losses, summarize
 from autobert_zero.search.report.recorded_run import RecordedRun
 from autobert_zero.search.report.tables import text_table, with_error
 
@@ -19,11 +19,14 @@ def compared(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
 
 def comparison_table(runs: Sequence[RecordedRun]) -> str:
     """A row for every group of runs, followed by its runs."""
-    cells: list[tuple[str, ...]] = [("group", "runs", "best score", "found: loss", "BERT: loss", "BERT, rotary: loss")]
+    cells: list[tuple[str, ...]] = [
+        ("group", "runs", "best score", "found: loss", "BERT: loss", "BERT, rotary: loss", "ahead by")
+    ]
     for row in summarize(runs):
         score = (row["mean"], row["error"])
-        cells.append((row["label"], str(len(row["runs"])), *map(_cell, (score, *row["losses"].values()))))
+        cells.append((row["label"], str(len(row["runs"])), *map(_cell, (score, *row["losses"].values(), row["lead"]))))
         for each in row["runs"] if len(row["runs"]) > 1 else []:
             score = (None if each.best is None else each.best.score, None)
-            cells.append((f"  {each.name}", "", *map(_cell, (score, *mean_test_losses([each]).values()))))
+            values = (score, *mean_test_losses([each]).values(), mean_lead([each]))
+            cells.append((f"  {each.name}", "", *map(_cell, values)))
     return text_table(cells)

@@ -156,15 +156,31 @@ def mean_test_losses(runs: Sequence[RecordedRun]) -> dict[str, MeanAndError]:
     return found
 
 
+def mean_lead(runs: Sequence[RecordedRun]) -> MeanAndError:
+    """Mean and standard error of how far the found model is ahead of the better baseline, over the finished runs."""
+    found, *baselines = tables.MODELS.values()
+    leads = []
+    for run in runs:
+        losses = {name: each["loss"] for name, each in run.summary["results"].items()} if run.summary else {}
+        known = [loss for name in baselines if (loss := losses.get(name)) is not None]
+        if known and losses.get(found) is not None:
+            leads.append(min(known) - losses[found])
+    return (tables.mean(leads) if leads else None, tables.standard_error(leads))
+
+
 def summarize(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
-    """For each group of runs its label, its runs, the mean and standard error of their best scores, and their test losses."""
+    """For each group of runs its label, its runs, the mean and standard error of their best scores, their test losses, and the
+    lead of the found model."""
     rows = []
     for label, members in groups_of(runs).items():
         scores = [run.best.score for run in members if run.best is not None and run.best.score is not None]
         average = tables.mean(scores) if scores else None
         error = tables.standard_error(scores)
         rows.append(
-            {"label": label, "runs": members, "mean": average, "error": error, "losses": mean_test_losses(members)}
+            {
+                **{"label": label, "runs": members, "mean": average, "error": error},
+                **{"losses": mean_test_losses(members), "lead": mean_lead(members)},
+            }
         )
     return rows
 

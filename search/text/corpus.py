@@ -43,7 +43,8 @@ class Corpus:
     Args:
         arrays: for each part (sequences, tokens) int32.
         tokenizer: of the tokens.
-        seed: of the order of sequences and of the masks.
+        seed: of the order of sequences and of the masks in training.
+        split_seed: the same for the held-out parts.
         text_digest: of the documents before they are split.
 
     Raises: ValueError for a part without a single sequence.
@@ -54,12 +55,14 @@ class Corpus:
         arrays: dict[str, np.ndarray],
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
+        split_seed: int,
         text_digest: str | None = None,
     ):
         self.arrays = dict(arrays)
         self.text_digest = text_digest
         self.tokenizer = tokenizer
         self.seed = seed
+        self.split_seed = split_seed
         self._mask = Masking(tokenizer)
         for part, rows in arrays.items():
             # Without sequences of special tokens only: every batch has a token to predict, and a loss.
@@ -75,13 +78,13 @@ class Corpus:
     @classmethod
     def build(cls, settings: TextSettings, seed: int, sequence_length: int) -> "Corpus":
         """The corpus of the text that the settings name. Raises as `prepare` does."""
-        text = prepare(settings, seed, sequence_length)
+        text = prepare(settings, sequence_length)
         arrays = {part: cut(text.parts[part], text.tokenizer.cls_token_id, sequence_length) for part in PARTS}
-        return cls(arrays, text.tokenizer, seed, text.digest)
+        return cls(arrays, text.tokenizer, seed, settings.split_seed, text.digest)
 
     def with_seed(self, seed: int) -> "Corpus":
-        """The same parts of the text, in another order and with other masks."""
-        return Corpus(self.arrays, self.tokenizer, seed, self.text_digest)
+        """The same parts of the text, to train on in another order and with other masks."""
+        return Corpus(self.arrays, self.tokenizer, seed, self.split_seed, self.text_digest)
 
     def digest(self) -> str:
         """16 hexadecimal digits of all tokens in order."""
@@ -98,7 +101,8 @@ class Corpus:
                 # Only the latest orders are needed again.
                 while len(self._orders) > 4:
                     del self._orders[next(iter(self._orders))]
-                rng = random_stream(self.seed, "order", _STREAM_NAMES[part], epoch)
+                seed = self.seed if part == "train" else self.split_seed
+                rng = random_stream(seed, "order", _STREAM_NAMES[part], epoch)
                 self._orders[part, epoch] = rng.permutation(len(self.arrays[part]))
             return self._orders[part, epoch]
 
@@ -117,7 +121,7 @@ class Corpus:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """At most `sequences` sequences of a part: the same ones with the same masks every time."""
         rows = self._order(part, 0)[:sequences]
-        rng = random_stream(self.seed, "mask", _STREAM_NAMES[part])
+        rng = random_stream(self.split_seed, "mask", _STREAM_NAMES[part])
         inputs, labels = self._mask(self.arrays[part][rows], rng)
         yield from zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
 

@@ -183,7 +183,7 @@ def read_documents(settings: TextSettings) -> list[str]:
     return found
 
 
-def split_documents(documents: list[str], settings: TextSettings, seed: int) -> dict[str, list[str]]:
+def split_documents(documents: list[str], settings: TextSettings) -> dict[str, list[str]]:
     """Assign whole documents, in random order, to the three parts. Raises: ValueError for fewer than three documents."""
     if len(documents) < len(PARTS):
         raise ValueError(
@@ -192,7 +192,7 @@ def split_documents(documents: list[str], settings: TextSettings, seed: int) -> 
         )
     total = sum(map(len, documents))
     fractions = {"test": settings.test_fraction, "validation": settings.validation_fraction}
-    rest = [documents[i] for i in random_stream(seed, "split").permutation(len(documents))]
+    rest = [documents[i] for i in random_stream(settings.split_seed, "split").permutation(len(documents))]
     parts: dict[str, list[str]] = {}
     for later, (part, fraction) in zip((2, 1), fractions.items(), strict=True):
         taken: list[int] = []

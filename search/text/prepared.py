@@ -25,8 +25,7 @@ class Text:
     Attributes:
         tokenizer: of the tokens.
         parts: tokens by part, (tokens,) integers each; a separator ends every document.
-        digest: 16 hexadecimal digits of the documents before they are split, so the same for every seed; None for a
-            stream.
+        digest: 16 hexadecimal digits of the documents before they are split; None for a stream.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -46,34 +45,33 @@ class _Contents(TypedDict):
     files: dict[str, str]  # digests
 
 
-def prepare(settings: TextSettings, seed: int, max_length: int) -> Text:
+def prepare(settings: TextSettings, max_length: int) -> Text:
     """Read, split and tokenize a text, or load the tokens that an earlier run left in `prepared_dir`.
 
     A tokenizer is trained on the train part unless the settings name one. The folder may have been prepared on another
     machine: files and data sets that are missing here are assumed to be unchanged.
 
     Args:
-        seed: of the split.
         max_length: tokens in the longest sequence of the model, for the tokenizer.
 
     Raises: ValueError for bad text, and for a folder with the tokens of another text or of other settings.
     """
     folder = Path(settings.prepared_dir) if settings.prepared_dir else None
     if folder and (folder / "text.json").exists():
-        text = _load(folder, settings, seed)
+        text = _load(folder, settings)
     else:
-        text = _read(settings, seed, max_length)
+        text = _read(settings, max_length)
         if folder:
-            _save(folder, text, _origin(settings, seed, []))
+            _save(folder, text, _origin(settings, []))
     if not settings.tokenizer_name:
         text.tokenizer.model_max_length = max_length
     return text
 
 
-def _read(settings: TextSettings, seed: int, max_length: int) -> Text:
+def _read(settings: TextSettings, max_length: int) -> Text:
     documents = read_documents(settings)
     digest = bytes_digest(document.encode() for document in documents)
-    parts = split_documents(documents, settings, seed)
+    parts = split_documents(documents, settings)
     if settings.tokenizer_name:
         tokenizer = load_tokenizer(settings.tokenizer_name)
     else:
@@ -82,21 +80,21 @@ def _read(settings: TextSettings, seed: int, max_length: int) -> Text:
     return Text(tokenizer, tokens, digest)
 
 
-def _origin(settings: TextSettings, seed: int, known_digests: list[str]) -> dict[str, Any]:
+def _origin(settings: TextSettings, known_digests: list[str]) -> dict[str, Any]:
     """What the tokens depend on. `known_digests` are used for files that are missing here."""
     paths = list(map(Path, settings.train_file))
     if not paths and not settings.dataset_name:
         paths = [Path(topics.__file__)]
     known = itertools.chain(known_digests, itertools.repeat(None))
     origin = {each.name: getattr(settings, each.name) for each in dataclasses.fields(TextSettings)}
-    del origin["prepared_dir"]
+    del origin["prepared_dir"], origin["split_seed"]
     return {
         **origin,
         "train_file": [path.name for path in paths],
         "content of train_file": [
             file_digest(p) if p.is_file() else old for p, old in zip(paths, known, strict=False)
         ],
-        "seed of the split": seed,
+        "seed of the split": settings.split_seed,
     }
 
 
@@ -119,7 +117,7 @@ def _save(folder: Path, text: Text, origin: dict[str, Any]) -> None:
         raise ValueError(f"prepared_dir: cannot write to {folder}: {error.strerror}") from None
 
 
-def _load(folder: Path, settings: TextSettings, seed: int) -> Text:
+def _load(folder: Path, settings: TextSettings) -> Text:
     try:
         contents = read_json(folder / "text.json", _Contents)
         old, digest = contents["origin"], contents["digest"]
@@ -129,7 +127,7 @@ def _load(folder: Path, settings: TextSettings, seed: int) -> Text:
         parts = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in PARTS}
     except (OSError, ValueError) as error:
         raise ValueError(f"prepared_dir: cannot read {folder}: {error}") from None
-    origin = _origin(settings, seed, old["content of train_file"])
+    origin = _origin(settings, old["content of train_file"])
     different = [name for name in origin if origin[name] != old.get(name)]
     given = settings.tokenizer_name if os.path.isdir(settings.tokenizer_name or "") else None
     if given and load_tokenizer(given).get_vocab() != tokenizer.get_vocab():

@@ -105,11 +105,25 @@ def test_report_and_compare(capsys, folder, tmp_path):
         "bert": [None, None],
         "bert_rotary": [None, None],
     }
+    assert row["lead"] == [None, None]
     main(["compare", str(folder), str(finished)])
     assert re.search(r"^  finished +-\d\.\d{4} +3\.5000$", capsys.readouterr().out, re.MULTILINE)
     main(["compare", str(finished)])
     out = capsys.readouterr().out.splitlines()
     assert re.search(r"finished +1 +-\d\.\d{4} +3\.5000$", out[-1])
+    # Ahead of the better baseline, by run.
+    folders = []
+    for number, (found, bert, rotary) in enumerate([(3.5, 4.0, 3.6), (3.0, 3.2, 3.4)]):
+        folders.append(str(shutil.copytree(finished, tmp_path / f"run-{number}")))
+        losses = {"AutoBERT-Zero (found)": found, "BERT": bert, "BERT, rotary positions": rotary, "unigram": 5.0}
+        results = {name: {"loss": loss, "perplexity": 1.0} for name, loss in losses.items()}
+        (Path(folders[-1]) / "summary.json").write_text(json.dumps({**summary_of(other), "results": results}))
+    main(["compare", *folders])
+    group, *single = capsys.readouterr().out.splitlines()[2:]
+    assert group.endswith("3.5000 ± 0.1000  0.1500 ± 0.0500")
+    assert [line.rsplit(maxsplit=1)[1] for line in single] == ["0.1000", "0.2000"]
+    main(["report", *folders, "--output", str(tmp_path / "both.html")])
+    assert '<td class="n">0.1500 ± 0.0500</td>' in (tmp_path / "both.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

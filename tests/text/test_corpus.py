@@ -102,22 +102,33 @@ def test_every_batch_has_a_label(corpus):
     arrays = {part: array[:1].copy() for part, array in corpus.arrays.items()}
     arrays["validation"][:] = corpus.tokenizer.cls_token_id
     with pytest.raises(ValueError, match="in the validation part"):
-        Corpus(arrays, corpus.tokenizer, 0)
+        Corpus(arrays, corpus.tokenizer, 0, 0)
 
 
 def test_the_test_part_affects_neither_vocabulary_nor_training(corpus, tiny_settings):
     """Only the train part determines the tokenizer, the batches and the unigram frequencies."""
-    parts = split_documents(read_documents(tiny_settings.text), tiny_settings.text, tiny_settings.run.seed)
+    parts = split_documents(read_documents(tiny_settings.text), tiny_settings.text)
     tokenizer = train_tokenizer(parts["train"], tiny_settings.text.vocab_size, tiny_settings.model.sequence_length)
     assert tokenizer.get_vocab() == corpus.tokenizer.get_vocab()
     arrays = {**corpus.arrays, "test": corpus.arrays["validation"], "validation": corpus.arrays["test"]}
-    swapped = Corpus(arrays, corpus.tokenizer, corpus.seed)
+    swapped = Corpus(arrays, corpus.tokenizer, corpus.seed, corpus.split_seed)
     assert (swapped.batch("a", 1, 4)[0] == corpus.batch("a", 1, 4)[0]).all()
     frequent = Counter(corpus.arrays["train"].ravel().tolist())
     counts = [frequent[i] if i not in corpus.tokenizer.all_special_ids else 0 for i in range(len(corpus.tokenizer))]
     labels = next(y[y != IGNORE_INDEX] for _, y in corpus.evaluation_batches("test", 4, 4)).tolist()
     expected = -np.mean([np.log((counts[y] + 1) / (sum(counts) + len(counts))) for y in labels])
     assert corpus.unigram_loss("test", 4) == pytest.approx(expected)
+
+
+def test_runs_with_other_seeds_are_evaluated_on_the_same_text(corpus, tiny_settings):
+    other = build(tiny_settings.replace(seed=tiny_settings.run.seed + 1))
+    assert other.digest() == corpus.digest()
+    assert (other.batch("a", 0, 4)[0] != corpus.batch("a", 0, 4)[0]).any()
+    for part in ("validation", "test"):
+        [(inputs, labels)], [expected] = (list(each.evaluation_batches(part, 4, 4)) for each in (other, corpus))
+        assert (inputs == expected[0]).all() and (labels == expected[1]).all()
+    split = build(tiny_settings.replace(split_seed=tiny_settings.text.split_seed + 1))
+    assert split.digest() != corpus.digest()
 
 
 def test_evaluation_is_the_same_every_time(corpus):

@@ -152,7 +152,7 @@ def test_text_repeated_from_an_earlier_document_is_removed(tmp_path):
 
 def test_parts_of_the_default_corpus_share_no_long_line():
     for seed in (42, 1):
-        parts = split_documents(read_documents(TextSettings()), TextSettings(), seed)
+        parts = split_documents(read_documents(TextSettings()), TextSettings(split_seed=seed))
         lines = {
             name: {line for text in part for line in text.split("\n") if len(line) >= 40}
             for name, part in parts.items()
@@ -226,26 +226,27 @@ def test_data_sets_that_cannot_be_read(tmp_path):
 def test_split_is_by_document_and_disjoint(tmp_path):
     documents = [f"document {i} " * (1 + i % 3) for i in range(40)]
     settings = TextSettings(validation_fraction=0.1, test_fraction=0.2)
-    parts = split_documents(documents, settings, seed=0)
+    parts = split_documents(documents, settings)
     assert sorted(itertools.chain.from_iterable(parts.values())) == sorted(documents)
     assert all(parts.values())
     share = {name: sum(map(len, part)) / sum(map(len, documents)) for name, part in parts.items()}
     assert 0.05 < share["validation"] <= 0.1 and 0.15 < share["test"] <= 0.2
-    assert split_documents(documents, settings, seed=1)["test"] != parts["test"]
+    assert split_documents(documents, dataclasses.replace(settings, split_seed=1))["test"] != parts["test"]
 
 
 def test_split_of_documents_of_very_different_length():
     documents = ["huge " * 1000, *(f"small {i} " * 20 for i in range(30))]
     for seed in range(20):
-        parts = split_documents(documents, TextSettings(validation_fraction=0.05, test_fraction=0.05), seed)
+        settings = TextSettings(validation_fraction=0.05, test_fraction=0.05, split_seed=seed)
+        parts = split_documents(documents, settings)
         assert documents[0] in parts["train"] and len(parts["test"]) > 1
 
 
 def test_split_of_few_documents():
-    parts = split_documents(["long " * 100, "b", "c"], TextSettings(), seed=0)
+    parts = split_documents(["long " * 100, "b", "c"], TextSettings())
     assert sorted(map(len, parts.values())) == [1, 1, 1]
     with pytest.raises(ValueError, match=r"expected at least 3 documents .* got 2"):
-        split_documents(["a", "b"], TextSettings(), seed=0)
+        split_documents(["a", "b"], TextSettings())
 
 
 def test_tokenizer_training_is_reproducible_and_saved(tmp_path):
@@ -266,7 +267,7 @@ def test_tokenizer_training_is_reproducible_and_saved(tmp_path):
 def test_tokenizer_that_cannot_be_loaded(name, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="tokenizer_name: cannot load"):
-        prepare(settings_for(write_corpus(tmp_path / "c.txt"), tokenizer_name=name), 0, 16)
+        prepare(settings_for(write_corpus(tmp_path / "c.txt"), tokenizer_name=name), 16)
 
 
 @pytest.mark.parametrize("content", ["{}", "[", '{"model": {"type": "WordPiece", "vocab": 3}}'])
@@ -275,7 +276,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path, content):
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(content)
     settings = settings_for(write_corpus(tmp_path / "c.txt"), tokenizer_name=str(tmp_path / "tokenizer"))
     with pytest.raises(ValueError, match=r"tokenizer_name: cannot load .*tokenizer"):
-        prepare(settings, 0, 16)
+        prepare(settings, 16)
 
 
 @pytest.fixture
@@ -284,17 +285,17 @@ def prepared(tmp_path) -> TextSettings:
     settings = TextSettings(
         train_file=[str(write_corpus(tmp_path / "c.txt"))], vocab_size=150, prepared_dir=str(tmp_path / "prepared")
     )
-    prepare(settings, 0, 16)
+    prepare(settings, 16)
     return settings
 
 
 def test_tokens_are_prepared_once(prepared, tmp_path, monkeypatch):
-    fresh = prepare(dataclasses.replace(prepared, prepared_dir=None), 0, 32)
+    fresh = prepare(dataclasses.replace(prepared, prepared_dir=None), 32)
     monkeypatch.setattr(prepared_text, "read_documents", lambda settings: pytest.fail("read again"))
     for elsewhere in (False, True):  # also without the text
         if elsewhere:
             (tmp_path / "c.txt").unlink()
-        kept = prepare(prepared, 0, 32)
+        kept = prepare(prepared, 32)
         assert kept.digest == fresh.digest and kept.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
         assert kept.tokenizer.model_max_length == 32
         for part in PARTS:
@@ -303,21 +304,21 @@ def test_tokens_are_prepared_once(prepared, tmp_path, monkeypatch):
 
 def test_tokens_of_another_text_are_refused(prepared, tmp_path):
     tokenizer = tmp_path / "tokenizer"
-    prepare(dataclasses.replace(prepared, prepared_dir=None), 0, 16).tokenizer.save_pretrained(tokenizer)
+    prepare(dataclasses.replace(prepared, prepared_dir=None), 16).tokenizer.save_pretrained(tokenizer)
     given = dataclasses.replace(prepared, tokenizer_name=str(tokenizer), prepared_dir=str(tmp_path / "given"))
-    prepare(given, 0, 16)
+    prepare(given, 16)
     train_tokenizer(["other words"] * 3, 64, 16).save_pretrained(tokenizer)
     (tmp_path / "other").mkdir()
     same_name = write_corpus(tmp_path / "other" / "c.txt", documents=20)
-    for settings, seed, different in (
-        (prepared, 1, "seed of the split"),
-        (dataclasses.replace(prepared, vocab_size=140, test_fraction=0.1), 0, "vocab_size, test_fraction"),
-        (dataclasses.replace(prepared, train_file=[str(same_name)]), 0, "content of train_file"),
-        (dataclasses.replace(prepared, train_file=[]), 0, "train_file, content of train_file"),
-        (given, 0, "content of tokenizer_name"),
+    for settings, different in (
+        (dataclasses.replace(prepared, split_seed=1), "seed of the split"),
+        (dataclasses.replace(prepared, vocab_size=140, test_fraction=0.1), "vocab_size, test_fraction"),
+        (dataclasses.replace(prepared, train_file=[str(same_name)]), "content of train_file"),
+        (dataclasses.replace(prepared, train_file=[]), "train_file, content of train_file"),
+        (given, "content of tokenizer_name"),
     ):
         with pytest.raises(ValueError, match=f"prepared_dir: .* holds .* that differs in {different}$"):
-            prepare(settings, seed, 16)
+            prepare(settings, 16)
 
 
 def test_files_with_the_same_name_are_distinguished(tmp_path):
@@ -326,10 +327,10 @@ def test_files_with_the_same_name_are_distinguished(tmp_path):
         file.parent.mkdir()
         write_corpus(file, documents=20 + number)
     settings = TextSettings(train_file=list(map(str, files)), vocab_size=150, prepared_dir=str(tmp_path / "prepared"))
-    prepare(settings, 0, 16)
+    prepare(settings, 16)
     write_corpus(files[0], documents=30)
     with pytest.raises(ValueError, match=r"differs in content of train_file$"):
-        prepare(settings, 0, 16)
+        prepare(settings, 16)
 
 
 @pytest.mark.parametrize(
@@ -350,9 +351,9 @@ def test_a_damaged_folder_is_named(prepared, tmp_path, damage):
         whole = (folder / "text.json").read_text()
         (folder / "text.json").write_text(damage if len(damage) == 2 else whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"prepared_dir: cannot read .*prepared: "):
-        prepare(prepared, 0, 16)
+        prepare(prepared, 16)
 
 
 def test_a_folder_that_cannot_be_written(prepared, tmp_path):
     with pytest.raises(ValueError, match=r"prepared_dir: cannot write to .*c\.txt: "):
-        prepare(dataclasses.replace(prepared, prepared_dir=str(tmp_path / "c.txt")), 0, 16)
+        prepare(dataclasses.replace(prepared, prepared_dir=str(tmp_path / "c.txt")), 16)
