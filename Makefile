@@ -42,8 +42,9 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The documentation as a site, with the reference from docstrings; every link to a file or heading is checked.
+# The notebook from the tutorial, and the documentation as a site, with the reference from docstrings; links are checked.
 docs: .venv/installed
+	$(BIN)/python docs/notebook.py
 	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/site
 	@echo build/site/README.html
 
