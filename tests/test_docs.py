@@ -267,7 +267,9 @@ def test_the_site(tmp_path):
     copy = tmp_path / "checkout"
     ignored = shutil.ignore_patterns(".*", "runs", "build", "reference", "__pycache__", "*.egg-info", "site")
     shutil.copytree(ROOT, copy, ignore=ignored)
-    [command] = re.findall(r"^docs:(?:.*\n\t)+\$\(BIN\)/sphinx-build (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    [command] = re.findall(
+        r"^docs:(?:.*\n\t)+\$\(BIN\)/sphinx-build (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
     command = [sys.executable, "-m", "sphinx", *shlex.split(command)]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
