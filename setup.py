@@ -8,6 +8,8 @@ from setuptools import setup
 PARTS = ("space", "evolution", "text", "evaluation", "report", "run", "cli")
 
 setup(
+    script_name="setup.py",  # which is left out of the package; build front ends run it under another name
+    include_package_data=False,  # only what is listed here
     package_dir={"autobert_zero": ".", "autobert_zero.search": "search"},
     packages=["autobert_zero", "autobert_zero.search", *(f"autobert_zero.search.{part}" for part in PARTS)],
     package_data={

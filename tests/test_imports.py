@@ -3,8 +3,10 @@
 import ast
 import graphlib
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -179,3 +181,19 @@ def test_the_readme_names_existing_files():
         assert (ROOT / name).exists(), name
     for target in re.findall(r"\]\(([^)]+)\)", readme):
         assert target.startswith("https://") or (ROOT / target.split("#")[0]).exists(), target
+
+
+def test_the_wheel(tmp_path):
+    """It holds the package, all of it, and nothing else."""
+    copy = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    code = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'))"  # as a front end does
+    built = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=True)
+    with zipfile.ZipFile(copy / "dist" / built.stdout.splitlines()[-1]) as wheel:
+        files = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    expected = [path for path in (ROOT / "search").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    names = ["configuration_autobert_zero.py", "modeling_autobert_zero.py", "py.typed"]
+    names += [str(path.relative_to(ROOT)) for path in expected]
+    assert files == {f"autobert_zero/{name}" for name in names}
+    assert "absent" not in built.stderr
