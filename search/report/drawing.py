@@ -266,7 +266,7 @@ def to_svg(picture: Picture) -> str:
     style = (
         f".genome text{{font:{FONT_SIZE}px system-ui,sans-serif;fill:{INK};dominant-baseline:central}}"
         f".genome polyline{{fill:none;stroke:{INK};stroke-width:1.2}}{fills}"
-        f"@media(prefers-color-scheme:dark){{.genome .out{{fill:{DARK_INK}}}.genome polyline{{stroke:{DARK_INK}}}}}"
+        f"@media screen and (prefers-color-scheme:dark){{.genome .out{{fill:{DARK_INK}}}.genome polyline{{stroke:{DARK_INK}}}}}"
     )
     title = html.escape(picture.title)
     width, height = (f"{value:.0f}" for value in (picture.width, picture.height))

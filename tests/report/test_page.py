@@ -17,7 +17,7 @@ from autobert_zero.configuration_autobert_zero import Attention
 from autobert_zero.search.evolution.archive import Outcome, pareto_front
 from autobert_zero.search.evolution.history import History, read_history
 from autobert_zero.search.genomes import decode_genome
-from autobert_zero.search.report import charts
+from autobert_zero.search.report import charts, figures
 from autobert_zero.search.report.figures import _feature_label
 from autobert_zero.search.report.page import page, summarize
 from autobert_zero.search.report.recorded_run import RecordedRun, groups_of
@@ -250,6 +250,9 @@ def test_in_a_browser(browser, run, tmp_path, several):
         assert outside == []
         backgrounds.add(view.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert complaints == []
+        view.emulate_media(media="print")  # on paper, also of who prefers dark screens
+        assert view.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        view.emulate_media(media="screen")
         assert len(view.pdf()) > 10_000
         view.close()
     assert len(backgrounds) == 2
@@ -262,6 +265,12 @@ def test_styles_of_pictures_affect_only_pictures(run):
     for style in re.findall(r"<style>(\.genome.*?)</style>", html):
         rules = re.sub(r"@media[^{]*\{(.*)\}", r"\1", style)
         assert all(rule.strip().startswith(".genome ") for rule in re.findall(r"([^{}]+)\{", rules))
+
+
+def test_effects_that_cannot_be_told_from_zero_are_not_drawn(run, monkeypatch):
+    assert "No effect can be told from zero" not in page([run])
+    monkeypatch.setattr(figures, "DISTINGUISHED", 1e9)
+    assert "No effect can be told from zero" in page([run])
 
 
 def test_custom_operations_keep_their_names():
