@@ -215,7 +215,9 @@ def effects(run: RecordedRun, archive: Archive) -> dict[str, Any] | None:
     rows = [row for row in rows if abs(row.value) > DISTINGUISHED * row.error]
     rows = sorted(rows, key=lambda row: -abs(row.value))[:NUM_EFFECTS]
     rows.sort(key=lambda row: -row.value)
-    return figure("What raises the score, and what lowers it", charts.bars("Effects on the score", rows) if rows else "")
+    return figure(
+        "What raises the score, and what lowers it", charts.bars("Effects on the score", rows) if rows else ""
+    )
 
 
 def _feature_label(name: str) -> str:

@@ -71,6 +71,7 @@ def model_card(
         model_name=name,
         eval_results=evaluated,
     )
+    genome = tables.summary_genome(summary)
     training = {
         "text": summary["data"]["source"],
         "train, validation and test tokens": ", ".join(
@@ -92,10 +93,10 @@ def model_card(
         repository=repository or "USER/NAME",
         picture=PICTURE,
         code=code,
-        backbone=notation.genome_text(tables.summary_genome(summary)),
+        backbone=notation.genome_text(genome),
         training={fact: value for fact, value in training.items() if value is not None},
         results=tables.result_rows(summary),
-        layer_rows=tables.layer_rows(summary),
+        layer_rows=tables.layer_rows(summary, notation.layer_names(genome)),
         measured_models=list(tables.layer_importance(summary)),
         note=tables.learning_note(summary),
         positions=summary["settings"]["sequence_length"],

@@ -19,7 +19,7 @@ from autobert_zero.search.evolution.archive import Archive, Record
 from autobert_zero.search.report import charts, figures, notation, tables
 from autobert_zero.search.report.charts import Series
 from autobert_zero.search.report.drawing import draw_genome, to_svg
-from autobert_zero.search.report.recorded_run import RecordedRun, groups_of, same_text
+from autobert_zero.search.report.recorded_run import RecordedRun, Summary, groups_of, same_text
 from autobert_zero.search.settings import SearchSettings
 
 
@@ -74,7 +74,7 @@ def _one(run: RecordedRun) -> dict[str, Any]:
         "results": tables.result_rows(run.summary) if run.summary else [],
         "note": tables.learning_note(run.summary) if run.summary else "",
         "measured_models": list(tables.layer_importance(run.summary)) if run.summary else [],
-        "layer_rows": tables.layer_rows(run.summary) if run.summary else [],
+        "layer_rows": tables.layer_rows(run.summary, _names(run.summary)) if run.summary else [],
         "attentions": figures.attentions(run.summary),
         "finalists": run.summary["finalists"] if run.summary else [],
         "winner": winner,
@@ -144,6 +144,11 @@ def _changed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 MeanAndError = tuple[float | None, float | None]
+
+
+def _names(summary: Summary) -> list[str]:
+    """The layers of the found model as in its picture."""
+    return notation.layer_names(tables.summary_genome(summary))
 
 
 def mean_test_losses(runs: Sequence[RecordedRun]) -> dict[str, MeanAndError]:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autobert_zero.configuration_autobert_zero import Genome
@@ -138,19 +138,19 @@ def layer_importance(summary: Mapping[str, Any]) -> dict[str, list[float]]:
     return measured if found in measured else {}
 
 
-def layer_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """For each layer its number, its gene, and its importance in the models of `layer_importance`."""
+def layer_rows(summary: Mapping[str, Any], names: Iterable[str]) -> list[tuple[str, ...]]:
+    """For each layer of the found model its number, its name, and its importance in the models of `layer_importance`."""
     columns = layer_importance(summary).values()
     return [
-        (str(number), str(gene), *(f"{rises[number - 1]:+.3f}" for rises in columns))
-        for number, gene in enumerate(summary_genome(summary), start=1)
+        (str(number), name, *(f"{rises[number - 1]:+.3f}" for rises in columns))
+        for number, name in enumerate(names, start=1)
     ]
 
 
 def layers_text(summary: Mapping[str, Any]) -> str:
     """One line per layer of the found model: its number, its importance if it was measured, and its gene."""
     lines = []
-    for number, gene, *rises in layer_rows(summary):
+    for number, gene, *rises in layer_rows(summary, map(str, summary_genome(summary))):
         importance = f"{rises[0]:>7}  " if rises else ""
         lines.append(f"{number:>3}  {importance}{gene}")
     return "\n".join(lines)

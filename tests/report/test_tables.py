@@ -26,7 +26,8 @@ def test_layer_importance_is_shown_only_with_that_of_the_found_model():
     results = {"found": {"layer_importance": [0.5, -0.25]}, "BERT": {"layer_importance": [0.1, 0.2]}, "unigram": {}}
     summary = {"best": {"genome": genes}, "custom_operations": {}, "results": results}
     assert tables.layers_text(summary) == "  1   +0.500  convolution 3\n  2   -0.250  convolution 5"
-    assert tables.layer_rows(summary)[0] == ("1", "convolution 3", "+0.500", "+0.100")
+    names = ["convolution 3", "convolution 5"]
+    assert tables.layer_rows(summary, names)[0] == ("1", "convolution 3", "+0.500", "+0.100")
     del results["found"]["layer_importance"]
     assert tables.layers_text(summary) == "  1  convolution 3\n  2  convolution 5"
-    assert tables.layer_importance(summary) == {} and tables.layer_rows(summary)[1] == ("2", "convolution 5")
+    assert tables.layer_importance(summary) == {} and tables.layer_rows(summary, names)[1] == ("2", "convolution 5")
