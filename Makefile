@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: search model test test-slow test-matrix conformance lint docs nas-bench rank-fidelity search-efficiency search-speed scaling pretraining-speed
+.PHONY: search model test gpu test-slow test-matrix conformance lint docs nas-bench rank-fidelity search-efficiency search-speed scaling pretraining-speed
 
 # The environment, updated when its specification changes.
 .venv/installed: setup.py pyproject.toml constraints.txt
@@ -36,6 +36,10 @@ test-matrix: .venv/installed
 	    PYTHONPATH=$$site $(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)' && \
 	    PYTHONPATH=$$site $(PYTEST) -q -n 2 -m 'model and not slow' || exit 1; \
 	done
+
+# On a machine with a GPU, in half an hour: its tests, benchmarks, a search, and the comparison of backbones as far as it gets.
+gpu: .venv/installed
+	$(BIN)/python benchmarks/gpu.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -162,11 +162,13 @@ def main() -> None:
     commit = current_commit()
     torch.set_num_threads(arguments.num_threads)
     device = default_device()
-    results = {size: measure(size, arguments.rounds, device) for size in arguments.sizes}
+    facts = {**provenance(commit, device.type), "rounds": arguments.rounds, "threads": arguments.num_threads}
+    results = {}
+    for size in arguments.sizes:
+        results[size] = measure(size, arguments.rounds, device)
+        if arguments.output:
+            write_json(arguments.output, {**facts, "sizes": results})
     print(table(results))
-    if arguments.output:
-        facts = {**provenance(commit, device.type), "rounds": arguments.rounds, "threads": arguments.num_threads}
-        write_json(arguments.output, {**facts, "sizes": results})
 
 
 if __name__ == "__main__":
