@@ -41,7 +41,7 @@ from autobert_zero.search.provenance import provenance  # noqa: E402
 ROWS = ("searched", "bert_rotary", "found", "hybrid_rotary", "rotary_both", "convbert", "bert")
 SIZES = ("4 × 64", "4 × 128", "12 × 256", "12 × 768")
 # Seconds that a step has to end after it is asked to.
-GRACE = 60.0
+GRACE = 30.0
 FINISHED, STOPPED, FAILED = "finished", "stopped: its time was up", "failed"
 
 
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = provenance(current_commit(), device)
     file = given.results / "steps.json"
-    done = read_json(file, dict) if file.exists() else {}
+    done = read_json(file) if file.exists() else {}
     for step in steps(given, comparison):
         if done.get(step.name, {}).get("outcome") == FINISHED:
             continue
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         outcome = run_step(step, min(left, step.share * given.max_seconds))
         seconds = round(time.monotonic() - began, 1)
         command = " ".join(["python", *step.command[1:]]).replace(f"{ROOT}/", "")
-        done[step.name] = {"outcome": outcome, "seconds": seconds, "command": command, **facts}
+        done[step.name] = {**facts, "outcome": outcome, "seconds": seconds, "command": command}
         print(f"{step.name}: {outcome}, {seconds} s", flush=True)
         collect(given, comparison)
         write_json(file, done)

@@ -157,7 +157,7 @@ def _timings(problem: Problem) -> dict[str, Timing]:
     short = dataclasses.replace(settings.supernet, supernet_steps=2 * NUM_TIMED + WARMUP_STEPS)
     step = step_seconds(
         lambda progress: train_supernet(
-            supernet, problem.paths(), problem.corpus, short, settings.training, progress=progress
+            supernet, problem.paths(), problem.corpus, short, settings.training, progress=progress, stop=proxy.stop
         )
     )
     candidates = [record.genome for record in problem.first[:NUM_TIMED]]
