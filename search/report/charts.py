@@ -1,7 +1,8 @@
 """Charts as SVG whose colours come from the page around them, so that one page serves light, dark and print.
 
 A page defines the CSS variables `--ink`, `--faint`, `--paper` and `--series-0` to `--series-7`. Series differ in dashes or
-markers as well as in colour. Marks have tooltips.
+markers as well as in colour. Marks have tooltips. Libraries were considered: Matplotlib writes colours into its SVG, which
+do not follow the reader's theme, and Plotly and Vega need a megabyte of JavaScript in every page.
 """
 
 import html
