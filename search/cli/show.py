@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="A preset such as autobert-zero-base, an expression, a JSON file, the folder of a run or a model, or a model "
         "of the Hub.",
     )
-    parser.add_argument("--output", type=path, help="Picture to write: a file that ends in .svg or .png.")
-    parser.add_argument("--latex", action="store_true", help="Print formulas.")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--output", type=path, help="Picture to write: a file that ends in .svg or .png.")
+    either.add_argument("--latex", action="store_true", help="Print formulas.")
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

@@ -164,7 +164,8 @@ def attentions(summary: Summary | None) -> list[dict[str, Any]]:
         series = [
             Series(name, distances, head, color) for color, (name, head) in enumerate(zip(names, shown, strict=True))
         ]
-        svg = charts.plot(f"Layer {layer}", series, "tokens to the right", "fraction of the weight")
+        from_zero = {"": 0.0}  # a line at 0, so that equal weights look equal
+        svg = charts.plot(f"Layer {layer}", series, "tokens to the right", "fraction of the weight", from_zero)
         average = [math.fsum(x) / len(heads) for x in zip(*heads, strict=True)]
         parts = {"left": average[:reach], "itself": [average[reach]], "right": average[reach + 1 :]}
         text = ", ".join(f"{name} {math.fsum(part):.0%}" for name, part in parts.items())

@@ -50,6 +50,7 @@ class Counts(TypedDict):
     evaluated: int
     failed: int
     pruned: NotRequired[int]
+    better_than_unigram: NotRequired[int]  # by their scores; missing if a score is not a loss
 
 
 class Machine(TypedDict):
@@ -307,6 +308,10 @@ def _value_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+# Characters of the label of a group: longer ones are replaced by the name of a run.
+MAX_LABEL = 60
+
+
 def groups_of(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:
     """Runs that differ only in their seeds, under a label with what the groups differ in: `strategy=random`."""
     groups: dict[str, list[RecordedRun]] = {}
@@ -317,6 +322,7 @@ def groups_of(runs: Sequence[RecordedRun]) -> dict[str, list[RecordedRun]]:
     labels = [
         ", ".join(f"{name}={_value_text(run.settings.get(name))}" for name in names) or run.name for run in firsts
     ]
+    labels = [label if len(label) <= MAX_LABEL else run.name for label, run in zip(labels, firsts, strict=True)]
     if len(set(labels)) < len(labels):  # they differ in the text
         labels = [f"{label}, {run.name}" for label, run in zip(labels, firsts, strict=True)]
     return dict(zip(labels, groups.values(), strict=True))

@@ -113,11 +113,17 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def learning_note(summary: Mapping[str, Any]) -> str:
-    """A warning if the found model is no better than token frequencies, else nothing."""
-    found, unigram = next(iter(summary["results"].values())), summary["results"]["unigram"]
-    if found["loss"] is not None and found["loss"] < unigram["loss"]:
-        return ""
-    return "The found model has learned no more than token frequencies: train it longer (final_steps)."
+    """A warning if the found model, or most candidates, are no better than token frequencies, else nothing."""
+    found, unigram, counts = next(iter(summary["results"].values())), summary["results"]["unigram"], summary["counts"]
+    if found["loss"] is None or found["loss"] >= unigram["loss"]:
+        return "The found model has learned no more than token frequencies: train it longer (final_steps)."
+    better = counts.get("better_than_unigram")
+    if better is not None and 2 * better < counts["evaluated"]:
+        return (
+            f"Only {better} of the {counts['evaluated']} candidates scored better than token frequencies, so scores tell little "
+            "about them: train longer (supernet_steps, candidate_steps)."
+        )
+    return ""
 
 
 def summary_genome(summary: Mapping[str, Any]) -> Genome:

@@ -14,10 +14,10 @@ from autobert_zero.search.run.workers import Future, Workers
 from autobert_zero.search.settings import FinalSettings
 
 
-# Baselines by name: the attention of all layers, and the position embeddings.
+# Baselines by their keys in `MODELS`: the attention of all layers, and the position embeddings.
 BASELINES = {
-    MODELS["bert"]: (SELF_ATTENTION, "absolute"),
-    MODELS["bert_rotary"]: (ROTARY_ATTENTION, "none"),
+    "bert": (SELF_ATTENTION, "absolute"),
+    "bert_rotary": (ROTARY_ATTENTION, "none"),
 }
 
 
@@ -26,7 +26,7 @@ def baseline_jobs(problem: Problem, parameters: int) -> dict[str, dict[str, Any]
     as the winner."""
     found = {}
     settings = problem.settings
-    for number, (name, (attention, positions)) in enumerate(BASELINES.items()):
+    for key, (attention, positions) in BASELINES.items():
         genome = Genome([attention] * settings.model.num_hidden_layers)
         costs = dataclasses.replace(problem.costs, absolute_positions=positions == "absolute")
         width = settings.model.intermediate_size
@@ -36,7 +36,7 @@ def baseline_jobs(problem: Problem, parameters: int) -> dict[str, dict[str, Any]
             "position_embedding_type": positions,
             "intermediate_size": max(1, width + round((parameters - count) / each)),
         }
-        found[name] = training_job(problem, f"baseline-{number}", genome.to_list(), settings.final.final_steps, model)
+        found[MODELS[key]] = training_job(problem, key, genome.to_list(), settings.final.final_steps, model)
     return found
 
 

@@ -100,7 +100,8 @@ class JobRunner:
         genome = Genome.from_list(job["genome"], problem.custom_operations.rules)
         if job["kind"] == "score":
             return dataclasses.asdict(problem.proxy.score(genome, self.supernet, job["threshold"]))
-        bar = self.console.bar(f"train {job['name']}", job["steps"])
+        name = f"#{job['name']}" if job["name"].isdigit() else job["name"]  # of a candidate, or a baseline
+        bar = self.console.bar(f"train {name}", job["steps"])
         curve = LossCurve(self.folder / f"final-{job['name']}.jsonl", problem.settings.final.final_steps)
 
         def progress(done: int, loss: float) -> None:

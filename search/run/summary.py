@@ -1,5 +1,6 @@
 """The summary of a finished run, as JSON and as text."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def summarize(
             "failed": sum(record.result.status == "failed" for record in history),
             "pruned": sum(record.result.status == "pruned" for record in history),
             "duplicates avoided": sum(record.duplicates for record in history),
+            **_better_than(problem.unigram_score(), history),
         },
         "tokens": {
             **corpus.num_tokens(),
@@ -59,6 +61,13 @@ def summarize(
         "data": {"source": problem.source, **{k: v for k, v in problem.data.items() if k != "tokens"}},
         "settings": settings.to_dict(),
     }
+
+
+def _better_than(unigram_score: float | None, history: Sequence[Record]) -> dict[str, int]:
+    """How many candidates score better than token frequencies; empty if scores are not losses."""
+    if unigram_score is None:
+        return {}
+    return {"better_than_unigram": sum(r.score is not None and r.score > unigram_score for r in history)}
 
 
 def closing_text(summary: dict[str, Any], folder: Path) -> str:

@@ -129,6 +129,9 @@ def test_the_output_of_a_run(finished):
     assert "The number beside a layer is how much the test loss rises" in out and "What each layer contributes" in page
     assert ("no more than token frequencies" in page) == (found["loss"] >= summary["results"]["unigram"]["loss"])
     assert ("no more than token frequencies" in out) == ("no more than token frequencies" in page)
+    header = json.loads((folder / "history.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    better = sum(score > header["unigram_score"] for score in scores.values())
+    assert summary["counts"]["better_than_unigram"] == better
     assert summary["command"].startswith("python -m autobert_zero.search --")
     assert summary["commit"] is None or summary["commit"] in page
     assert {path.name for path in folder.iterdir()} == {
@@ -208,7 +211,7 @@ def test_a_run_killed_at_any_moment_resumes(finished, tmp_path):
         lambda: (folder / "supernet.safetensors").exists(),
         lambda: lines() >= 4,
         lambda: any(folder.glob("results/finalist-*")),
-        lambda: (folder / "final-baseline-0.safetensors").exists(),
+        lambda: (folder / "final-bert.safetensors").exists(),
     ]
     killed_with = []
     for moment in moments:

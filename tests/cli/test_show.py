@@ -34,3 +34,6 @@ def test_text_and_formulas(capsys):
     assert capsys.readouterr().out.startswith("  1  attention A\n\nA = matmul(softmax(")
     main(["show", str(SELF_ATTENTION.expression), "--latex"])
     assert r"\mathrm{A} &= \operatorname{softmax}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["show", str(SELF_ATTENTION.expression), "--latex", "--output", "a.svg"])
+    assert "--output: not allowed with argument --latex" in capsys.readouterr().err

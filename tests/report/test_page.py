@@ -267,6 +267,14 @@ def test_styles_of_pictures_affect_only_pictures(run):
         assert all(rule.strip().startswith(".genome ") for rule in re.findall(r"([^{}]+)\{", rules))
 
 
+def test_long_labels_of_groups_are_names(run):
+    other = RecordedRun(
+        "other", run.header | {"settings": run.header["settings"] | {"train_file": ["long" * 20]}}, run.records
+    )
+    first, second = groups_of([run, other])
+    assert first.startswith("train_file=") and second == "other"
+
+
 def test_effects_that_cannot_be_told_from_zero_are_not_drawn(run, monkeypatch):
     assert "No effect can be told from zero" not in page([run])
     monkeypatch.setattr(figures, "DISTINGUISHED", 1e9)

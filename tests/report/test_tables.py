@@ -31,3 +31,16 @@ def test_layer_importance_is_shown_only_with_that_of_the_found_model():
     del results["found"]["layer_importance"]
     assert tables.layers_text(summary) == "  1  convolution 3\n  2  convolution 5"
     assert tables.layer_importance(summary) == {} and tables.layer_rows(summary, names)[1] == ("2", "convolution 5")
+
+
+def test_a_warning_if_candidates_do_not_learn():
+    results = {"found": {"loss": 3.0}, "unigram": {"loss": 4.0}}
+
+    def note(better: int | None) -> str:
+        counts = {"evaluated": 10, "failed": 0} | ({} if better is None else {"better_than_unigram": better})
+        return tables.learning_note({"results": results, "counts": counts})
+
+    assert note(None) == note(5) == note(10) == ""
+    assert note(4).startswith("Only 4 of the 10 candidates scored better than token frequencies")
+    results["found"]["loss"] = 4.0
+    assert note(10).startswith("The found model has learned no more than token frequencies")
