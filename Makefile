@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 	touch $@
 
 search: .venv/installed
-	$(BIN)/accelerate launch -m autobert_zero.search --output_dir runs/demo
+	$(BIN)/accelerate launch -m autobert_zero.search --seed_genomes bert-rotary hybrid-rotary --output_dir runs/demo
 
 test: .venv/installed lint
 	$(PYTEST) -n 2
