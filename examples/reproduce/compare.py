@@ -429,6 +429,8 @@ def draw_curves(results: dict[str, dict[str, Any]], file: Path) -> None:
     figure, (by_tokens, by_time) = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for result, color in zip(results.values(), itertools.cycle(COLORS)):
         points = result["curve"][1:]  # the first is of random weights, of any model
+        if not points:  # without a training
+            continue
         minutes = result["tokens"] / result["tokens_per_second"][0] / 60
         for axes, whole in ((by_tokens, result["tokens"] / 1e6), (by_time, minutes)):
             axes.plot([part * whole for part, _ in points], [y for _, y in points], color=color, label=result["name"])
