@@ -12,7 +12,7 @@ from markupsafe import Markup
 from autobert_zero.configuration_autobert_zero import LAYER_RULE, OPERATIONS, Attention, Convolution
 from autobert_zero.search.evolution.archive import Archive, Record, pareto_front
 from autobert_zero.search.evolution.priority import AdditivePriority, OperationPriority
-from autobert_zero.search.report import charts, notation
+from autobert_zero.search.report import charts, notation, tables
 from autobert_zero.search.report.charts import Bar, Series
 from autobert_zero.search.report.drawing import SHORT_NAMES
 from autobert_zero.search.report.recorded_run import RecordedRun, Summary
@@ -166,11 +166,7 @@ def attentions(summary: Summary | None) -> list[dict[str, Any]]:
         ]
         from_zero = {"": 0.0}  # a line at 0, so that equal weights look equal
         svg = charts.plot(f"Layer {layer}", series, "tokens to the right", "fraction of the weight", from_zero)
-        average = [math.fsum(x) / len(heads) for x in zip(*heads, strict=True)]
-        parts = {"left": average[:reach], "itself": [average[reach]], "right": average[reach + 1 :]}
-        text = ", ".join(f"{name} {math.fsum(part):.0%}" for name, part in parts.items())
-        rest = max(0.0, 1 - math.fsum(average))
-        figures.append(figure(f"Layer {layer}", svg, series, f"Of the weight: {text}, farther away {rest:.0%}."))
+        figures.append(figure(f"Layer {layer}", svg, series, f"Of the weight: {tables.attention_text(heads)}."))
     return figures
 
 

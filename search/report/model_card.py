@@ -72,6 +72,7 @@ def model_card(
         eval_results=evaluated,
     )
     genome = tables.summary_genome(summary)
+    attentions = found.get("attention_by_distance", {})
     training = {
         "text": summary["data"]["source"],
         "train, validation and test tokens": ", ".join(
@@ -98,6 +99,7 @@ def model_card(
         results=tables.result_rows(summary),
         layer_rows=tables.layer_rows(summary, notation.layer_names(genome)),
         measured_models=list(tables.layer_importance(summary)),
+        attentions={layer: tables.attention_text(heads) for layer, heads in attentions.items()},
         note=tables.learning_note(summary),
         positions=summary["settings"]["sequence_length"],
     )

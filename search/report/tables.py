@@ -126,6 +126,15 @@ def learning_note(summary: Mapping[str, Any]) -> str:
     return ""
 
 
+def attention_text(heads: Sequence[Sequence[float]]) -> str:
+    """Where an attention looks, in words, of the mean weight of each head at each distance, from left to right."""
+    reach = len(heads[0]) // 2
+    average = [statistics.fmean(weights) for weights in zip(*heads, strict=True)]
+    parts = {"to the left": average[:reach], "itself": [average[reach]], "to the right": average[reach + 1 :]}
+    text = ", ".join(f"{name} {math.fsum(part):.0%}" for name, part in parts.items())
+    return f"{text}, more than {reach} tokens away {max(0.0, 1 - math.fsum(average)):.0%}"
+
+
 def summary_genome(summary: Mapping[str, Any]) -> Genome:
     """The genome of the winner of a run."""
     return Genome.from_list(summary["best"]["genome"], summary.get("custom_operations"))

@@ -44,3 +44,8 @@ def test_a_warning_if_candidates_do_not_learn():
     assert note(4).startswith("Only 4 of the 10 candidates scored better than token frequencies")
     results["found"]["loss"] = 4.0
     assert note(10).startswith("The found model has learned no more than token frequencies")
+
+
+def test_where_an_attention_looks_in_words():
+    heads = [[0.1, 0.2, 0.3, 0.1, 0.0], [0.1, 0.0, 0.1, 0.3, 0.2]]
+    assert tables.attention_text(heads) == "to the left 20%, itself 20%, to the right 30%, more than 2 tokens away 30%"
