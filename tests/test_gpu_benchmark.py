@@ -1,5 +1,6 @@
 """The command for machines with a GPU, rehearsed on any: every step runs or is stopped in time, and what it leaves is kept."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -30,15 +31,20 @@ def test_outcomes(tmp_path):
 def test_a_step_is_stopped_with_its_children(tmp_path, monkeypatch, is_deaf):
     """Also one that does not react to a signal."""
     monkeypatch.setattr(gpu, "GRACE", 1.0)
-    child = "import time; time.sleep(100)"
+    code_of_child = "import time; time.sleep(100)"
     if is_deaf:
-        child = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {child}"
-    code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid, flush=True); p.wait()"
+        code_of_child = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {code_of_child}"
+    code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {code_of_child!r}]); print(p.pid, flush=True); p.wait()"
     start = time.monotonic()
     assert gpu.run_step(step(tmp_path, code), 3.0) == gpu.STOPPED
     assert time.monotonic() - start < 20
     number = int((tmp_path / "logs" / "step.log").read_text())
-    assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):
+        child = psutil.Process(number)
+        deadline = time.monotonic() + 10  # a killed process takes a moment to die
+        while child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 @pytest.mark.slow
