@@ -24,9 +24,6 @@ DESCRIPTION = (
 USAGE = "%(prog)s [options]"  # there are too many to list
 EXAMPLE = "accelerate launch -m autobert_zero.search --train_file text.txt --output_dir runs/mine"
 MAX_CONFIG_BYTES = 1 << 20
-# Iterations. Measured with two threads on two cores: 7 % slower alone, 2.3 times as fast beside two busy processes
-# (results/LOG.md).
-SPIN_COUNT = "50000"
 RESUME = "All results so far are kept: the same command resumes."
 
 
@@ -129,7 +126,6 @@ def refuse_unknown(parser: argparse.ArgumentParser, unknown: list[str]) -> None:
 
 def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tuple[SearchSettings, int, bool]:
     """Settings, verbosity, and whether only an estimate is wanted, of a parsed command line."""
-    limit_spinning()  # before settings load torch
     try:
         settings = SearchSettings.from_dict({n: value for n, value in vars(namespace).items() if n in GROUP_OF})
     except ValueError as error:
@@ -150,16 +146,6 @@ def parse(arguments: list[str]) -> tuple[SearchSettings, int, bool]:
 def main(arguments: list[str] | None = None) -> None:
     degrade_output()
     search(*parse(sys.argv[1:] if arguments is None else arguments))
-
-
-def limit_spinning() -> None:
-    """Let the threads of OpenMP wait for each other for a shorter time before they sleep, unless the environment says how.
-
-    By default they spin for milliseconds. If other processes use the cores, the thread that is waited for does not run
-    meanwhile, and a search of small models takes a multiple of its time.
-    """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
-        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
 def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False) -> None:

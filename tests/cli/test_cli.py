@@ -720,27 +720,3 @@ def test_a_saved_model_names_every_auto_class(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert set(config["auto_map"]) >= {"AutoConfig", "AutoModel", "AutoModelForSequenceClassification"}
     assert Genome.from_list(config["genome"]) == genome
-
-
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}], ids=str)
-def test_spinning_is_limited_before_torch_is_loaded(given):
-    """Unless the environment says how long threads wait."""
-    code = """if True:
-        import os, sys
-        from autobert_zero.search.cli import search as cli
-
-        class Finder:
-            def find_spec(name, *_):
-                if name == "torch":
-                    print(os.environ.get("GOMP_SPINCOUNT"))
-
-        sys.meta_path.insert(0, Finder)
-        cli.parse(["--output_dir", "x"])
-    """
-    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
-    )
-    expected = "50000" if not given else str(given.get("GOMP_SPINCOUNT"))
-    assert set(done.stdout.split()) == {expected}
