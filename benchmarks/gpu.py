@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from search_speed import SIZES
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT / "examples" / "reproduce"))
 from compare import Comparison, load_yaml  # noqa: E402
 
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter  # noqa: E402
+from autobert_zero.search.evaluation.measure import default_device  # noqa: E402
 from autobert_zero.search.files import read_json, write_json  # noqa: E402
 from autobert_zero.search.provenance import commit as current_commit  # noqa: E402
 from autobert_zero.search.provenance import provenance  # noqa: E402
@@ -39,7 +40,6 @@ from autobert_zero.search.provenance import provenance  # noqa: E402
 
 # The first row searches; then the baselines, the better ones first.
 ROWS = ("searched", "bert_rotary", "found", "hybrid_rotary", "rotary_both", "convbert", "bert")
-SIZES = ("4 × 64", "4 × 128", "12 × 256", "12 × 768")
 # Seconds that a step has to end after it is asked to.
 GRACE = 30.0
 FINISHED, STOPPED, FAILED = "finished", "stopped: its time was up", "failed"
@@ -101,7 +101,7 @@ def steps(given: argparse.Namespace, comparison: Comparison) -> list[Step]:
     if given.blimp_dir:
         compare += ["--blimp_dir", given.blimp_dir]
     speed = ROOT / "benchmarks" / "search_speed.py"
-    sizes = SIZES[:2] if given.scale == "tiny" else SIZES
+    sizes = list(SIZES)[:2] if given.scale == "tiny" else SIZES
     return [
         step("tests", 0.1, "-m", "pytest", "-q", "-m", "gpu", ROOT / "tests"),
         step(
@@ -154,8 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     given.results.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    facts = provenance(current_commit(), device)
+    facts = provenance(current_commit(), default_device().type)
     file = given.results / "steps.json"
     done = read_json(file) if file.exists() else {}
     for step in steps(given, comparison):

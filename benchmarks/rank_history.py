@@ -4,8 +4,9 @@
         --supernet_steps 1500 --output_dir runs/rank-history --results results/rank_history.json
 
 `rank_fidelity.py` ranks random genomes, many of which learn nothing; here all descend from good ones, and differ by less.
-The settings are those of the search, but for the steps of the super-network. Trains one by each scheme of `rank_fidelity.py`,
-scores every candidate by its inherited weights without a step, and compares the order with that of the search. Candidates that the search pruned or that failed are left out.
+The settings are those of the search, but for the steps of the super-network. Trains one by each scheme of
+`rank_fidelity.py`, scores every candidate by its inherited weights without a step, and compares the order with that of
+the search. Candidates that the search pruned or that failed are left out.
 """
 
 import argparse
