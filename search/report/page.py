@@ -183,8 +183,12 @@ def summarize(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
         error = tables.standard_error(scores)
         rows.append(
             {
-                **{"label": label, "runs": members, "mean": average, "error": error},
-                **{"losses": mean_test_losses(members), "lead": mean_lead(members)},
+                "label": label,
+                "runs": members,
+                "mean": average,
+                "error": error,
+                "losses": mean_test_losses(members),
+                "lead": mean_lead(members),
             }
         )
     return rows
