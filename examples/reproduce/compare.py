@@ -282,8 +282,8 @@ class Comparison:
         given = dict(self.scale["glue"])
         tasks = given.pop("tasks")
         for seed in self.scale["pretraining"]["seeds"]:
-            for row in self.rows:
-                for task in tasks:
+            for task in tasks:
+                for row in self.rows:
                     folder = self.seed_folder(row, seed)
                     values = {
                         "model_name_or_path": str(folder),

@@ -92,11 +92,16 @@ class SuperNetwork(nn.Module):
         with torch.device("meta"):
             return AutoBertZeroLayer(config, gene, provides_values)
 
-    def path_weights(self, genome: Genome, names: list[str]) -> dict[str, torch.Tensor]:
-        """The store's weights under the names of the candidate's parameters: views, through which gradients flow."""
-        attention = dict(self.attention.named_parameters(remove_duplicate=False))
+    @functools.cached_property
+    def _store(self) -> tuple[dict[str, nn.Parameter], dict[str, dict[str, nn.Parameter]]]:
+        """Parameters by name: those of the attention branch and of what all share, and of each other kind of layer."""
         branches = zip((Convolution.kind, *self.layer_kinds), (self.convolution, *self.custom), strict=True)
         others = {kind: dict(branch.named_parameters()) for kind, branch in branches}
+        return dict(self.attention.named_parameters(remove_duplicate=False)), others
+
+    def path_weights(self, genome: Genome, names: list[str]) -> dict[str, torch.Tensor]:
+        """The store's weights under the names of the candidate's parameters: views, through which gradients flow."""
+        attention, others = self._store
         weights = {}
         for name in names:
             layer = int(name.removeprefix(_LAYERS).split(".")[0]) if name.startswith(_LAYERS) else None

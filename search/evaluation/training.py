@@ -30,7 +30,9 @@ _LOG = logging.getLogger(__name__)
 
 def seed_torch(seed: int, *names: str | int) -> None:
     """Seed torch's global generator, which initialization and dropout use, from a named random stream."""
-    torch.manual_seed(int(random_stream(seed, *names).integers(2**62)))
+    # For each kind of accelerator that is missing, torch.manual_seed formats a stack trace: milliseconds in a training step.
+    manual_seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    manual_seed(int(random_stream(seed, *names).integers(2**62)))
 
 
 # Computes the gradients of a loss.
