@@ -93,11 +93,14 @@ class SuperNetwork(nn.Module):
             return AutoBertZeroLayer(config, gene, provides_values)
 
     @functools.cached_property
-    def _store(self) -> tuple[dict[str, nn.Parameter], dict[str, dict[str, nn.Parameter]]]:
+    def _store(self) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
         """Parameters by name: those of the attention branch and of what all share, and of each other kind of layer."""
         branches = zip((Convolution.kind, *self.layer_kinds), (self.convolution, *self.custom), strict=True)
-        others = {kind: dict(branch.named_parameters()) for kind, branch in branches}
-        return dict(self.attention.named_parameters(remove_duplicate=False)), others
+        others: dict[str, dict[str, torch.Tensor]] = {
+            kind: dict(branch.named_parameters()) for kind, branch in branches
+        }
+        attention: dict[str, torch.Tensor] = dict(self.attention.named_parameters(remove_duplicate=False))
+        return attention, others
 
     def path_weights(self, genome: Genome, names: list[str]) -> dict[str, torch.Tensor]:
         """The store's weights under the names of the candidate's parameters: views, through which gradients flow."""
