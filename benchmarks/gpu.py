@@ -158,7 +158,9 @@ def main(arguments: list[str] | None = None) -> None:
     file = given.results / "steps.json"
     done = read_json(file) if file.exists() else {}
     for step in steps(given, comparison):
-        if done.get(step.name, {}).get("outcome") == FINISHED:
+        command = " ".join(["python", *step.command[1:]]).replace(f"{ROOT}/", "")
+        known = done.get(step.name, {})
+        if (known.get("outcome"), known.get("command"), known.get("commit")) == (FINISHED, command, facts["commit"]):
             continue
         began = time.monotonic()
         left = given.max_seconds - (began - start)
@@ -166,7 +168,6 @@ def main(arguments: list[str] | None = None) -> None:
             break
         outcome = run_step(step, min(left, step.share * given.max_seconds))
         seconds = round(time.monotonic() - began, 1)
-        command = " ".join(["python", *step.command[1:]]).replace(f"{ROOT}/", "")
         done[step.name] = {**facts, "outcome": outcome, "seconds": seconds, "command": command}
         print(f"{step.name}: {outcome}, {seconds} s", flush=True)
         collect(given, comparison)

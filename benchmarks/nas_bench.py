@@ -310,8 +310,13 @@ def main() -> None:
     parser.add_argument("--table", help="table of trained backbones, for the data set backbones")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=100, help="number of paired repetitions, with seeds 0, 1, ...")
-    parser.add_argument("--data_sets", nargs="+", default=[*GRAPHS, ENCODERS])
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
+    parser.add_argument("--data_sets", nargs="+", default=[*GRAPHS, ENCODERS], choices=[*GRAPHS, ENCODERS, BACKBONES])
+    parser.add_argument(
+        "--strategies",
+        nargs="+",
+        default=list(STRATEGIES),
+        choices=list(dict.fromkeys([*STRATEGIES, *ENCODER_STRATEGIES, *BACKBONE_STRATEGIES])),
+    )
     parser.add_argument("--processes", type=int, default=None)
     args = parser.parse_args()
     for data_set in args.data_sets:

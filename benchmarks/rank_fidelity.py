@@ -33,6 +33,8 @@ from autobert_zero.search.files import JsonLines, json_digest, write_json
 from autobert_zero.search.genomes import read_genome
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
+from autobert_zero.search.run.errors import UsageError
+from autobert_zero.search.run.launcher import apply_requests
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.workers import Workers
 from autobert_zero.search.settings import SearchSettings
@@ -42,13 +44,13 @@ from autobert_zero.search.space.bounds import Bounds
 # Ways to train the super-network, as changes of the settings.
 SCHEMES: dict[str, dict[str, Any]] = {
     "space": {"paths": "space"},
-    "self-attention": {},
+    "self-attention": {"paths": "self_attention"},
 }
 # Settings that no row depends on: those of schemes are in the name of a method, the others are not used. Fewer candidates
 # are the first of more.
 IRRELEVANT = {
     "population_size",
-    *("supernet_steps", "paths", "random_attention_paths", "candidate_steps", "candidate_seconds", "strategy"),
+    *("supernet_steps", "paths", "candidate_steps", "candidate_seconds", "strategy"),
     *("num_parents", "num_children", "tournament_size", "objectives", "lookahead", "crossover_probability"),
     *("layer_mutations", "operation_mutations", "priority_alpha", "priority_temperature", "priority_decay"),
     *("prune_after", "prune_fraction", "proxy", "proxy_tasks", "glue_dir", "glue_steps", "glue_learning_rate"),
@@ -274,9 +276,10 @@ def main() -> None:
     try:
         settings = SearchSettings.from_dict(given)
         settings = settings.replace(population_size=ranks.candidates, strategy="random")
+        settings = apply_requests(settings, accelerator)
         torch.set_num_threads(settings.run.num_threads or 1)
         problem = Problem.prepare(settings, accelerator.device, accelerator=accelerator)
-    except ValueError as error:
+    except (UsageError, ValueError) as error:
         parser.error(str(error))
     population = {str(i): record.genome for i, record in enumerate(problem.first)}
     genomes = {**known_genomes(problem.space.bounds), **population}

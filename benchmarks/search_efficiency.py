@@ -30,6 +30,8 @@ from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.report.tables import mean_and_error
+from autobert_zero.search.run.errors import UsageError
+from autobert_zero.search.run.launcher import apply_requests
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.workers import Workers
 from autobert_zero.search.settings import SearchSettings
@@ -171,9 +173,10 @@ def main() -> None:
     commit = current_commit()
     try:
         settings = SearchSettings.from_dict(given)
+        settings = apply_requests(settings, accelerator)
         torch.set_num_threads(settings.run.num_threads or 1)
         problem = Problem.prepare(settings, accelerator.device, accelerator=accelerator)
-    except ValueError as error:
+    except (UsageError, ValueError) as error:
         parser.error(str(error))
     folder = Path(settings.run.output_dir)
     if accelerator.is_main_process:

@@ -149,7 +149,7 @@ def peak_memory(name: str, mode: str, batch: int, tokens: int, dtype: str, devic
 
 def measure_peak(name, mode, batch, tokens, dtype, device) -> float:
     device = torch.device(device)
-    model = prepare(name, mode.removeprefix("compiled "), getattr(torch, dtype), device)
+    model = prepare(name, mode, getattr(torch, dtype), device)
     step(model, mode, random_inputs(int(batch), int(tokens), device), getattr(torch, dtype))
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20

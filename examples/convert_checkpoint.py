@@ -162,7 +162,10 @@ LAYOUTS: dict[str, Callable[[dict, Weights], tuple[Genome, Weights]]] = {
 
 def model_class(config: dict) -> type[AutoBertZeroPreTrainedModel]:
     """The class with the head of the class that saved the checkpoint: BertForMaskedLM gives AutoBertZeroForMaskedLM."""
-    [saved] = config.get("architectures") or ["Model"]
+    architectures = config.get("architectures") or ["Model"]
+    if len(architectures) != 1:
+        raise ValueError(f"architectures: expected one, got {architectures}")
+    [saved] = architectures
     head = re.search(r"For[A-Z]\w+$", saved)
     name = f"AutoBertZero{head.group() if head else 'Model'}"
     if not hasattr(modeling_autobert_zero, name):

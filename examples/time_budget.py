@@ -98,7 +98,8 @@ class TimeBudget(TrainerCallback):
         self._count()
         self._update()
         part = math.floor(self.fraction * PARTS) / PARTS
-        if part > max(self.fractions.values(), default=0):
+        # The last step also if the time had passed before: a training that was stopped before its evaluation takes one more.
+        if part > max(self.fractions.values(), default=0) or part == 1:
             self.fractions[state.global_step] = part
             control.should_evaluate = True
         if self.fraction >= 1:

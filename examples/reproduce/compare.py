@@ -431,12 +431,14 @@ def draw_curves(results: dict[str, dict[str, Any]], file: Path) -> None:
         points = result["curve"][1:]  # the first is of random weights, of any model
         if not points:  # without a training
             continue
-        minutes = result["tokens"] / result["tokens_per_second"][0] / 60
-        for axes, whole in ((by_tokens, result["tokens"] / 1e6), (by_time, minutes)):
+        wholes = [(by_tokens, result["tokens"] / 1e6)]
+        if speed := result["tokens_per_second"][0]:  # 0 if the last session had no step left to time
+            wholes.append((by_time, result["tokens"] / speed / 60))
+        for axes, whole in wholes:
             axes.plot([part * whole for part, _ in points], [y for _, y in points], color=color, label=result["name"])
     by_tokens.set(xlabel="million tokens", ylabel="loss of new batches in nats")
     by_time.set(xlabel="minutes")
-    by_time.legend(frameon=False)
+    by_tokens.legend(frameon=False)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 

@@ -173,6 +173,10 @@ def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False)
     datasets.disable_progress_bars()
     precision = settings.training.mixed_precision
     try:
+        accelerate.tracking.filter_trackers(settings.run.log_with, settings.run.output_dir)
+    except ValueError as error:
+        sys.exit(_complain(f"log_with: {error}", code=2))
+    try:
         check_precision(settings)
         # On a machine without an accelerator, the processes of a launcher find each other only with `cpu=True`.
         accelerator = accelerate.Accelerator(
@@ -182,10 +186,8 @@ def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False)
             project_dir=settings.run.output_dir,
             kwargs_handlers=communication(settings),
         )
-    except UsageError as error:
+    except (UsageError, ValueError) as error:
         sys.exit(_complain(str(error), code=2))
-    except ValueError as error:
-        sys.exit(_complain(f"log_with: {error}", code=2))
     # The main process decides for all: the clocks of processes that started at different times differ.
     stop = Stop(settings.run.max_seconds if accelerator.is_main_process else None)
     try:

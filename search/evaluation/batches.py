@@ -21,22 +21,30 @@ class Batches:
         build: a pure function from the number of a batch to its inputs and labels.
         device: on a GPU, batches are in pinned memory, from which they are copied without waiting.
         stop: no batch is built ahead from this number on.
-        stride: difference between the numbers of consecutive batches.
+        following: the number of the batch that is needed after that of a number.
     """
 
-    def __init__(self, build: Callable[[int], Batch], device: torch.device, stop: int, stride: int = 1):
+    def __init__(
+        self,
+        build: Callable[[int], Batch],
+        device: torch.device,
+        stop: int,
+        following: Callable[[int], int] = lambda number: number + 1,
+    ):
         self.build = build
         self.pins = device.type == "cuda"
         self.stop = stop
-        self.stride = stride
+        self.following = following
         self._pool = ThreadPoolExecutor(1, "batches")
         self._pending: dict[int, Future[Batch]] = {}
 
     def __call__(self, number: int) -> Batch:
         """The batch of a number; those that follow are built meanwhile."""
-        for later in range(number, number + AHEAD * self.stride + 1, self.stride):
+        later = number
+        for _ in range(AHEAD + 1):
             if later not in self._pending and (later == number or later < self.stop):
                 self._pending[later] = self._pool.submit(self._build, later)
+            later = self.following(later)
         for earlier in [each for each in self._pending if each < number]:
             del self._pending[earlier]
         return self._pending.pop(number).result()

@@ -4,6 +4,7 @@ Only the official training parts are used: nine tenths to fine-tune on, one tent
 parts are for reports.
 """
 
+import functools
 import importlib.util
 import statistics
 from collections.abc import Callable
@@ -99,14 +100,18 @@ class GlueProxy(MaskedLMProxy):
         tuned.to(self.device)
         size = self.training.batch_size
 
+        count = len(rows.train)
+
+        @functools.lru_cache(maxsize=2)
+        def order(epoch: int) -> np.ndarray:
+            return random_stream(seed, "glue order", name, epoch).permutation(count)
+
         if self.training.gradient_checkpointing:
             checkpoint_activations(tuned)
 
         def backward(step: int, propagate: Propagate) -> float:
             seed_torch(seed, "glue dropout", name, step)
-            epoch, position = divmod(step * size, len(rows.train))
-            order = random_stream(seed, "glue order", name, epoch).permutation(len(rows.train))
-            batch = [rows.train[i] for i in order[position : position + size]]
+            batch = [rows.train[order(n // count)[n % count]] for n in range(step * size, (step + 1) * size)]
             part = self.training.micro_batch_size or size
             chunks = (batch[start : start + part] for start in range(0, len(batch), part))
             parts = ((len(chunk) / len(batch), self._batch(chunk, labels)) for chunk in chunks)
@@ -122,7 +127,10 @@ class GlueProxy(MaskedLMProxy):
                 batch = self._batch(rows.validation[start : start + size], labels)
                 with self.precision.autocast():
                     logits.append(tuned(**batch).logits.float().cpu().numpy())
-        decided = decide(name, np.concatenate(logits))
+        found = np.concatenate(logits)
+        if not np.isfinite(found).all():
+            raise FloatingPointError(f"logits of {name}: expected finite numbers, got others")
+        decided = decide(name, found)
         return headline(glue_metrics(name, decided, np.array([label for *_, label in rows.validation])))
 
     def _batch(self, rows: list[Row], labels: tuple[str, ...]) -> dict:

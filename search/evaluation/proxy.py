@@ -30,6 +30,8 @@ from autobert_zero.search.text.masking import IGNORE_INDEX, micro_batches
 LATENCY_ROUNDS = 11
 # Tokens on which attentions are looked at.
 ATTENTION_TOKENS = 16384
+# Tokens of a batch of them: its weights of all layers are in memory at once, and grow with the square of the length.
+_ATTENTION_BATCH = 1024
 
 _LOG = logging.getLogger(__name__)
 
@@ -115,7 +117,9 @@ class MaskedLMProxy:
             lambda module, inputs, output: (torch.zeros_like(output[0]), *output[1:])
         )
         try:
-            return self.loss(model, "test")
+            # Compiled layers do not see hooks that are registered after they were compiled.
+            with torch.compiler.set_stance("force_eager"):
+                return self.loss(model, "test")
         finally:
             removed.remove()
 
@@ -129,7 +133,8 @@ class MaskedLMProxy:
         ]
         sequences = -(-ATTENTION_TOKENS // self.builder.settings.sequence_length)
         sequences = min(self.training.eval_sequences, sequences)
-        batches = self.corpus.evaluation_batches("validation", sequences, self.training.batch_size)
+        size = max(1, _ATTENTION_BATCH // self.builder.settings.sequence_length)
+        batches = self.corpus.evaluation_batches("validation", sequences, size)
         found = attention_by_distance(model.base_model, (ids.to(self.device) for ids, _ in batches))
         return {str(layer): each.round(4).tolist() for layer, each in zip(layers, found, strict=True)}
 

@@ -323,7 +323,13 @@ def train_supernet(
     def build(number: int) -> Batch:
         return corpus.batch("supernet", number, training.batch_size)
 
-    with Batches(build, device, settings.supernet_steps * settings.paths_per_step, processes) as batches:
+    def following(number: int) -> int:
+        step, path = divmod(number, settings.paths_per_step)
+        if path + processes < settings.paths_per_step:
+            return number + processes
+        return (step + 1) * settings.paths_per_step + index
+
+    with Batches(build, device, settings.supernet_steps * settings.paths_per_step, following) as batches:
         train(supernet, backward, schedule, checkpoint, progress, check, precision=precision)
     # No bit may differ between processes, or the score of a candidate would depend on the process.
     if processes > 1:

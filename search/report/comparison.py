@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from autobert_zero.search.report.page import MeanAndError, mean_lead, mean_test_losses, summarize
+from autobert_zero.search.report.page import mean_lead, mean_test_losses, summarize
 from autobert_zero.search.report.recorded_run import RecordedRun
 from autobert_zero.search.report.tables import text_table, with_error
-
-
-def _cell(value: MeanAndError) -> str:
-    return "" if value[0] is None else with_error(value)
 
 
 def compared(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
@@ -23,10 +19,11 @@ def comparison_table(runs: Sequence[RecordedRun]) -> str:
         ("group", "runs", "best score", "found: loss", "BERT: loss", "BERT, rotary: loss", "ahead by")
     ]
     for row in summarize(runs):
-        score = (row["mean"], row["error"])
-        cells.append((row["label"], str(len(row["runs"])), *map(_cell, (score, *row["losses"].values(), row["lead"]))))
+        score = None if row["mean"] is None else (row["mean"], row["error"])
+        values = (score, *row["losses"].values(), row["lead"])
+        cells.append((row["label"], str(len(row["runs"])), *map(with_error, values)))
         for each in row["runs"] if len(row["runs"]) > 1 else []:
-            score = (None if each.best is None else each.best.score, None)
+            score = None if each.best is None else (each.best.score, None)
             values = (score, *mean_test_losses([each]).values(), mean_lead([each]))
-            cells.append((f"  {each.name}", "", *map(_cell, values)))
+            cells.append((f"  {each.name}", "", *map(with_error, values)))
     return text_table(cells)

@@ -1,9 +1,10 @@
 """The figures of a run: progress, operations, effects, layers, and score against cost."""
 
+import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ DISTINGUISHED = 2.0
 NUM_TIMES = 6
 MAX_SHADE = 60  # per cent
 LOWEST_QUANTILE = 0.2
+BELOW = 4  # difference of the colours, and markers, of points that lie below the axis
 # Maximum number of points that browsers draw quickly.
 MAX_POINTS = 2000
 # A baseline further away than this multiple of the height of the curves is mentioned, not drawn.
@@ -69,6 +71,21 @@ def improvements(curve: Sequence[float]) -> list[tuple[int, float]]:
     return [*known[:1], *rises, *(known[-1:] if len(known) > 1 and known[-1] not in rises else [])]
 
 
+def _points(
+    records: Sequence[Record], floor: float, label: str, color: int, x: Callable[[Record], float]
+) -> list[Series]:
+    """Scores of records; those below the floor as a series of their own at the edge, with another marker."""
+
+    def series(name: str, some: Sequence[Record], color: int) -> Series:
+        scores = [max(record.score, floor) for record in some]  # type: ignore[type-var]
+        titles = [f"#{record.index}: {score_text(record.score)}" for record in some]
+        return Series(name, [x(record) for record in some], scores, color, "points", titles=titles)
+
+    below = [record for record in records if record.score < floor]  # type: ignore[operator]
+    shown = [series(label, [record for record in records if record.score >= floor], color)]  # type: ignore[operator]
+    return [*shown, series(f"{label} below the axis", below, color + BELOW)] if below else shown
+
+
 def _floor(scored: Sequence[Record]) -> float:
     """The lowest score that a chart shows: scores far below would compress all others."""
     return float(np.quantile([record.score for record in scored], LOWEST_QUANTILE))  # type: ignore[arg-type]
@@ -88,20 +105,12 @@ def progress(run: RecordedRun) -> list[dict[str, Any]]:
     elapsed = np.cumsum([record.result.seconds for record in run.records]).tolist()
     scored = _thinned([record for record in run.records if record.score is not None])
     floor = _floor(scored)
-    candidates = Series(
-        "candidates (the worst at the lower edge)",
-        [record.index + 1 for record in scored],
-        [max(record.score, floor) for record in scored],  # type: ignore[type-var]
-        1,
-        "points",
-        titles=[f"#{record.index}: {score_text(record.score)}" for record in scored],
-    )
-    best = Series("best so far", numbers, [max(score, floor) for score in scores], 0, "steps")
-    random = run.random_baseline()
-    series = [candidates, best]
+    shown = [(number, score) for number, score in curve if score >= floor]
+    series = _points(scored, floor, "candidates", 1, lambda record: record.index + 1)
+    series.append(Series("best so far", *zip(*shown, strict=True), 0, "steps"))  # type: ignore[arg-type]
+    random = [(number, score) for number, score in enumerate(run.random_baseline(), start=1) if score >= floor]
     if random:
-        shown = [max(score, floor) for score in random]
-        series.append(Series("random genomes: mean best of that number", range(1, len(random) + 1), shown, 2))
+        series.append(Series("random genomes: mean best of that number", *zip(*random, strict=True), 2))  # type: ignore[arg-type]
     levels, far = _baselines(run, [scores[-1], floor])
     over_time = Series("best so far", [elapsed[n - 1] for n in numbers], scores, 0, "steps")
     return [
@@ -197,7 +206,9 @@ def operations(run: RecordedRun) -> dict[str, Any] | None:
         }
         for name in sorted(names, key=lambda name: -columns[-1].get(name, -math.inf))
     ]
-    return {"parts": parts, "rows": rows, "is_priority": by_priority}
+    last = sorted((column := columns[-1]), key=column.__getitem__)
+    text = f"At the end {_short(last[-1])} ranks highest, and {_short(last[0])} lowest." if len(last) > 1 else ""
+    return {"parts": parts, "rows": rows, "is_priority": by_priority, "text": text}
 
 
 def effects(run: RecordedRun, archive: Archive) -> dict[str, Any] | None:
@@ -263,6 +274,10 @@ def _layer_class(kind: int | str, sizes: Sequence[int]) -> str:
     return "attention" if kind == Attention.kind else "custom"
 
 
+def _cost(name: str, record: Record) -> float:
+    return record.result.costs[name]
+
+
 def fronts(run: RecordedRun) -> list[dict[str, Any]]:
     """Score against each cost, with the Pareto front."""
     figures = []
@@ -275,18 +290,9 @@ def fronts(run: RecordedRun) -> list[dict[str, Any]]:
         others = _thinned([record for record in scored if record.index not in on_front])
         floor = _floor(scored)
         series = [
-            Series(
-                label,
-                [r.result.costs[cost] for r in records],
-                [max(r.score, floor) for r in records],  # type: ignore[type-var]
-                color,
-                "points",
-                titles=[f"#{r.index}: {score_text(r.score)}, {charts.number(r.result.costs[cost])}" for r in records],
-            )
-            for label, records, color in (
-                ("candidates (the worst at the lower edge)", others, 1),
-                ("Pareto front", front, 0),
-            )
+            each
+            for label, records, color in (("candidates", others, 1), ("Pareto front", front, 0))
+            for each in _points(records, floor, label, color, functools.partial(_cost, cost))
         ]
         figures.append(figure(f"Score and {name}", charts.plot(name, series, name, run.score_name()), series))
     return figures

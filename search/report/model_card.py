@@ -72,6 +72,7 @@ def model_card(
         eval_results=evaluated,
     )
     genome = tables.summary_genome(summary)
+    names = notation.layer_names(genome)
     attentions = found.get("attention_by_distance", {})
     training = {
         "text": summary["data"]["source"],
@@ -97,7 +98,9 @@ def model_card(
         backbone=notation.genome_text(genome),
         training={fact: value for fact, value in training.items() if value is not None},
         results=tables.result_rows(summary),
-        layer_rows=tables.layer_rows(summary, notation.layer_names(genome)),
+        layer_rows=tables.layer_rows(summary, names),
+        layers_note=tables.layers_note(summary, names),
+        unweighted_note=tables.unweighted_note(summary, names),
         measured_models=list(tables.layer_importance(summary)),
         attentions={layer: tables.attention_text(heads) for layer, heads in attentions.items()},
         note=tables.learning_note(summary),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from autobert_zero.configuration_autobert_zero import (
     KERNEL_SIZES,
+    OPERATIONS,
     SELF_ATTENTION,
     Attention,
     Expression,
@@ -22,6 +23,8 @@ _FUNCTIONS = {
     "cosine_similarity": r"\cos",
     "euclidean_distance": r"\operatorname{dist}",
 }
+# In pictures, a scale of a scale: both divide by the square root of the head size d.
+TWICE_SCALED = "scale ÷d"
 # Precedence of the outermost operator of a formula; parts of lower precedence get brackets.
 _SUM, _SIGN, _PRODUCT, _ATOM = range(4)
 
@@ -96,14 +99,16 @@ def distinct_attentions(genome: Genome) -> dict[Attention, str]:
 
 
 def simplified(genome: Genome) -> Genome:
-    """The genome without operations that undo each other: transposes of transposes, and negations of negations. It computes
-    the same, and is easier to read."""
+    """The genome for a picture: without operations that undo each other (transposes of transposes, negations of negations),
+    and with scales of scales as one operation. It computes the same, and is easier to read."""
 
     @functools.cache
     def visit(node: Expression) -> Expression:
         operands = tuple(map(visit, node.operands))
         if node.name in ("transpose", "neg") and operands[0].name == node.name:
             return operands[0].operands[0]
+        if node.name == "scale" and operands[0].name == "scale":
+            return Expression(TWICE_SCALED, operands[0].operands, OPERATIONS["scale"])
         return Expression(node.name, operands, node.rule)
 
     return Genome(Attention(visit(gene.expression)) if isinstance(gene, Attention) else gene for gene in genome)

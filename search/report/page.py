@@ -75,6 +75,9 @@ def _one(run: RecordedRun) -> dict[str, Any]:
         "note": tables.learning_note(run.summary) if run.summary else "",
         "measured_models": list(tables.layer_importance(run.summary)) if run.summary else [],
         "layer_rows": tables.layer_rows(run.summary, _names(run.summary)) if run.summary else [],
+        "layers_note": tables.layers_note(run.summary, _names(run.summary)) if run.summary else "",
+        "unweighted_note": tables.unweighted_note(run.summary, _names(run.summary)) if run.summary else "",
+        "last_session": sum(run.summary.get("seconds_of_last_session", {}).values()) if run.summary else 0,
         "attentions": figures.attentions(run.summary),
         "finalists": run.summary["finalists"] if run.summary else [],
         "winner": winner,
@@ -143,6 +146,7 @@ def _changed(settings: dict[str, Any]) -> dict[str, Any]:
 # Several runs
 
 
+# Of losses; of None if a training diverged.
 MeanAndError = tuple[float | None, float | None]
 
 
@@ -151,26 +155,26 @@ def _names(summary: Summary) -> list[str]:
     return notation.layer_names(tables.summary_genome(summary))
 
 
-def mean_test_losses(runs: Sequence[RecordedRun]) -> dict[str, MeanAndError]:
-    """Mean and standard error of the test losses over the finished runs, by the keys of `MODELS`."""
+def mean_test_losses(runs: Sequence[RecordedRun]) -> dict[str, MeanAndError | None]:
+    """Mean and standard error of the test losses over the finished runs, by the keys of `MODELS`; None for a model that none
+    of them trained."""
     results = [run.summary["results"] for run in runs if run.summary]
-    found = {}
-    for key, name in tables.MODELS.items():
-        losses = [r[name]["loss"] for r in results if name in r and r[name]["loss"] is not None]
-        found[key] = (tables.mean(losses) if losses else None, tables.standard_error(losses))  # type: ignore[arg-type]
-    return found
+    losses = {key: [r[name]["loss"] for r in results if name in r] for key, name in tables.MODELS.items()}
+    return {key: tables.mean_and_error(values) if values else None for key, values in losses.items()}
 
 
-def mean_lead(runs: Sequence[RecordedRun]) -> MeanAndError:
-    """Mean and standard error of how far the found model is ahead of the better baseline, over the finished runs."""
+def mean_lead(runs: Sequence[RecordedRun]) -> MeanAndError | None:
+    """Mean and standard error of how far the found model is ahead of the better baseline, over the finished runs; None if
+    none of them trained both."""
     found, *baselines = tables.MODELS.values()
-    leads = []
+    leads: list[float | None] = []
     for run in runs:
         losses = {name: each["loss"] for name, each in run.summary["results"].items()} if run.summary else {}
-        known = [loss for name in baselines if (loss := losses.get(name)) is not None]
-        if known and losses.get(found) is not None:
-            leads.append(min(known) - losses[found])
-    return (tables.mean(leads) if leads else None, tables.standard_error(leads))
+        known = [losses[name] for name in baselines if name in losses]
+        if found in losses and known:
+            trained = [loss for loss in known if loss is not None]
+            leads.append(min(trained) - losses[found] if trained and losses[found] is not None else None)
+    return tables.mean_and_error(leads) if leads else None
 
 
 def summarize(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
@@ -205,7 +209,7 @@ def _several(runs: Sequence[RecordedRun]) -> dict[str, Any]:
         members = row["runs"]
         name = f"{row['label']} ({len(members)} runs)" if len(members) > 1 else row["label"]
         for run in members:
-            points = [(number, max(score, floor)) for number, score in figures.improvements(curves[id(run)])]
+            points = [(number, score) for number, score in figures.improvements(curves[id(run)]) if score >= floor]
             if points:
                 single.append(Series(run.name, *zip(*points, strict=True), color, "steps"))  # type: ignore[arg-type]
         # As long as all of them are, from where all have a score.

@@ -81,6 +81,7 @@ class Summary(TypedDict):
     counts: Counts
     tokens: dict[str, int]
     seconds_of_candidates: float
+    seconds_of_last_session: NotRequired[dict[str, float]]  # by phase
     seed: int
     data: Data
     settings: dict[str, Any]
@@ -299,9 +300,15 @@ class RecordedRun:
         return json.dumps([settings, self.text()], sort_keys=True)
 
     def text(self) -> str:
-        """Identifies its text; the split and the tokens also depend on the seed."""
-        names = ("train_file", "dataset_name", "dataset_config_name", "max_documents", "proxy_tasks", "proxy")
-        return json.dumps([self.header.get("text_digest"), *(self.settings[name] for name in names)])
+        """Identifies the text, its held-out parts and their tokens: what makes losses comparable."""
+        return json.dumps([self.header.get("text_digest"), *(self.settings.get(name) for name in COMPARED)])
+
+
+# Settings that must be equal for losses to be comparable.
+COMPARED = (
+    *("train_file", "dataset_name", "dataset_config_name", "max_documents", "validation_fraction", "test_fraction"),
+    *("split_seed", "tokenizer_name", "vocab_size", "sequence_length", "eval_sequences", "proxy_tasks", "proxy"),
+)
 
 
 def _value_text(value: Any) -> str:

@@ -162,6 +162,38 @@ def layer_rows(summary: Mapping[str, Any], names: Iterable[str]) -> list[tuple[s
     ]
 
 
+def layers_note(summary: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Which layer of the found model matters most and which least, in words; empty if that was not measured.
+
+    Args:
+        names: of its layers, in order.
+    """
+    importance = layer_importance(summary)
+    if not importance:
+        return ""
+    rises = next(iter(importance.values()))
+    most, least = rises.index(max(rises)), rises.index(min(rises))
+    text = f"Layer {most + 1}, {names[most]}, matters most: without it the test loss rises by {rises[most]:.3f} nats."
+    return text if most == least else f"{text} Layer {least + 1}, {names[least]}, matters least: {rises[least]:+.3f}."
+
+
+def unweighted_note(summary: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The attentions of the found model that have no weight for each pair of tokens, in words; empty if there are none, or
+    the weights were not measured.
+
+    Args:
+        names: of its layers, in order.
+    """
+    weights = next(iter(summary["results"].values())).get("attention_by_distance")
+    if weights is None:
+        return ""
+    genome = enumerate(zip(summary_genome(summary), names, strict=True), start=1)
+    missing = [
+        f"{name} (layer {i})" for i, (gene, name) in genome if gene.kind == "attention" and str(i) not in weights
+    ]
+    return f"No weights between pairs of tokens are computed by {', '.join(missing)}." if missing else ""
+
+
 def layers_text(summary: Mapping[str, Any]) -> str:
     """One line per layer of the found model: its number, its importance if it was measured, and its gene."""
     lines = []

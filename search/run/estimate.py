@@ -1,5 +1,6 @@
 """What a run costs, before it starts: tokens, FLOPs, memory and disk, and from a few timed steps its duration."""
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -13,9 +14,11 @@ from accelerate import Accelerator
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
+from autobert_zero.search.evaluation.glue_proxy import GlueProxy
 from autobert_zero.search.evaluation.models import checkpoint_activations
 from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
 from autobert_zero.search.report.tables import duration, text_table
+from autobert_zero.search.run.errors import UsageError
 from autobert_zero.search.run.final import BASELINES, finalist_steps
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.text.masking import MASK_PROBABILITY
@@ -130,7 +133,40 @@ def estimate(problem: Problem, accelerator: Accelerator | None = None) -> list[P
             seconds = work.count * each / shared
         total = forward * (TRAINING * sequences + work.count * work.evaluated)
         phases.append(Phase(work.name, work.count * work.steps, sequences * model.sequence_length, total, seconds))
+    if isinstance(problem.proxy, GlueProxy):
+        phases.append(_fine_tunings(problem, flops["candidates"] - head, processes, timings is not None))
     return phases
+
+
+def _fine_tunings(problem: Problem, flops: float, processes: int, timed: bool) -> Phase:
+    """Fine-tuning of candidates and finalists on the tasks of GLUE, as if every row had the maximum number of tokens.
+
+    Args:
+        flops: of a backbone, forward, for a sequence.
+    """
+    proxy, settings = problem.proxy, problem.settings
+    assert isinstance(proxy, GlueProxy)
+    count = settings.strategy.max_evaluations + (settings.final.finalists if finalist_steps(settings.final) else 0)
+    steps = count * len(proxy.tasks) * settings.glue.glue_steps
+    rows = steps * settings.training.batch_size
+    validation = count * sum(len(task.validation) for task in proxy.tasks.values())
+    seconds = None
+    if timed:
+        model = proxy.builder.model(problem.first[0].genome).to(proxy.device)
+
+        def score(steps: int) -> float:
+            short = copy.copy(proxy)
+            short.glue = dataclasses.replace(proxy.glue, glue_steps=steps)
+            start = time.perf_counter()
+            short.final_score(model, proxy.stop.check)
+            return time.perf_counter() - start
+
+        score(WARMUP_STEPS)
+        few, more = score(WARMUP_STEPS), score(WARMUP_STEPS + TIMED_STEPS)
+        each = few + (more - few) / TIMED_STEPS * (settings.glue.glue_steps - WARMUP_STEPS)
+        seconds = count * each / min(processes, count)
+    tokens = rows * settings.model.sequence_length
+    return Phase("fine-tuning on GLUE", steps, tokens, flops * (TRAINING * rows + validation), seconds)
 
 
 def _paths(problem: Problem) -> Iterator[Genome]:
@@ -185,7 +221,7 @@ def _time_models(problem: Problem, models: Iterable[AutoBertZeroForMaskedLM]) ->
         min(problem.settings.training.eval_sequences, 4 * problem.settings.training.batch_size),
     )
     schedule = proxy.schedule(TIMED_STEPS, problem.settings.candidates.candidate_learning_rate)
-    timings = []
+    timings, diverged = [], None
     before = time.perf_counter()
     for model in models:
         start = time.perf_counter() - before
@@ -193,11 +229,18 @@ def _time_models(problem: Problem, models: Iterable[AutoBertZeroForMaskedLM]) ->
         def train(progress: Callable[[int, float], None], model: AutoBertZeroForMaskedLM = model) -> None:
             proxy.train(model, schedule, "candidate", progress=progress)
 
-        step = step_seconds(train)
-        before = time.perf_counter()
-        proxy.loss(model, "validation", sequences)
+        try:
+            step = step_seconds(train)
+            before = time.perf_counter()
+            proxy.loss(model, "validation", sequences)
+        except FloatingPointError as error:  # in a search it would fail as a candidate
+            diverged = error
+            before = time.perf_counter()
+            continue
         timings.append(Timing(start, step, (time.perf_counter() - before) / sequences))
         before = time.perf_counter()
+    if not timings:
+        raise UsageError(f"estimate: expected a model that can be trained, got none: {diverged}")
     return Timing(
         *(statistics.fmean(getattr(timing, each.name) for timing in timings) for each in dataclasses.fields(Timing))
     )

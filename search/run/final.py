@@ -10,7 +10,7 @@ from autobert_zero.search.report.tables import MODELS
 from autobert_zero.search.run.errors import SearchFailed
 from autobert_zero.search.run.jobs import training_job
 from autobert_zero.search.run.problem import Problem
-from autobert_zero.search.run.workers import Future, Workers
+from autobert_zero.search.run.workers import Workers
 from autobert_zero.search.settings import FinalSettings
 
 
@@ -79,19 +79,14 @@ def train_final(
     Raises: SearchFailed if all of them diverge.
     """
 
-    def submit(finalist: dict[str, Any]) -> Future:
-        job = training_job(problem, str(finalist["index"]), finalist["genome"], problem.settings.final.final_steps)
-        return workers.submit(f"final-{finalist['index']}", job)
-
-    genome = Genome.from_list(finalists[0]["genome"], problem.custom_operations.rules)
-    jobs = baseline_jobs(problem, problem.costs.parameters(genome))
-    first = submit(finalists[0])
-    futures = {name: workers.submit(f"final-{job['name']}", job) for name, job in jobs.items()}
-    result_of_first = first.result()
-    baselines = {name: future.result() for name, future in futures.items()}
-    for number, finalist in enumerate(finalists):
-        result = result_of_first if number == 0 else submit(finalist).result()
+    for finalist in finalists:
+        genome = Genome.from_list(finalist["genome"], problem.custom_operations.rules)
+        found = training_job(problem, str(finalist["index"]), finalist["genome"], problem.settings.final.final_steps)
+        jobs = {MODELS["found"]: found, **baseline_jobs(problem, problem.costs.parameters(genome))}
+        futures = {name: workers.submit(f"final-{job['name']}", job) for name, job in jobs.items()}
+        results = {name: future.result() for name, future in futures.items()}
+        result = results[MODELS["found"]]
         if result["loss"] is not None:
-            return {MODELS["found"]: result, **baselines}, finalist
+            return results, finalist
         say(f"Candidate {finalist['index']} cannot be trained: {result['reason']}. Trying the next best.")
     raise SearchFailed("none of the finalists can be trained; try a lower learning_rate in another output_dir")

@@ -102,7 +102,8 @@ class JobRunner:
             return dataclasses.asdict(problem.proxy.score(genome, self.supernet, job["threshold"]))
         name = f"#{job['name']}" if job["name"].isdigit() else job["name"]  # of a candidate, or a baseline
         bar = self.console.bar(f"train {name}", job["steps"])
-        curve = LossCurve(self.folder / f"final-{job['name']}.jsonl", problem.settings.final.final_steps)
+        identity = self._identity(genome, job["model"])
+        curve = LossCurve(self.folder / f"final-{job['name']}-{identity}.jsonl", problem.settings.final.final_steps)
 
         def progress(done: int, loss: float) -> None:
             bar(done, loss)
@@ -120,7 +121,7 @@ class JobRunner:
             curve.lines.close()
         result: dict[str, Any] = {
             "loss": loss,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": model.num_parameters(),
             "training_losses": curve.values(),
         }
         with contextlib.suppress(FloatingPointError):  # without a mixer, a model may overflow
@@ -128,6 +129,9 @@ class JobRunner:
             result["layer_importance"] = [round(other - loss, 4) for other in without]
         result["attention_by_distance"] = problem.proxy.attention_by_distance(model)
         return result
+
+    def _identity(self, genome: Genome, model: dict[str, Any] | None) -> str:
+        return json_digest([self.problem.full_identity, genome.to_list(), model or {}])
 
     def train(
         self,
@@ -140,8 +144,7 @@ class JobRunner:
         """The final training of a genome, or its first steps, resumed from its checkpoint."""
         settings, proxy = self.problem.settings, self.problem.proxy
         schedule = proxy.schedule(settings.final.final_steps, settings.training.learning_rate)
-        training = json_digest([self.problem.full_identity, genome.to_list(), model or {}])
-        checkpoint = make_checkpoint(self.problem, self.folder, f"final-{name}", training)
+        checkpoint = make_checkpoint(self.problem, self.folder, f"final-{name}", self._identity(genome, model))
         builder = dataclasses.replace(proxy.builder, settings=dataclasses.replace(settings.model, **(model or {})))
         return proxy.train_from_scratch(genome, schedule, checkpoint, progress, steps, builder)
 

@@ -113,9 +113,20 @@ class Problem:
         return cls(settings, corpus, custom, costs, space, strategy, proxy, data, first)
 
     def replace(self, **settings: Any) -> "Problem":
-        """The problem with other settings, on the same text. Raises: ValueError as `prepare` does."""
+        """The problem with other settings, on the same text, in the order of its seed.
+
+        Raises: ValueError as `prepare` does, and for settings that the tokens depend on.
+        """
         changed = self.settings.replace(**settings)
-        return Problem.prepare(changed, self.proxy.device, self.proxy.stop, corpus=self.corpus)
+        for name, old, new in (
+            ("text", self.settings.text, changed.text),
+            ("sequence_length", self.settings.model.sequence_length, changed.model.sequence_length),
+        ):
+            if new != old:
+                raise ValueError(f"{name}: expected {old} as before, got {new}")
+        seed = changed.run.seed
+        corpus = self.corpus if seed == self.corpus.seed else self.corpus.with_seed(seed)
+        return Problem.prepare(changed, self.proxy.device, self.proxy.stop, corpus=corpus)
 
     @property
     def source(self) -> str:

@@ -534,7 +534,13 @@ def test_a_winner_that_diverges_is_replaced_by_the_next_best(finished, tmp_path,
         text == f"{r['score']:.4f}" for (_, text), r in zip(printed, history, strict=True) if r["status"] == "ok"
     )
     assert f"Candidate {first['index']} cannot be trained: loss: expected a finite" in out
-    assert json.loads(Path(settings.run.output_dir, "summary.json").read_text())["best"] == second
+    summary = json.loads(Path(settings.run.output_dir, "summary.json").read_text())
+    assert summary["best"] == second
+    found, *baselines = [result["parameters"] for name, result in summary["results"].items() if name != "unigram"]
+    before = json.loads(Path(expected.run.output_dir, "summary.json").read_text())["results"]
+    size_of_first = next(iter(before.values()))["parameters"]
+    for baseline in baselines:  # of the size of the second, which is not that of the first
+        assert abs(baseline - found) < abs(size_of_first - found)
 
 
 @pytest.mark.slow

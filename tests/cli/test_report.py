@@ -102,12 +102,12 @@ def test_report_and_compare(capsys, folder, tmp_path):
     [row] = json.loads(capsys.readouterr().out)
     assert row["runs"] == [folder.name, "finished"] and row["losses"] == {
         "found": [3.5, None],
-        "bert": [None, None],
-        "bert_rotary": [None, None],
+        "bert": [None, None],  # it diverged
+        "bert_rotary": None,
     }
     assert row["lead"] == [None, None]
     main(["compare", str(folder), str(finished)])
-    assert re.search(r"^  finished +-\d\.\d{4} +3\.5000$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^  finished +-\d\.\d{4} +3\.5000 +diverged +diverged$", capsys.readouterr().out, re.MULTILINE)
     main(["compare", str(finished)])
     out = capsys.readouterr().out.splitlines()
     assert re.search(r"finished +1 +-\d\.\d{4} +3\.5000$", out[-1])

@@ -90,27 +90,33 @@ def test_a_path_that_overflows_is_skipped(tiny_settings, monkeypatch):
     original = AutoBertZeroForMaskedLM.forward
     calls = []
 
-    def forward(self, input_ids, labels):
-        output = original(self, input_ids, labels=labels)
-        calls.append(1)
-        if len(calls) in (2, 5):  # the second path, also when the step is repeated
-            output.loss = output.loss * float("inf")
-        return output
+    def gradients(factor):
+        calls.clear()
 
-    def gradients(paths):
+        def forward(self, input_ids, labels):
+            output = original(self, input_ids, labels=labels)
+            calls.append(1)
+            if len(calls) in (2, 5):  # the second path, also when the step is repeated
+                output.loss = output.loss * factor
+            return output
+
+        monkeypatch.setattr(AutoBertZeroForMaskedLM, "forward", forward)
         supernet = problem.new_supernet()
         found = []
         monkeypatch.setattr(
             torch.nn.utils, "clip_grad_norm_", lambda parameters, _: found.extend(p.grad for p in parameters)
         )
-        train_supernet(supernet, paths, problem.corpus, problem.settings.supernet, problem.settings.training)
+        train_supernet(supernet, problem.paths(), problem.corpus, problem.settings.supernet, problem.settings.training)
         return [None if gradient is None else gradient.clone() for gradient in found]
 
-    monkeypatch.setattr(AutoBertZeroForMaskedLM, "forward", forward)
-    one = gradients(problem.paths())
+    found = gradients(float("inf"))
     assert len(calls) == 6
-    assert all(gradient is None or gradient.isfinite().all() for gradient in one)
-    assert any(gradient is not None and gradient.any() for gradient in one)
+    expected = gradients(0.0)  # the same sum, as a mean over three paths instead of two
+    assert len(calls) == 3
+    assert any(gradient is not None and gradient.any() for gradient in found)
+    for two, three in zip(found, expected, strict=True):
+        if two is not None:
+            torch.testing.assert_close(two, three * 3 / 2)
 
 
 def test_batches_are_built_ahead_and_depend_on_their_number_only():
@@ -129,6 +135,21 @@ def test_batches_are_built_ahead_and_depend_on_their_number_only():
         assert ready.wait(10)  # without being asked for
         assert batches(7) == (7, -7) and batches(2) == (2, -2)
     assert built[: 2 + AHEAD] == list(range(2 + AHEAD)) and set(built) <= {0, 1, 2, 3, 4, 7}
+
+
+def test_batches_are_built_in_the_given_order():
+    """Also if one does not follow the other by a constant: three paths of a step in two processes."""
+    order = [0, 2, 3, 5, 6, 8]
+    built = []
+
+    def build(number):
+        built.append(number)
+        return torch.tensor(number), torch.tensor(number)
+
+    with Batches(build, torch.device("cpu"), 9, lambda number: order[(order.index(number) + 1) % 6]) as batches:
+        for number in order[:4]:
+            assert batches(number)[0] == number
+    assert built == order[: len(built)] and len(built) >= 4
 
 
 def test_an_error_of_a_batch_is_raised_where_it_is_needed():

@@ -1,5 +1,6 @@
 """The super-network, its training, and the scores of candidates that inherit its weights."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -76,6 +77,17 @@ def test_the_loss_without_a_mixer(problem):
         torch.nn.init.zeros_(mixer.dense.weight)
         torch.nn.init.zeros_(mixer.dense.bias)
         assert problem.proxy.loss(model, "test") == pytest.approx(without, abs=1e-6)
+
+
+def test_the_loss_without_a_mixer_of_a_compiled_model(problem):
+    plain = problem.proxy.builder.model(GENOME)
+    compiled = copy.deepcopy(plain)
+    for layer in compiled.base_model.encoder.layer:
+        layer.compile(backend="eager")
+    assert problem.proxy.loss(compiled, "test") == pytest.approx(problem.proxy.loss(plain, "test"))
+    for layer in range(len(GENOME)):
+        without = problem.proxy.loss_without_mixer(plain, layer)
+        assert problem.proxy.loss_without_mixer(compiled, layer) == pytest.approx(without)
 
 
 @pytest.mark.parametrize("operations", [["paper"], ["matmul", "transpose", "softmax"], ["all"]])

@@ -398,6 +398,11 @@ def test_a_training_of_a_given_time(folder, run, clock, monkeypatch):
     again = json.loads((folder / "out" / "results.json").read_text())
     assert 40 <= again["seconds"] <= 43 and repeated[0] == 16 and len(repeated) <= 40 - before
     assert set(again["losses"]["test"]) == {"0.25", "0.5", "0.75", "1"}
+    # As if killed after the last step.
+    (folder / "out" / "results.json").unlink()
+    run(**timed)
+    late = json.loads((folder / "out" / "results.json").read_text())
+    assert set(late["losses"]["test"]) == {"0.25", "0.5", "0.75", "1"} and late["steps"] <= again["steps"] + 1
 
 
 @pytest.mark.parametrize(

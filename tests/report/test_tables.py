@@ -28,9 +28,27 @@ def test_layer_importance_is_shown_only_with_that_of_the_found_model():
     assert tables.layers_text(summary) == "  1   +0.500  convolution 3\n  2   -0.250  convolution 5"
     names = ["convolution 3", "convolution 5"]
     assert tables.layer_rows(summary, names)[0] == ("1", "convolution 3", "+0.500", "+0.100")
+    assert tables.layers_note(summary, names) == (
+        "Layer 1, convolution 3, matters most: without it the test loss rises by 0.500 nats. Layer 2, convolution 5, matters "
+        "least: -0.250."
+    )
     del results["found"]["layer_importance"]
+    assert tables.layers_note(summary, names) == ""
     assert tables.layers_text(summary) == "  1  convolution 3\n  2  convolution 5"
     assert tables.layer_importance(summary) == {} and tables.layer_rows(summary, names)[1] == ("2", "convolution 5")
+
+
+def test_attentions_without_weights_are_named():
+    genes = [{"kind": "attention", "expression": "add(matmul(q, matmul(transpose(k), v)), rotary(v))"}] * 2
+    results = {"found": {"attention_by_distance": {"2": [[0.0, 1.0, 0.0]]}}}
+    summary = {"best": {"genome": genes}, "custom_operations": {}, "results": results}
+    names = ["attention A", "attention A"]
+    note = tables.unweighted_note(summary, names)
+    assert note == "No weights between pairs of tokens are computed by attention A (layer 1)."
+    results["found"]["attention_by_distance"]["1"] = [[0.0, 1.0, 0.0]]
+    assert tables.unweighted_note(summary, names) == ""
+    del results["found"]["attention_by_distance"]  # of a version that did not measure them
+    assert tables.unweighted_note(summary, names) == ""
 
 
 def test_a_warning_if_candidates_do_not_learn():

@@ -7,6 +7,7 @@ from autobert_zero.configuration_autobert_zero import ROTARY_ATTENTION, Convolut
 from autobert_zero.search.cli.search import main
 from autobert_zero.search.evaluation.measure import count_flops
 from autobert_zero.search.run import estimate as module
+from autobert_zero.search.run.errors import UsageError
 from autobert_zero.search.run.estimate import (
     activation_bytes,
     estimate,
@@ -15,6 +16,7 @@ from autobert_zero.search.run.estimate import (
 )
 from autobert_zero.search.run.problem import Problem
 from tests.conftest import command_line
+from tests.evaluation.glue_files import write_task
 
 
 @pytest.fixture
@@ -126,6 +128,47 @@ def test_durations(problem, monkeypatch):
     assert one["candidates"] == 8 * (0.5 + 3 * 2.0 + 8 * 0.25) and four["candidates"] == one["candidates"] / 4
     assert one["super-network"] == 0.5 + 5 * 2.0 and four["super-network"] == one["super-network"] / 2  # two paths
     assert four["final: found"] == one["final: found"]
+
+
+def test_a_model_that_diverges_is_not_timed(problem, monkeypatch):
+    original, calls = type(problem.proxy).train, []
+
+    def train(self, *arguments, **more):
+        calls.append(1)
+        if len(calls) % 3 == 1:
+            raise FloatingPointError("loss: expected a finite number, got nan at step 0")
+        return original(self, *arguments, **more)
+
+    class OneProcess:
+        num_processes = 1
+
+    monkeypatch.setattr(type(problem.proxy), "train", train)
+    assert all(phase.seconds for phase in estimate(problem, OneProcess()) if phase.steps)
+
+    def diverges(*arguments, **more):
+        raise FloatingPointError("loss: expected a finite number, got nan at step 0")
+
+    monkeypatch.setattr(type(problem.proxy), "train", diverges)
+    with pytest.raises(UsageError, match="expected a model that can be trained, got none: loss: expected a finite"):
+        estimate(problem, OneProcess())
+
+
+def test_fine_tuning_on_glue(problem, tmp_path):
+    """It costs what its steps cost."""
+    write_task(tmp_path, "rte", rows=40)
+    glue = {"proxy": "glue", "proxy_tasks": ["rte"], "glue_dir": str(tmp_path), "max_evaluations": 10, "finalists": 1}
+
+    class OneProcess:
+        num_processes = 1
+
+    few, many = (
+        {phase.name: phase for phase in estimate(problem.replace(**glue, glue_steps=steps), OneProcess())}
+        for steps in (5, 5000)
+    )
+    few, many = few["fine-tuning on GLUE"], many["fine-tuning on GLUE"]
+    batch = problem.settings.training.batch_size * problem.settings.model.sequence_length
+    assert few.steps == 10 * 5 and few.tokens == 10 * 5 * batch and many.steps == 1000 * few.steps
+    assert 100 * few.seconds < many.seconds and 300 * few.flops < many.flops < 1000 * few.flops
 
 
 def test_the_command(tiny_settings, capsys, tmp_path):

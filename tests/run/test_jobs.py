@@ -57,6 +57,9 @@ def test_the_losses_of_a_training(runner):
     steps = runner.problem.settings.final.final_steps
     half, whole = (training_job(runner.problem, "1", GENOME.to_list(), n) for n in (steps // 2, steps))
     assert set(runner(half)) == {"score"}
+    other = [{**job, "model": {"intermediate_size": 24}} for job in (half, whole)]
+    runner(other[0])  # of one name; its losses are not those of this training
     continued = runner(whole)["training_losses"]
+    assert runner(other[1])["training_losses"] != continued
     at_once = runner({**whole, "name": "2"})["training_losses"]
     assert [step for step, _ in continued] == list(range(1, steps + 1)) and continued == at_once

@@ -53,6 +53,17 @@ def test_replace_keeps_the_corpus_and_changes_the_space(problem):
         problem.replace(max_attention_layers=0)
 
 
+def test_replace_changes_the_order_of_the_text_with_the_seed(problem, tiny_settings):
+    changed = problem.replace(seed=7)
+    expected = prepare(tiny_settings.replace(seed=7))
+    assert changed.identity == expected.identity and changed.corpus.seed == 7
+    ids, same, other = (each.corpus.batch("final", 0, 4)[0] for each in (changed, expected, problem))
+    assert torch.equal(ids, same) and not torch.equal(ids, other)
+    for name, value in {"sequence_length": 8, "vocab_size": 120}.items():
+        with pytest.raises(ValueError, match=f"{name}|text: expected"):
+            problem.replace(**{name: value})
+
+
 def test_replace_changes_limits(problem):
     assert not isinstance(problem.space, LimitedSpace)
     sizes = sorted(problem.costs.parameters(problem.space.random(random_stream(i))) for i in range(50))
