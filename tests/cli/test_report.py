@@ -110,7 +110,7 @@ def test_report_and_compare(capsys, folder, tmp_path):
     assert re.search(r"^  finished +-\d\.\d{4} +3\.5000 +diverged +diverged$", capsys.readouterr().out, re.MULTILINE)
     main(["compare", str(finished)])
     out = capsys.readouterr().out.splitlines()
-    assert re.search(r"finished +1 +-\d\.\d{4} +3\.5000$", out[-1])
+    assert re.search(r"finished +1 +-\d\.\d{4} +3\.5000 +diverged +diverged$", out[-1])
     # Ahead of the better baseline, by run.
     folders = []
     for number, (found, bert, rotary) in enumerate([(3.5, 4.0, 3.6), (3.0, 3.2, 3.4)]):
