@@ -1,39 +1,59 @@
-"""The picture of the README: a found backbone, BERT's, and the losses of both during the final training.
+"""The picture of the README: a found backbone and a rival of equal size, and the losses of all rows of a comparison.
 
-python examples/reproduce/picture.py results/first-light/demo.json docs/found.svg
+python examples/reproduce/picture.py results/model/comparison.json docs/found.svg
 """
 
 import argparse
 import html
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
-from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Genome
+from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter, path
 from autobert_zero.search.files import write_text
-from autobert_zero.search.report import charts, figures, notation, tables
-from autobert_zero.search.report.drawing import draw_genome, to_svg
+from autobert_zero.search.report import charts, notation
+from autobert_zero.search.report.charts import Series
+from autobert_zero.search.report.drawing import COLUMN_GAP, Picture, draw_attention, draw_backbone, to_svg
 from autobert_zero.search.report.page import TEMPLATES
-from autobert_zero.search.report.recorded_run import Summary, read_summary
 
 
+# Rows that are drawn as backbones.
+FOUND, RIVAL = "found", "bert_rotary"
+# The part of the training whose losses are shown: before, all lines fall steeply, and none can be told from another.
+FIRST = 0.2
 # Height of a title and of an entry of the legend, and the space between panels.
-LINE, GAP = 26, 36
+LINE, GAP = 26, 44
 FONT = 'font-family="system-ui, sans-serif" font-size="15" fill="var(--ink)"'
 
 
-def picture(summary: Summary) -> str:
-    """SVG without references, for light and dark pages. Raises: ValueError if the run recorded no losses."""
-    series, levels = figures.losses_of_models(summary)
-    if not series:
-        raise ValueError("summary: expected losses of the final trainings, got none")
-    genome = tables.summary_genome(summary)
-    chart = charts.plot("Losses of the final trainings", series, "tokens", "loss in nats", levels)
+def picture(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """SVG without references, for light and dark pages.
+
+    Args:
+        rows: of the JSON file of a comparison.
+
+    Raises: ValueError without the rows `FOUND` and `RIVAL`, with their losses.
+    """
+    for row in (FOUND, RIVAL):
+        if not rows.get(row, {}).get("curve"):
+            raise ValueError(f"rows: expected {row} with its losses, got {', '.join(rows)}")
+    series = [
+        Series(
+            row["name"],
+            *zip(*((part * row["tokens"], y) for part, y in row["curve"] if part >= FIRST), strict=True),
+            i,
+        )
+        for i, row in enumerate(row for row in rows.values() if row["curve"])
+    ]
+    chart = charts.plot("Losses during pre-training", series, "tokens", "loss in nats")
     panels = [
-        ("Found", *_genome(genome)),
-        ("BERT", *_genome(Genome([SELF_ATTENTION] * len(genome)))),
-        ("Trained from scratch, at equal size", chart, charts.WIDTH, charts.HEIGHT),
+        (rows[FOUND]["name"], *_backbone(rows[FOUND])),
+        (rows[RIVAL]["name"], *_backbone(rows[RIVAL])),
+        ("Pre-trained from scratch, at equal size", chart, charts.WIDTH, charts.HEIGHT),
     ]
     x, parts = 0.0, []
     for title, svg, width, height in panels:
@@ -53,23 +73,34 @@ def picture(summary: Summary) -> str:
     width = x - GAP
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'height="{height:.0f}" role="img" aria-label="A found backbone, BERT\'s, and their losses">'
+        f'height="{height:.0f}" role="img" aria-label="A found backbone, a rival of equal size, and their losses">'
         f"<style>{style}</style>\n" + "\n".join(parts) + "\n</svg>\n"
     )
 
 
-def _genome(genome: Genome) -> tuple[str, float, float]:
-    drawn = draw_genome(notation.simplified(genome))
+def _backbone(row: Mapping[str, Any]) -> tuple[str, float, float]:
+    """SVG, width and height of the layers of a row and of its first attention."""
+    genome = notation.simplified(Genome.from_list(row["genome"]))
+    drawn = draw_backbone(genome)
+    for attention, letter in notation.distinct_attentions(genome).items():
+        graph = draw_attention(attention.expression, letter)
+        both = Picture(max(drawn.width, graph.width), drawn.height + COLUMN_GAP + graph.height, "genome")
+        both.add(drawn, 0, 0)
+        both.add(graph, 0, drawn.height + COLUMN_GAP)
+        drawn = both
+        break
+    drawn.width, drawn.height = drawn.width + 2, drawn.height + 2  # half of a line, at the edges
     return to_svg(drawn), drawn.width, drawn.height
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=ScriptHelpFormatter, allow_abbrev=False)
-    parser.add_argument("summary", type=path, help="summary.json of a finished run.")
+    parser.add_argument("comparison", type=path, help="JSON file that compare.py wrote by --results.")
     parser.add_argument("output", type=path, help="File to write, in SVG.")
     given = parser.parse_args(arguments)
     try:
-        write_text(given.output, picture(read_summary(Path(given.summary))))
+        comparison = json.loads(Path(given.comparison).read_text(encoding="utf-8"))
+        write_text(given.output, picture(comparison["rows"]))
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(given.output)

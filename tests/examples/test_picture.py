@@ -1,26 +1,33 @@
 """The picture of the README."""
 
 import json
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from reproduce.picture import main
 
+from autobert_zero.configuration_autobert_zero import ROTARY_ATTENTION, Convolution, Genome
 
-SUMMARY = Path(__file__).resolve().parents[1] / "fixtures" / "run-0.1" / "summary.json"
+
+def row(name: str, genome: Genome | None, loss: float) -> dict:
+    curve = [[part / 10, loss - part / 10] for part in range(1, 11)]
+    return {"name": name, "genome": genome and genome.to_list(), "tokens": 1000, "curve": curve}
 
 
 def test_the_picture(tmp_path, capsys):
-    with pytest.raises(SystemExit):  # a run of a version that recorded no losses
-        main([str(SUMMARY), str(tmp_path / "found.svg")])
-    assert "summary: expected losses of the final trainings, got none" in capsys.readouterr().err
-    summary = json.loads(SUMMARY.read_text())
-    names = [name for name in summary["results"] if name != "unigram"]
-    for name in names:
-        summary["results"][name]["training_losses"] = [[2, 5.0], [4, 4.5], [6, 4.0], [8, 3.5]]
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    main([str(tmp_path / "summary.json"), str(tmp_path / "found.svg")])
+    rows = {
+        "found": row("Found", Genome([ROTARY_ATTENTION, Convolution(5)]), 5.0),
+        "bert_rotary": row("BERT, rotary", Genome([ROTARY_ATTENTION] * 2), 5.5),
+        "convbert": row("ConvBERT", None, 6.0),
+        "untrained": {**row("untrained", None, 9.0), "curve": []},
+    }
+    file = tmp_path / "comparison.json"
+    file.write_text(json.dumps({"rows": {name: rows[name] for name in ("found", "convbert")}}))
+    with pytest.raises(SystemExit):
+        main([str(file), str(tmp_path / "found.svg")])
+    assert "rows: expected bert_rotary with its losses, got found, convbert" in capsys.readouterr().err
+    file.write_text(json.dumps({"rows": rows}))
+    main([str(file), str(tmp_path / "found.svg")])
     root = ElementTree.parse(tmp_path / "found.svg").getroot()
     space = {"svg": "http://www.w3.org/2000/svg"}
     panels = root.findall("svg:svg", space)
@@ -29,6 +36,7 @@ def test_the_picture(tmp_path, capsys):
     left = [float(panel.get("x")) for panel in panels]
     assert all(a < b for a, b in zip(right, left[1:], strict=False)) and right[-1] <= float(root.get("width")) + 1
     curves = panels[-1].findall("svg:polyline", space)
-    assert len(curves) == len(names) and len(curves[0].get("points").split()) == 3  # without the first
-    texts = "".join(root.itertext())
-    assert "Found" in texts and "BERT" in texts and all(name in texts for name in names)
+    assert len(curves) == 3 and len(curves[0].get("points").split()) == 9  # without the first fifth
+    texts = list(root.itertext())
+    assert "conv 5" in texts and texts.count("A") == 5 and {"Found", "BERT, rotary", "ConvBERT"} <= set(texts)
+    assert "untrained" not in texts
