@@ -12,7 +12,6 @@ import sys
 
 import torch
 
-from autobert_zero.search.evaluation.supernet import train_supernet
 from autobert_zero.search.files import write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
@@ -55,9 +54,7 @@ def peak() -> int:
 def measure(problem: Problem) -> dict[str, float]:
     before = peak()
     supernet = problem.new_supernet()
-    train_supernet(
-        supernet, problem.paths(), problem.corpus, problem.settings.supernet, problem.settings.training, None, None
-    )
+    problem.train_supernet(supernet)
     after_supernet = peak()
     outcome = problem.proxy.score(problem.first[0].genome, supernet)
     if outcome.status != "ok":

@@ -27,7 +27,7 @@ from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.cli.arguments import parse_with_settings
 from autobert_zero.search.evaluation.proxy import MaskedLMProxy
-from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
+from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import Checkpoint, seed_torch
 from autobert_zero.search.files import JsonLines, json_digest, write_json
 from autobert_zero.search.genomes import read_genome
@@ -329,10 +329,7 @@ def main() -> None:
             if main_process and done % 250 == 0:
                 print(f"super-network, {scheme}: step {done}, loss {loss:.3f}", flush=True)
 
-        supernet_settings, training = changed.settings.supernet, changed.settings.training
-        train_supernet(
-            supernet, changed.paths(), problem.corpus, supernet_settings, training, accelerator, checkpoint, progress
-        )
+        changed.train_supernet(supernet, accelerator, checkpoint, progress)
         trainer.supernet = supernet
 
     measure("full 0", "full", seed=0)

@@ -20,7 +20,6 @@ import transformers
 from rank_fidelity import SCHEMES, tau
 
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter
-from autobert_zero.search.evaluation.supernet import train_supernet
 from autobert_zero.search.evaluation.training import Checkpoint
 from autobert_zero.search.evolution.history import read_history
 from autobert_zero.search.files import write_json
@@ -38,9 +37,7 @@ def inherited_scores(problem: Problem, genomes: list[Any], folder: Path) -> list
     checkpoint = Checkpoint(
         folder / f"supernet-{problem.identity}.safetensors", problem.identity, settings.run.checkpoint_seconds
     )
-    train_supernet(
-        supernet, problem.paths(), problem.corpus, settings.supernet, settings.training, checkpoint=checkpoint
-    )
+    problem.train_supernet(supernet, checkpoint=checkpoint)
     return [-problem.proxy.loss(supernet.candidate(genome), "validation") for genome in genomes]
 
 
@@ -67,7 +64,7 @@ def main() -> None:
     torch.set_num_threads(settings.run.num_threads)
     folder = Path(settings.run.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    known = [record for record in records if record.score is not None and record.result.status == "ok"]
+    known = [record for record in records if record.score is not None]
     trained = np.array([record.score for record in known])
     better = trained >= np.median(trained)
     found = {}

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from autobert_zero.search.evolution.archive import Archive, Outcome, Record
 from autobert_zero.search.evolution.history import History
@@ -57,8 +58,7 @@ def evaluate(record: Record) -> Outcome:
 
 
 def resident_mib() -> float:
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) / 1024
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def measure_replay(history: list[Record]) -> dict[str, float]:

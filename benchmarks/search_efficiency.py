@@ -20,7 +20,7 @@ import transformers
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.cli.arguments import parse_with_settings
-from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
+from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import Checkpoint
 from autobert_zero.search.evolution.archive import Archive, Outcome, Record
 from autobert_zero.search.evolution.history import History, read_history
@@ -78,9 +78,7 @@ class Searches:
         supernet = problem.new_supernet()
         path = Path(settings.run.output_dir) / f"supernet-{settings.run.seed}.safetensors"
         checkpoint = Checkpoint(path, problem.identity, settings.run.checkpoint_seconds)
-        train_supernet(
-            supernet, problem.paths(), problem.corpus, settings.supernet, settings.training, checkpoint=checkpoint
-        )
+        problem.train_supernet(supernet, checkpoint=checkpoint)
         return supernet
 
     def __call__(self, job: dict[str, Any]) -> Any:

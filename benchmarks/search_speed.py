@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from throughput import matmul_rate, summary
 
-from autobert_zero.search.evaluation.measure import default_device
-from autobert_zero.search.evaluation.supernet import train_supernet
+from autobert_zero.search.evaluation.measure import default_device, synchronize
 from autobert_zero.search.evaluation.training import MAX_GRADIENT_NORM
 from autobert_zero.search.files import write_json
 from autobert_zero.search.provenance import commit as current_commit
@@ -72,11 +71,6 @@ def bare_loop(module: torch.nn.Module, losses: list[Callable[[], torch.Tensor]])
     return time.perf_counter() - start
 
 
-def synchronize() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-
-
 def measure(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
     problem = Problem.prepare(settings_of(size), device)
     settings, proxy, corpus = problem.settings, problem.proxy, problem.corpus
@@ -98,14 +92,7 @@ def measure(size: str, rounds: int, device: torch.device) -> dict[str, Any]:
     schedule = proxy.schedule(STEPS + WARMUP_STEPS, 1e-4)
     pairs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
         "super-network": (
-            lambda: (
-                STEPS
-                * step_seconds(
-                    lambda progress: train_supernet(
-                        supernet, problem.paths(), corpus, settings.supernet, settings.training, progress=progress
-                    )
-                )
-            ),
+            lambda: STEPS * step_seconds(lambda progress: problem.train_supernet(supernet, progress=progress)),
             lambda: bare_loop(supernet, path_losses),
         ),
         "candidate": (

@@ -25,7 +25,7 @@ from transformers import BertConfig, BertModel, ConvBertConfig, ConvBertModel, M
 
 from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel, DepthwiseConvolution
-from autobert_zero.search.evaluation.measure import count_flops
+from autobert_zero.search.evaluation.measure import count_flops, default_device, synchronize
 from autobert_zero.search.files import write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
@@ -79,8 +79,7 @@ def step(model: torch.nn.Module, mode: str, inputs: dict[str, torch.Tensor], dty
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             model(**inputs).last_hidden_state.float().square().mean().backward()
         model.zero_grad(set_to_none=True)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize()
 
 
 def prepare(name: str, mode: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
@@ -134,8 +133,7 @@ def matmul_rate(tokens: int, dtype: torch.dtype, device: torch.device, width: in
         start = time.perf_counter()
         for _ in range(repeats):
             a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
         return 2 * a.numel() * b.shape[1] * repeats / (time.perf_counter() - start)
 
     return measure
@@ -193,7 +191,7 @@ def count_costs(row, device: torch.device) -> dict:
         passes = 1 if mode.endswith("inference") else 3
         costs[name] = {
             "gflop": round(passes * flops / 1e9, 2),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": model.num_parameters(),
         }
     return {"costs": costs}
 
@@ -262,14 +260,12 @@ def measure_convolutions(batch: int, tokens: int, rounds: int, device: torch.dev
         def inference(forward=forward):
             with torch.inference_mode():
                 forward()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize()
 
         def training(forward=forward, module=module):
             y = forward()
             torch.autograd.grad(y, [x, *module.parameters()], torch.ones_like(y))
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize()
 
         seconds = take_turns({"inference": inference, "training": training}, rounds)
         results[name] = {mode: round(statistics.median(s) * 1e3, 3) for mode, s in seconds.items()}
@@ -313,7 +309,7 @@ def main() -> None:
         return
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     commit = current_commit()  # before the output file changes
     results = {"rows": {}}
     if args.output and args.output.exists():

@@ -101,7 +101,7 @@ def analyze(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
         "token_similarity": [round(token_similarity(state), 5) for state in states],
         "effective_rank": [round(effective_rank(values), 2) for values in spectra],
         "singular_values": [[round(float(v), 6) for v in values] for values in spectra],
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": model.num_parameters(),
         "flops": count_backbone_flops(model, ids.shape[1]),
     }
 
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
         "text": Path(given.text_file).name,
         "sequences": given.sequences,
         "sequence_length": given.sequence_length,
-        **provenance(commit, "cuda" if torch.cuda.is_available() else "cpu"),
+        **provenance(commit, default_device().type),
         "threads": torch.get_num_threads(),
     }
     write_json(given.output_dir / "analysis.json", {**facts, "models": results})

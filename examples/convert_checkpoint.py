@@ -242,9 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         tokenizer.save_pretrained(args.output_dir)
     except Exception as error:  # transformers raises many kinds for damaged files
         print(f"no tokenizer was copied: {one_line(error)}")
-    print(
-        f"{type(model).__name__} with {sum(p.numel() for p in model.parameters()):,} parameters in {args.output_dir}"
-    )
+    print(f"{type(model).__name__} with {model.num_parameters():,} parameters in {args.output_dir}")
     print(model.describe())
 
 

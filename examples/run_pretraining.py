@@ -663,7 +663,7 @@ class Pretraining:
             },
             "training_losses": training_losses(trainer.state.log_history),
             "unigram_losses": unigram,
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "parameters": trainer.model.num_parameters(),
             "steps": steps,
             "seconds": budget and round(budget.seconds, 1),
             "tokens": steps * self.identity["batch"] * block,

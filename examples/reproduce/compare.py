@@ -119,7 +119,7 @@ class Comparison:
     def _count(self, row: str, intermediate_size: int) -> int:
         with torch.device("meta"):
             model = make_model(self._config(row, intermediate_size), "mlm")
-        return sum(p.numel() for p in model.parameters())
+        return model.num_parameters()
 
     def intermediate_size(self, row: str) -> int:
         """Width of the feed-forward part at which the row has as many parameters as BERT."""

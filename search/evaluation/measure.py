@@ -25,6 +25,12 @@ def default_device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
+def synchronize() -> None:
+    """Wait for the accelerator, if there is one."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
 def count_flops(function: Callable[..., Any], *inputs: Any) -> int:
     """Multiplications and additions in the matrix products and convolutions of a call, such as a forward pass."""
     # By plain products: the counter does not know the FLOPs of fused attention on a CPU. With gradients enabled, or
@@ -49,8 +55,7 @@ def median_latencies(calls: Sequence[Callable[[], Any]], device: torch.device, r
         for call, times in zip(calls, seconds, strict=True):
             start = time.perf_counter()
             call()
-            if device.type != "cpu":
-                torch.accelerator.synchronize()
+            synchronize()
             times.append(time.perf_counter() - start)
     return [1000 * statistics.median(times[WARMUP_ROUNDS:]) for times in seconds]
 

@@ -235,7 +235,7 @@ def draw_genome(genome: Genome) -> Picture:
     limit = max(PAGE_WIDTH, row.width, *(part.width for part in parts), 0)
     picture = Picture(0, 0, "genome")
     picture.add(row, MARGIN, 0)
-    x, y, tallest, widest = float(MARGIN), row.height + MARGIN, 0.0, row.width
+    y, widest = row.height + MARGIN, row.width
     for line in _lines(parts, limit):
         tallest = max(part.height for part in line)
         x = float(MARGIN)

@@ -16,7 +16,7 @@ from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.glue_proxy import GlueProxy
 from autobert_zero.search.evaluation.models import checkpoint_activations
-from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
+from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.report.tables import duration, text_table
 from autobert_zero.search.run.errors import UsageError
 from autobert_zero.search.run.final import BASELINES, finalist_steps
@@ -190,12 +190,8 @@ def _timings(problem: Problem) -> dict[str, Timing]:
     settings, proxy = problem.settings, problem.proxy
     supernet = problem.new_supernet()
     # More steps than of other trainings, because each has other paths.
-    short = dataclasses.replace(settings.supernet, supernet_steps=2 * NUM_TIMED + WARMUP_STEPS)
-    step = step_seconds(
-        lambda progress: train_supernet(
-            supernet, problem.paths(), problem.corpus, short, settings.training, progress=progress, stop=proxy.stop
-        )
-    )
+    short = problem.replace(supernet_steps=2 * NUM_TIMED + WARMUP_STEPS)
+    step = step_seconds(lambda progress: short.train_supernet(supernet, progress=progress))
     candidates = [record.genome for record in problem.first[:NUM_TIMED]]
     return {
         "super-network": Timing(0.0, step, 0.0),

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ from autobert_zero.search.evaluation.glue_proxy import GlueProxy, read_tasks
 from autobert_zero.search.evaluation.measure import custom_layer_costs
 from autobert_zero.search.evaluation.models import ModelBuilder
 from autobert_zero.search.evaluation.proxy import MaskedLMProxy
-from autobert_zero.search.evaluation.supernet import PathSampler, SuperNetwork
-from autobert_zero.search.evaluation.training import seed_torch
+from autobert_zero.search.evaluation.supernet import PathSampler, SuperNetwork, train_supernet
+from autobert_zero.search.evaluation.training import Checkpoint, seed_torch
 from autobert_zero.search.evolution.archive import Record
 from autobert_zero.search.evolution.loop import first_generation
 from autobert_zero.search.evolution.strategies import Strategy
@@ -161,6 +162,20 @@ class Problem:
         """The super-network on torch's current device."""
         space = self.settings.space
         return SuperNetwork(self.proxy.builder, max(space.kernel_sizes), space.named_operations())
+
+    def train_supernet(
+        self,
+        supernet: SuperNetwork,
+        accelerator: Accelerator | None = None,
+        checkpoint: Checkpoint | None = None,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> None:
+        """`evaluation.supernet.train_supernet` by the settings."""
+        settings = self.settings
+        train_supernet(
+            *(supernet, self.paths(), self.corpus, settings.supernet, settings.training),
+            *(accelerator, checkpoint, progress, self.proxy.stop),
+        )
 
     def paths(self) -> PathSampler:
         """The paths that the super-network is trained on."""

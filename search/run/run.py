@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search import custom_operations
-from autobert_zero.search.evaluation.supernet import SuperNetwork, train_supernet
+from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import tensors_digest
 from autobert_zero.search.evolution.history import History
 from autobert_zero.search.files import lock_output_dir, replace_folder, write_json, write_text
@@ -221,17 +221,7 @@ class Run:
             bar(done, loss)
             self._log({"supernet/loss": loss}, done)
 
-        train_supernet(
-            supernet,
-            self.problem.paths(),
-            self.problem.corpus,
-            settings.supernet,
-            settings.training,
-            self.accelerator,
-            checkpoint,
-            progress,
-            self.stop,
-        )
+        self.problem.train_supernet(supernet, self.accelerator, checkpoint, progress)
         bar.close()
         # Otherwise the score of a candidate would depend on the process.
         self._require_equal(
