@@ -29,7 +29,7 @@ from autobert_zero.search.cli.arguments import parse_with_settings
 from autobert_zero.search.evaluation.proxy import MaskedLMProxy
 from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import Checkpoint, seed_torch
-from autobert_zero.search.files import JsonLines, json_digest, write_json
+from autobert_zero.search.files import JsonLines, differing_keys, write_json
 from autobert_zero.search.genomes import read_genome
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
@@ -98,8 +98,8 @@ class Rows:
             self.lines.append(header)
             return
         found, *rows = self.lines.values
-        if json_digest(found) != json_digest(header):
-            sys.exit(f"error: {path} is of other settings or another text")
+        if different := differing_keys(found, header):
+            sys.exit(f"error: {path} is of a run that differs in {', '.join(different)}")
         for row in rows:
             self.values[row["method"]][row["candidate"]] = row
 

@@ -1,26 +1,32 @@
-"""How well inherited weights rank the candidates of a finished search by real trainings.
+"""How well inherited weights, and short trainings from scratch, rank the candidates of a finished search by real trainings.
 
     python benchmarks/rank_history.py --history results/model/history.jsonl --prepared_dir runs/model/text \\
-        --supernet_steps 1500 --output_dir runs/rank-history --results results/rank_history.json
+        --supernet_steps 1500 --scratch_steps 100 250 --output_dir runs/rank-history --results results/rank_history.json
 
 `rank_fidelity.py` ranks random genomes, many of which learn nothing; here all descend from good ones, and differ by less.
 The settings are those of the search, but for the steps of the super-network. Trains one by each scheme of
-`rank_fidelity.py`, scores every candidate by its inherited weights without a step, and compares the order with that of
-the search. Candidates that the search pruned or that failed are left out.
+`rank_fidelity.py`, scores every candidate by its inherited weights without a step, then by short trainings from scratch,
+and compares the orders with that of the search. Candidates that the search pruned or that failed are left out.
+
+Scores are rows of `rows.jsonl` in the folder; the same command resumes.
 """
 
 import argparse
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from rank_fidelity import SCHEMES, tau
+from rank_fidelity import SCHEMES, SCRATCH_SEED, Rows, tau
 
+from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter
-from autobert_zero.search.evaluation.training import Checkpoint
+from autobert_zero.search.evaluation.supernet import SuperNetwork
+from autobert_zero.search.evaluation.training import Checkpoint, seed_torch
 from autobert_zero.search.evolution.history import read_history
 from autobert_zero.search.files import write_json
 from autobert_zero.search.genomes import decode_genome
@@ -31,26 +37,41 @@ from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.settings import SearchSettings
 
 
-def inherited_scores(problem: Problem, genomes: list[Any], folder: Path) -> list[float]:
-    """Minus the validation loss of each genome, with the weights of a super-network trained by the settings."""
+def trained_supernet(problem: Problem, folder: Path) -> SuperNetwork:
     settings, supernet = problem.settings, problem.new_supernet()
     checkpoint = Checkpoint(
         folder / f"supernet-{problem.identity}.safetensors", problem.identity, settings.run.checkpoint_seconds
     )
     problem.train_supernet(supernet, checkpoint=checkpoint)
-    return [-problem.proxy.loss(supernet.candidate(genome), "validation") for genome in genomes]
+    return supernet
+
+
+def loss_from_scratch(problem: Problem, genome: Genome, steps: int) -> float:
+    """The validation loss after a training with other initial weights than those of the search."""
+    proxy = problem.proxy
+    seed_torch(problem.settings.run.seed + SCRATCH_SEED, "final")
+    model = proxy.builder.model(genome).to(proxy.device)
+    proxy.train(model, proxy.schedule(steps, problem.settings.training.learning_rate), "candidate")
+    return proxy.loss(model, "validation")
+
+
+def ranked(scores: dict[int, float], trained: np.ndarray, better: np.ndarray) -> dict[str, Any]:
+    """Tau of scores with those of the search, of all candidates and of the better ones."""
+    values = np.array(list(scores.values()))
+    return {"all": tau(values, trained), "better half": tau(values[better], trained[better]), "scores": scores}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=ScriptHelpFormatter, allow_abbrev=False)
     parser.add_argument("--history", required=True, help="history.jsonl of the finished search.")
     parser.add_argument("--supernet_steps", type=int, default=1500, help="Steps of each super-network.")
+    parser.add_argument("--scratch_steps", type=int, nargs="*", default=[], help="Steps of trainings from scratch.")
     parser.add_argument("--output_dir", required=True, help="Folder of the super-networks; the same command resumes.")
     parser.add_argument("--prepared_dir", help="Folder of the tokenized text.")
     parser.add_argument("--num_threads", type=int, default=1, help="Threads of torch.")
     parser.add_argument("--results", help="JSON file for the results.")
     given = vars(parser.parse_args())
-    history, results = given.pop("history"), given.pop("results")
+    history, results, scratch_steps = (given.pop(name) for name in ("history", "results", "scratch_steps"))
     transformers.utils.logging.set_verbosity_error()
     commit = current_commit()
     try:
@@ -67,19 +88,31 @@ def main() -> None:
     known = [record for record in records if record.score is not None]
     trained = np.array([record.score for record in known])
     better = trained >= np.median(trained)
-    found = {}
-    for name, changes in SCHEMES.items():
-        scores = np.array(inherited_scores(problem.replace(**changes), [r.genome for r in known], folder))
-        found[name] = {
-            "all": tau(scores, trained),
-            "better half": tau(scores[better], trained[better]),
-            "scores": {record.index: round(float(score), 4) for record, score in zip(known, scores, strict=True)},
-        }
+    rows = Rows(folder / "rows.jsonl", {"settings": settings.identity(), "data": problem.data})
+
+    def scores_of(method: str, prepare: Callable[[], Callable[[Genome], float]]) -> dict[int, float]:
+        """Scores by the number of the candidate; `prepare` makes the function of the missing ones."""
+        missing = [record for record in known if str(record.index) not in rows.values[method]]
+        loss = prepare() if missing else None
+        for record in missing:
+            rows.add({"method": method, "candidate": str(record.index), "score": -round(loss(record.genome), 4)})
+        return {record.index: rows.values[method][str(record.index)]["score"] for record in known}
+
+    def inherited(changes: dict[str, Any]) -> Callable[[Genome], float]:
+        changed = problem.replace(**changes)
+        supernet = trained_supernet(changed, folder)
+        return lambda genome: changed.proxy.loss(supernet.candidate(genome), "validation")
+
+    found = {name: scores_of(name, functools.partial(inherited, changes)) for name, changes in SCHEMES.items()}
+    for steps in scratch_steps:
+        scratch = functools.partial(loss_from_scratch, problem, steps=steps)
+        found[f"{steps} steps from scratch"] = scores_of(f"scratch, {steps}", lambda scratch=scratch: scratch)
+    found = {name: ranked(scores, trained, better) for name, scores in found.items()}
     cells = [
         [name, *("{:.2f} [{:.2f}, {:.2f}]".format(*each[k]) for k in ("all", "better half"))]
         for name, each in found.items()
     ]
-    print(text_table([("Kendall's tau of inherited weights", f"all {len(known)}", "better half"), *cells]))
+    print(text_table([("Kendall's tau", f"all {len(known)}", "better half"), *cells]))
     if results:
         facts = {**provenance(commit, "cpu"), "settings": settings.to_dict()}
         write_json(results, {**facts, "candidates": len(known), "schemes": found})
