@@ -159,6 +159,13 @@ def lock_output_dir(folder: str | os.PathLike) -> contextlib.AbstractContextMana
     return lock
 
 
+def remove_lock(folder: Path) -> None:
+    """Remove a folder that `lock_output_dir` created, if it contains nothing else."""
+    with contextlib.suppress(OSError):
+        (folder / ".lock").unlink()
+        folder.rmdir()
+
+
 def _refuse(constant: str) -> Any:
     raise ValueError(f"expected a finite number, got {constant}")
 

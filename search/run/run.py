@@ -19,7 +19,7 @@ from autobert_zero.search import custom_operations
 from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import tensors_digest
 from autobert_zero.search.evolution.history import History
-from autobert_zero.search.files import lock_output_dir, replace_folder, write_json, write_text
+from autobert_zero.search.files import lock_output_dir, remove_lock, replace_folder, write_json, write_text
 from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.provenance import commit, num_cores, provenance
 from autobert_zero.search.report.model_card import describe, missing_files
@@ -68,13 +68,19 @@ class Run:
         self.console.say(f"{costs_table(estimate(problem, self.accelerator))}\n{sizes_text(*sizes(problem))}")
 
     def execute(self) -> None:
+        existed = self.folder.exists()
         with contextlib.ExitStack() as held:
             if self.main:
                 with usage_errors():
                     held.enter_context(lock_output_dir(self.folder))
             self._set_threads()
-            with self._phase("text"):
-                self.problem = self._prepare()
+            try:
+                with self._phase("text"):
+                    self.problem = self._prepare()
+            except UsageError:
+                if self.main and not existed:
+                    remove_lock(self.folder)
+                raise
             history = self._open_history(held) if self.main else None
             summary = self._finished(history) if history is not None else None
             if broadcast_object_list([summary is not None])[0]:

@@ -618,7 +618,10 @@ def test_bad_text(capsys, tiny_settings, content, message):
     if content is not None:
         path.write_bytes(content)
     assert message in fails(capsys, command_line(tiny_settings))
-    assert {file.name for file in Path(tiny_settings.run.output_dir).iterdir()} <= {".lock"}
+    assert not Path(tiny_settings.run.output_dir).exists()
+    Path(tiny_settings.run.output_dir).mkdir()  # not ours to remove
+    fails(capsys, command_line(tiny_settings))
+    assert {file.name for file in Path(tiny_settings.run.output_dir).iterdir()} == {".lock"}
 
 
 def test_folder_of_another_run(capsys, finished, tmp_path):
