@@ -163,7 +163,7 @@ def _fine_tunings(problem: Problem, flops: float, processes: int, timed: bool) -
 
         score(WARMUP_STEPS)
         few, more = score(WARMUP_STEPS), score(WARMUP_STEPS + TIMED_STEPS)
-        each = few + (more - few) / TIMED_STEPS * (settings.glue.glue_steps - WARMUP_STEPS)
+        each = few + max(0.0, more - few) / TIMED_STEPS * (settings.glue.glue_steps - WARMUP_STEPS)
         seconds = count * each / min(processes, count)
     tokens = rows * settings.model.sequence_length
     return Phase("fine-tuning on GLUE", steps, tokens, flops * (TRAINING * rows + validation), seconds)
