@@ -1,4 +1,4 @@
-"""The picture of the README: a found backbone and a rival of equal size, and the losses of all rows of a comparison.
+"""The picture of the README: a found backbone and a rival of equal size, and the losses of both and of other rivals.
 
 python examples/reproduce/picture.py results/model/comparison.json docs/found.svg
 """
@@ -21,8 +21,9 @@ from autobert_zero.search.report.drawing import COLUMN_GAP, Picture, draw_attent
 from autobert_zero.search.report.page import TEMPLATES
 
 
-# Rows that are drawn as backbones.
+# Rows that are drawn as backbones, and the others whose losses are drawn.
 FOUND, RIVAL = "found", "bert_rotary"
+OTHERS = ("hybrid_rotary", "convbert")
 # The part of the training whose losses are shown: before, all lines fall steeply, and none can be told from another.
 FIRST = 0.2
 # Height of a title and of an entry of the legend, and the space between panels.
@@ -41,14 +42,10 @@ def picture(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for row in (FOUND, RIVAL):
         if not rows.get(row, {}).get("curve"):
             raise ValueError(f"rows: expected {row} with its losses, got {', '.join(rows)}")
-    series = [
-        Series(
-            row["name"],
-            *zip(*((part * row["tokens"], y) for part, y in row["curve"] if part >= FIRST), strict=True),
-            i,
-        )
-        for i, row in enumerate(row for row in rows.values() if row["curve"])
-    ]
+    series = []
+    for color, row in enumerate(rows[name] for name in (FOUND, RIVAL, *OTHERS) if name in rows):
+        points = [(part * row["tokens"], loss) for part, loss in row["curve"] if part >= FIRST]
+        series.append(Series(row["name"], *zip(*points, strict=True), color))
     chart = charts.plot("Losses during pre-training", series, "tokens", "loss in nats")
     panels = [
         (rows[FOUND]["name"], *_backbone(rows[FOUND])),
@@ -72,7 +69,7 @@ def picture(rows: Mapping[str, Mapping[str, Any]]) -> str:
     style = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES)).get_template("page.css").render()
     width = x - GAP
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-2 0 {width + 4:.0f} {height:.0f}" width="{width + 4:.0f}" '
         f'height="{height:.0f}" role="img" aria-label="A found backbone, a rival of equal size, and their losses">'
         f"<style>{style}</style>\n" + "\n".join(parts) + "\n</svg>\n"
     )
