@@ -97,6 +97,8 @@ def made_small(command: list[str]) -> list[str]:
 
 def run(command: list[str], monkeypatch) -> None:
     command = [word.replace("multi_gpu.yaml", "cpu.yaml") for word in made_small(command)]
+    if "--multi_gpu" in command:  # the CPU as the one device that four processes share
+        command = ["torchrun", "--nproc_per_node", "4", *command[command.index("-m") :]]
     if command[0] == "autobert-zero":
         cli.main(command[1:])
     elif command[0] == "python":
