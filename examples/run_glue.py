@@ -165,7 +165,7 @@ class FineTuning:
 
     def _validation_parts(self) -> dict[str, datasets.Dataset]:
         limit = self.options.max_eval_samples
-        parts = {part: self.parts[part] for part in self.task.validations}
+        parts = {part: self.parts[part] for part in self.task.validations if part in self.parts}
         return {part: p if limit is None else p.select(range(min(limit, len(p)))) for part, p in parts.items()}
 
     def folder(self, seed: int) -> Path:

@@ -112,6 +112,15 @@ def test_the_learning_rate_is_chosen_without_the_validation_part(monkeypatch, mo
     assert found["learning_rate"] == 0.01 and found["grid"]["0.01"] > 90 and max(found["scores"]) < 10
 
 
+def test_mnli_without_its_mismatched_part(monkeypatch, model, tmp_path):
+    data = write_task(tmp_path / "data", "mnli", rows=9)
+    (data / "mnli" / "validation_mismatched.jsonl.gz").unlink()
+    results = run(monkeypatch, model, data, tmp_path / "out", "--task_name", "mnli", "--seeds", "1")
+    assert "mnli, validation_mismatched: 0 rows, officially 9,832" in results["notes"]
+    [scores] = results["tasks"]["mnli"]["metrics"]
+    assert set(scores) == {"accuracy"}
+
+
 def test_matched_and_mismatched(monkeypatch, model, tmp_path):
     data = write_task(tmp_path / "data", "mnli", rows=9, test=True)
     out = tmp_path / "out"
