@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from rank_fidelity import SCHEMES, SCRATCH_SEED, Rows, tau
+from rank_fidelity import SCHEMES, Rows, Trainer, tau
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter
 from autobert_zero.search.evaluation.supernet import SuperNetwork
-from autobert_zero.search.evaluation.training import Checkpoint, seed_torch
+from autobert_zero.search.evaluation.training import Checkpoint
 from autobert_zero.search.evolution.history import read_history
 from autobert_zero.search.files import write_json
 from autobert_zero.search.genomes import decode_genome
@@ -44,15 +44,6 @@ def trained_supernet(problem: Problem, folder: Path) -> SuperNetwork:
     )
     problem.train_supernet(supernet, checkpoint=checkpoint)
     return supernet
-
-
-def loss_from_scratch(problem: Problem, genome: Genome, steps: int) -> float:
-    """The validation loss after a training with other initial weights than those of the search."""
-    proxy = problem.proxy
-    seed_torch(problem.settings.run.seed + SCRATCH_SEED, "final")
-    model = proxy.builder.model(genome).to(proxy.device)
-    proxy.train(model, proxy.schedule(steps, problem.settings.training.learning_rate), "candidate")
-    return proxy.loss(model, "validation")
 
 
 def ranked(scores: dict[int, float], trained: np.ndarray, better: np.ndarray) -> dict[str, Any]:
@@ -104,9 +95,13 @@ def main() -> None:
         return lambda genome: changed.proxy.loss(supernet.candidate(genome), "validation")
 
     found = {name: scores_of(name, functools.partial(inherited, changes)) for name, changes in SCHEMES.items()}
+    trainer = Trainer(problem)
     for steps in scratch_steps:
-        scratch = functools.partial(loss_from_scratch, problem, steps=steps)
-        found[f"{steps} steps from scratch"] = scores_of(f"scratch, {steps}", lambda scratch=scratch: scratch)
+
+        def loss(genome: Genome, steps: int = steps) -> float:
+            return trainer.scratch(genome, steps)["loss"]
+
+        found[f"{steps} steps from scratch"] = scores_of(f"scratch, {steps}", lambda loss=loss: loss)
     found = {name: ranked(scores, trained, better) for name, scores in found.items()}
     cells = [
         [name, *("{:.2f} [{:.2f}, {:.2f}]".format(*each[k]) for k in ("all", "better half"))]

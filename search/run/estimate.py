@@ -190,7 +190,7 @@ def _timings(problem: Problem) -> dict[str, Timing]:
     settings, proxy = problem.settings, problem.proxy
     supernet = problem.new_supernet()
     # More steps than of other trainings, because each has other paths.
-    short = problem.replace(supernet_steps=2 * NUM_TIMED + WARMUP_STEPS)
+    short = dataclasses.replace(problem, settings=settings.replace(supernet_steps=2 * NUM_TIMED + WARMUP_STEPS))
     step = step_seconds(lambda progress: short.train_supernet(supernet, progress=progress))
     candidates = [record.genome for record in problem.first[:NUM_TIMED]]
     return {
