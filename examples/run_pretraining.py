@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from muon import MuonWithAdamW
 from safetensors import SafetensorError
 from time_budget import ENDLESS, TimeBudget
 from training_scripts import (
@@ -85,6 +86,12 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of a model to continue from, with its tokenizer."}
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "eager or sdpa. With --bf16 on a CPU eager is faster: the fused backward pass is slow there."
+        },
+    )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of the configuration: hidden_size=128,num_attention_heads=2"}
     )
@@ -115,6 +122,10 @@ class PretrainingArguments:
     )
     short_fraction: float = field(
         default=0.9, metadata={"help": "Fraction of the steps with short sequences, if any."}
+    )
+    muon: bool = field(
+        default=False,
+        metadata={"help": "Train the matrices of the layers by Muon instead of AdamW, at the same learning rate."},
     )
     max_seconds: float | None = field(
         default=None,
@@ -492,7 +503,7 @@ def training_losses(log: list[dict[str, Any]]) -> list[tuple[int, float]]:
 def options_identity(options: PretrainingArguments) -> dict[str, Any]:
     """The options that the steps depend on; later ones only if they are not at their defaults, so that a training that was
     started by an earlier version can be resumed."""
-    later = ("mlm_probability", "final_mlm_probability", "max_seconds")
+    later = ("mlm_probability", "final_mlm_probability", "max_seconds", "muon")
     defaults = {each.name: each.default for each in dataclasses.fields(options)}
     return {
         name: value
@@ -506,12 +517,21 @@ class PretrainingTrainer(Trainer):
 
     Args:
         budget: for a training of a given time.
+        muon: whether matrices of the layers are trained by Muon.
         arguments: those of Trainer.
     """
 
-    def __init__(self, *arguments: Any, budget: TimeBudget | None = None, **more: Any):
+    def __init__(self, *arguments: Any, budget: TimeBudget | None = None, muon: bool = False, **more: Any):
         super().__init__(*arguments, **more)
         self.budget = budget
+        self.muon = muon
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None and self.muon:
+            _, adamw = self.get_optimizer_cls_and_kwargs(self.args)
+            decayed = self.get_decay_parameter_names(self.model)
+            self.optimizer = MuonWithAdamW.of_model(self.model, decayed, self.args.weight_decay, **adamw)
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.budget is None:
@@ -601,9 +621,15 @@ class Pretraining:
                 raise ValueError("load_best_model_at_end: expected false with streaming, which has no validation part")
             args.metric_for_best_model = "validation_loss"
         transformers.set_seed(args.seed)
+        network = make_model(config, options.objective, model_arguments.model_name_or_path)
+        if model_arguments.attn_implementation is not None:
+            try:
+                network.set_attn_implementation(model_arguments.attn_implementation)
+            except (ValueError, ImportError) as error:
+                raise ValueError(f"attn_implementation: {one_line(error)}") from None
         evaluated = evaluation_sets(settings, options, text)
         trainer = PretrainingTrainer(
-            model=make_model(config, options.objective, model_arguments.model_name_or_path),
+            model=network,
             args=args,
             data_collator=join_blocks,
             train_dataset=make_blocks(settings, options, text, args.seed, args.max_steps, batch, budget),
@@ -611,6 +637,7 @@ class Pretraining:
             processing_class=text.tokenizer,
             callbacks=[*([] if budget is None else [budget]), CheckpointDigests()],
             budget=budget,
+            muon=options.muon,
         )
         # transformers' models accept the number of items in a batch and ignore it: the mean over micro-batches is right.
         trainer.model_accepts_loss_kwargs = False
