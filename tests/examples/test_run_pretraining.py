@@ -311,6 +311,7 @@ def test_two_processes(folder):
         ({"objective": "nap"}, "objective: expected one of"),
         ({"objective": "nsp", "genome": None, "model_type": "convbert"}, "model_type: |objective: "),
         ({"train_file": "no.txt", "prepared_dir": None}, "train_file: expected a file, got 'no.txt'"),
+        ({"attn_implementation": "foo"}, "attn_implementation: "),
         ({"max_seq_length": 4096}, "train_file the validation part: expected 4096 tokens or more, got"),
     ],
 )
@@ -341,6 +342,28 @@ def test_a_training_at_a_constant_rate_is_extended(folder, run):
     assert "max_steps: expected at least 12, those of" in run(code=2, **constant, max_steps=8)
     error = run(code=2, max_steps=12)  # a schedule that depends on the number of steps
     assert "differs in lr_scheduler_type ('" in error and "--model_name_or_path to start from the weights" in error
+
+
+def test_muon(folder, run):
+    """Trains other weights than AdamW, and is resumed exactly, with the state of both optimizers."""
+    options = {"lr_scheduler_type": "constant", "warmup_steps": 0, "learning_rate": 1e-2, "muon": "true"}
+    run(**options, output_dir=folder / "whole")
+    run(**{**options, "muon": None}, output_dir=folder / "adamw")
+    run(**options, max_steps=8)
+    assert "differs in muon" in run(code=2, **{**options, "muon": None})
+    run(**options)
+    one, other, adamw = (load_file(folder / name / "model.safetensors") for name in ("out", "whole", "adamw"))
+    assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+    assert any((one[name] != adamw[name]).any() for name in one)
+
+
+def test_an_implementation_of_attention_changes_no_result(folder, run):
+    for name in ("eager", "sdpa"):
+        run(attn_implementation=name, output_dir=folder / name)
+    losses = [
+        json.loads((folder / name / "results.json").read_text())["losses"]["test"]["1"] for name in ("eager", "sdpa")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_a_falling_masking_rate(folder, run):

@@ -1,0 +1,67 @@
+"""Muon with AdamW: the two of torch, under one schedule, resumed exactly."""
+
+import copy
+
+import pytest
+import torch
+from muon import MuonWithAdamW
+from transformers import BertConfig, BertForMaskedLM
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return BertForMaskedLM(
+        BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
+    )
+
+
+def train(model, optimizers, steps=3):
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: 1 / (1 + step)) for each in optimizers]
+    model.train(False)
+    for step in range(steps):
+        ids = torch.arange(12).view(2, 6) + step
+        model(input_ids=ids, labels=ids).loss.backward()
+        for each in (*optimizers, *schedules):
+            each.step()
+        model.zero_grad()
+
+
+def test_matrices_of_layers_are_trained_by_muon_and_the_rest_by_adamw(model):
+    other = copy.deepcopy(model)
+    decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    train(model, [MuonWithAdamW.of_model(model, decayed, 0.1, lr=0.01, betas=(0.8, 0.9))])
+
+    is_matrix = {
+        name: parameter.ndim == 2 and "embeddings" not in name and "decoder" not in name
+        for name, parameter in other.named_parameters()
+    }
+    assert sum(is_matrix.values()) == 7  # four of attention, two of the feed-forward network, one before the logits
+    parts = [[p for name, p in other.named_parameters() if is_matrix[name] == which] for which in (True, False)]
+    decays = [[p for p in parts[1] if (p.ndim > 1) == which] for which in (True, False)]
+    groups = [{"params": decays[0], "weight_decay": 0.1}, {"params": decays[1], "weight_decay": 0.0}]
+    muon = torch.optim.Muon(parts[0], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    train(other, [muon, torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.9))])
+    for (name, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_its_state_is_restored_and_follows_the_schedule(model):
+    other = copy.deepcopy(model)
+    optimizer = MuonWithAdamW.of_model(model, {"a"}, 0.1, lr=0.01)
+    train(model, [optimizer])
+    restored = MuonWithAdamW.of_model(other, {"a"}, 0.1, lr=0.5)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other.load_state_dict(model.state_dict())
+    assert {group["lr"] for group in restored.param_groups} == {0.01 / 4}
+    train(model, [optimizer])
+    train(other, [restored])
+    for (name, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_frozen_parameters_are_left_out(model):
+    model.bert.requires_grad_(False)
+    optimizer = MuonWithAdamW.of_model(model, set(), 0.0, lr=0.01)
+    found = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert found == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
