@@ -60,8 +60,13 @@ from transformers.activations import ACT2FN
 from transformers.trainer_utils import IntervalStrategy
 
 from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
-from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM, AutoBertZeroForPreTraining
+from autobert_zero.modeling_autobert_zero import (
+    AutoBertZeroForMaskedLM,
+    AutoBertZeroForPreTraining,
+    AutoBertZeroPreTrainedModel,
+)
 from autobert_zero.search import custom_operations
+from autobert_zero.search.evaluation.measure import without_mixer
 from autobert_zero.search.files import bytes_digest, check_shape, one_line, read_json, write_json
 from autobert_zero.search.genomes import read_genome
 from autobert_zero.search.provenance import commit as current_commit
@@ -552,6 +557,20 @@ class PretrainingTrainer(Trainer):
         with pause, torch.random.fork_rng(devices=[]):  # of the CPU alone
             return super().evaluate(*args, **kwargs)
 
+    def layer_importance(self) -> list[float] | None:
+        """By how many nats the test loss rises without the mixer of each layer; None for other architectures, and for a model
+        that diverged."""
+        if not isinstance(self.model, AutoBertZeroPreTrainedModel):
+            return None
+        data, losses = self.get_eval_dataloader(self.eval_dataset["test"]), []
+        for layer in (None, *range(self.model.config.num_hidden_layers)):
+            removed = contextlib.nullcontext() if layer is None else without_mixer(self.model.base_model, layer)
+            with removed:
+                output = self.evaluation_loop(data, "importance", prediction_loss_only=True, metric_key_prefix="test")
+            losses.append(output.metrics["test_loss"])
+        rises = [round(loss - losses[0], 4) for loss in losses[1:]]
+        return rises if all(map(math.isfinite, rises)) else None
+
     def _save(self, output_dir=None, state_dict=None):
         config = self.model.config
         sparse = getattr(config, "sparse_prediction", False)
@@ -666,10 +685,11 @@ class Pretraining:
         if not any("eval_test_loss" in entry and entry["step"] == steps for entry in log):
             trainer.evaluate()
         trainer.save_model()
+        importance = trainer.layer_importance()
         if trainer.is_world_process_zero():
-            self._write_results(output.metrics)
+            self._write_results(output.metrics, importance)
 
-    def _write_results(self, metrics: dict[str, float]) -> None:
+    def _write_results(self, metrics: dict[str, float], importance: list[float] | None) -> None:
         args, trainer, text = self.trainer.args, self.trainer, self.text
         steps, budget = trainer.state.global_step, trainer.budget
         frequencies = text.parts.get("train", text.parts["test"])
@@ -690,6 +710,7 @@ class Pretraining:
             },
             "training_losses": training_losses(trainer.state.log_history),
             "unigram_losses": unigram,
+            "layer_importance": importance,
             "parameters": trainer.model.num_parameters(),
             "steps": steps,
             "seconds": budget and round(budget.seconds, 1),

@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,24 @@ def median_latencies(calls: Sequence[Callable[[], Any]], device: torch.device, r
             synchronize()
             times.append(time.perf_counter() - start)
     return [1000 * statistics.median(times[WARMUP_ROUNDS:]) for times in seconds]
+
+
+@contextmanager
+def without_mixer(encoder: nn.Module, layer: int) -> Iterator[None]:
+    """Within it the mixer of a layer, counted from 0, gives zeros: only its residual connection and feed-forward part remain.
+
+    Args:
+        encoder: an AutoBERT-Zero backbone.
+    """
+    removed = encoder.encoder.layer[layer].mixer.register_forward_hook(
+        lambda module, inputs, output: (torch.zeros_like(output[0]), *output[1:])
+    )
+    try:
+        # Compiled layers do not see hooks that are registered after they were compiled.
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        removed.remove()
 
 
 # Tokens to the left and to the right of a token, at which its attention is measured.

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroAttention, AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.batches import Batch, Batches
-from autobert_zero.search.evaluation.measure import attention_by_distance, median_latencies
+from autobert_zero.search.evaluation.measure import attention_by_distance, median_latencies, without_mixer
 from autobert_zero.search.evaluation.models import ModelBuilder, checkpoint_activations
 from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import Checkpoint, Precision, Propagate, Schedule, seed_torch, train
@@ -111,17 +111,9 @@ class MaskedLMProxy:
         return total / count
 
     def loss_without_mixer(self, model: AutoBertZeroForMaskedLM, layer: int) -> float:
-        """Test loss in nats if the mixer of a layer gives zeros: only its residual connection and feed-forward part remain."""
-        mixer = model.base_model.encoder.layer[layer].mixer
-        removed = mixer.register_forward_hook(
-            lambda module, inputs, output: (torch.zeros_like(output[0]), *output[1:])
-        )
-        try:
-            # Compiled layers do not see hooks that are registered after they were compiled.
-            with torch.compiler.set_stance("force_eager"):
-                return self.loss(model, "test")
-        finally:
-            removed.remove()
+        """Test loss in nats, `measure.without_mixer` of a layer."""
+        with without_mixer(model.base_model, layer):
+            return self.loss(model, "test")
 
     def attention_by_distance(self, model: AutoBertZeroForMaskedLM) -> dict[str, list[list[float]]]:
         """`measure.attention_by_distance` on validation text, by the number of the layer, from 1."""

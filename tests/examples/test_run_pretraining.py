@@ -166,6 +166,26 @@ def test_it_learns_and_other_architectures_train_on_the_same_batches(folder, run
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["losses"]["test"]["1"] < results["unigram_losses"]["test"] - 0.3
     assert results["losses"]["text"]["1"] < results["unigram_losses"]["text"]
+    model = AutoModelForMaskedLM.from_pretrained(folder / "out", trust_remote_code=True)
+    importance = results["layer_importance"]
+    assert len(importance) == model.config.num_hidden_layers
+    # A model without what the mixer of the first layer gives, trained no further.
+    for parameter in model.base_model.encoder.layer[0].mixer.dense.parameters():
+        torch.nn.init.zeros_(parameter)
+    model.save_pretrained(folder / "without")
+    AutoTokenizer.from_pretrained(folder / "out").save_pretrained(folder / "without")
+    run(
+        genome=None,
+        model_name_or_path=folder / "without",
+        config_overrides=None,
+        vocab_size=None,
+        prepared_dir=None,
+        max_steps=1,
+        learning_rate=1e-12,
+        output_dir=folder / "evaluated",
+    )
+    without = json.loads((folder / "evaluated" / "results.json").read_text())["losses"]["test"]["1"]
+    assert without - results["losses"]["test"]["1"] == pytest.approx(importance[0], abs=1e-3)
     run(
         max_steps=2,
         genome=None,
@@ -174,6 +194,7 @@ def test_it_learns_and_other_architectures_train_on_the_same_batches(folder, run
         output_dir=folder / "bert",
     )
     other = json.loads((folder / "bert" / "results.json").read_text())
+    assert other["layer_importance"] is None
     assert other["unigram_losses"]["test"] == results["unigram_losses"]["test"]
     assert other["identity"]["text"] == results["identity"]["text"]
     model = AutoModelForMaskedLM.from_pretrained(folder / "bert")
@@ -495,7 +516,7 @@ def test_a_training_that_diverges_is_reported(folder, run):
     for _ in range(2):  # also by the finished training
         assert "error: the training diverged" in run(code=3, **options)
     results = json.loads((folder / "out" / "results.json").read_text())
-    assert results["losses"]["test"]["1"] is None
+    assert results["losses"]["test"]["1"] is None and results["layer_importance"] is None
 
 
 def test_a_finished_training_whose_model_is_lost_is_repeated(folder, run):
