@@ -6,6 +6,8 @@
   that stacked self-attention leads there is an argument of the paper for other layers.
 - `singular_values.png`: singular values of each layer's matrix of tokens, relative to the largest: the faster they fall, the
   less the matrix holds.
+- `attention_by_distance.png`: where each head of each attention looks, as the mean fraction of a token's weights that is so many
+  tokens to its left or right. Convolutions, and attentions without weights for pairs of tokens, are left out.
 - `costs.png`: parameters, FLOPs of a forward pass, and its duration.
 
 All numbers are in `analysis.json`. Models are any encoders of transformers.
@@ -31,7 +33,12 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from autobert_zero.search import custom_operations
-from autobert_zero.search.evaluation.measure import count_backbone_flops, default_device, median_latencies
+from autobert_zero.search.evaluation.measure import (
+    attention_by_distance,
+    count_backbone_flops,
+    default_device,
+    median_latencies,
+)
 from autobert_zero.search.files import write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
@@ -44,6 +51,8 @@ from autobert_zero.search.text.tokens import check_fit, expect_vocabulary, token
 # Distinct for colour-blind readers (Okabe and Ito's palette) and, with the markers, in print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+# Sequences whose attentions are in memory at the same time.
+BATCH = 16
 
 
 def token_similarity(states: torch.Tensor) -> float:
@@ -95,14 +104,17 @@ def load(name: str, arguments: argparse.Namespace) -> tuple[PreTrainedModel, tor
 @torch.no_grad()
 def analyze(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
     """All measurements but latency, for ids (sequences, tokens)."""
+    flops = count_backbone_flops(model, ids.shape[1])
+    model.set_attn_implementation("eager")  # fused attentions have no weights to return
     states = [state.float().cpu() for state in model(ids, output_hidden_states=True).hidden_states]
     spectra = [relative_singular_values(state) for state in states]
     return {
         "token_similarity": [round(token_similarity(state), 5) for state in states],
         "effective_rank": [round(effective_rank(values), 2) for values in spectra],
         "singular_values": [[round(float(v), 6) for v in values] for values in spectra],
+        "attention_by_distance": [heads.round(4).tolist() for heads in attention_by_distance(model, ids.split(BATCH))],
         "parameters": model.num_parameters(),
-        "flops": count_backbone_flops(model, ids.shape[1]),
+        "flops": flops,
     }
 
 
@@ -152,6 +164,34 @@ def draw_singular_values(results: dict[str, dict[str, Any]], path: Path) -> None
         axes.set(title=name, xlabel="singular value", xscale="log", yscale="log", ylim=(1e-4, 1.5))
     all_axes[0][0].set_ylabel("relative to the largest")
     all_axes[0][-1].legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_attentions(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """A row of panels for each model, a panel for each attention, a curve for each head."""
+    columns = max(len(result["attention_by_distance"]) for result in results.values())
+    if not columns:
+        return
+    figure, all_axes = plt.subplots(
+        len(results),
+        columns,
+        figsize=(1 + 2.5 * columns, 0.5 + 2.2 * len(results)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (name, result) in zip(all_axes, results.items(), strict=True):
+        row[0].set_ylabel(f"{name}\nfraction of the weight")
+        for number, (axes, heads) in enumerate(itertools.zip_longest(row, result["attention_by_distance"]), start=1):
+            if heads is None:
+                axes.set_axis_off()
+                continue
+            reach = len(heads[0]) // 2
+            for head, color in zip(heads, itertools.cycle(COLORS)):
+                axes.plot(range(-reach, reach + 1), head, color=color, linewidth=1)
+            axes.set(title=f"attention {number}", xlabel="tokens to the right")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -208,6 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     write_json(given.output_dir / "analysis.json", {**facts, "models": results})
     draw_similarity(results, given.output_dir / "token_uniformity.png")
     draw_singular_values(results, given.output_dir / "singular_values.png")
+    draw_attentions(results, given.output_dir / "attention_by_distance.png")
     draw_costs(results, given.output_dir / "costs.png")
     for name, result in results.items():
         shown = {

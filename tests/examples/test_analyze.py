@@ -82,7 +82,8 @@ def test_pictures(monkeypatch, tmp_path, capsys):
     assert list(found) == ["one", "other"]
     assert [len(found[name]["token_similarity"]) for name in found] == [3, 4]
     assert len(found["one"]["singular_values"][0]) == 16 and found["one"]["milliseconds"] > 0
-    for name in ("token_uniformity", "singular_values", "costs"):
+    assert [np.array(found[name]["attention_by_distance"]).shape for name in found] == [(1, 3, 17), (3, 3, 17)]
+    for name in ("token_uniformity", "singular_values", "attention_by_distance", "costs"):
         picture = np.array(Image.open(tmp_path / "out" / f"{name}.png").convert("L"))
         assert picture.shape[0] > 200 and (picture < 128).any()
     small = str(tmp_path / "small")
