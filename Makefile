@@ -52,17 +52,15 @@ docs: .venv/installed
 	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/site
 	@echo build/site/README.html
 
-# The model of this checkout: a search, the pre-training of what it found, and the files in the root. Hours on two cores.
+# The model of this checkout: a search, the pre-training of what it found beside its rival, and the files in the root. Hours on
+# two cores; in float32, on a CPU without bfloat16 units, more.
 MODEL_TEXTS := $(addprefix runs/texts/,$(addsuffix .txt.xz,english_novels_100 eltec_eng babylm_3m us_presidential_speeches))
-MODEL := --train_file $(MODEL_TEXTS) --vocab_size 8192 --validation_fraction 0.03 --test_fraction 0.03 --prepared_dir runs/model/text \
-    --validation_file runs/texts/babylm_dev.txt.xz runs/texts/wikitext2_valid.txt.xz --max_eval_sequences 2048 --max_seq_length 128 \
-    --config_overrides hidden_size=128,num_attention_heads=4,intermediate_size=512,initializer_range=0.05,hidden_dropout_prob=0,attention_probs_dropout_prob=0,position_embedding_type=none \
-    --per_device_train_batch_size 16 --learning_rate 3e-3 --mlm_probability 0.3 --final_mlm_probability 0.15 --max_seconds 2040 \
-    --save_steps 500 --use_cpu true --seed 0
 model: .venv/installed
 	$(BIN)/torchrun --nproc_per_node 2 -m autobert_zero.search --config examples/reproduce/model/search.yaml --output_dir runs/model/search
-	$(BIN)/torchrun --nproc_per_node 2 examples/run_pretraining.py --genome runs/model/search $(MODEL) --output_dir runs/model/pretrained
-	$(BIN)/python examples/reproduce/publish.py runs/model/pretrained .
+	$(BIN)/python examples/reproduce/compare.py --scale model --rows examples/reproduce/model/found.yaml bert_rotary --jobs 2 \
+	    --train_file $(MODEL_TEXTS) --validation_file runs/texts/babylm_dev.txt.xz runs/texts/wikitext2_valid.txt.xz \
+	    --output_dir runs/model/compare
+	$(BIN)/python examples/reproduce/publish.py runs/model/compare/found/seed-0 .
 
 # Benchmarks of the search: minutes to hours each, resumed if interrupted. The results are in results/README.md.
 NAS_BENCH ?= runs/nas_bench
