@@ -22,15 +22,15 @@ import evaluate
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from training_scripts import load_config_and_tokenizer
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from autobert_zero.search import custom_operations
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter, path
 from autobert_zero.search.evaluation.measure import default_device
 from autobert_zero.search.files import one_line, write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
-from autobert_zero.search.text.tokens import expect_vocabulary, max_tokens
+from autobert_zero.search.text.tokens import max_tokens
 
 
 HUB_NAME = "nyu-mll/blimp"
@@ -200,15 +200,11 @@ def pseudo_log_likelihoods(
 # Command line
 
 
-def load_model(name: str, given: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(given: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Raises: ValueError for a model that cannot be loaded or does not predict masked tokens."""
-    remote = {"trust_remote_code": given.trust_remote_code, "revision": given.model_revision}
+    name = given.model_name_or_path
+    _, tokenizer, remote = load_config_and_tokenizer(given)
     try:
-        config = AutoConfig.from_pretrained(name, **remote)
-        tokenizer = AutoTokenizer.from_pretrained(name, **remote)
-        expect_vocabulary(tokenizer, name)
-        if given.trust_remote_code:
-            custom_operations.load_for_model(config, name, given.model_revision)
         model, loaded = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True, **remote)
     except Exception as error:  # transformers raises many kinds for damaged files
         raise ValueError(f"model: cannot load {name!r}: {one_line(error)}") from None
@@ -249,7 +245,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             raise ValueError(f"fraction: expected a number above 0 up to 1, got {given.fraction}")
         if given.batch_tokens < 1:
             raise ValueError(f"batch_tokens: expected at least 1, got {given.batch_tokens}")
-        model, tokenizer = load_model(given.model_name_or_path, given)
+        model, tokenizer = load_model(given)
         pairs = load_pairs(given.data_dir, given.fraction)
         given.output_dir.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()

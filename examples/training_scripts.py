@@ -167,13 +167,13 @@ def _check_numbers(args: TransformersArguments) -> None:
 DEFAULT_LENGTH = 128
 
 
-def load_parts(options: Any, pairs: bool = False) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Configuration and tokenizer of the model, and the arguments to load it with.
+def load_config_and_tokenizer(options: Any) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Configuration and tokenizer of the model, and the arguments to load it with. Its custom operations are loaded.
 
     Args:
-        pairs: whether it is fine-tuned on pairs of texts.
+        options: with the fields of `ModelArguments`.
 
-    Raises: ValueError if they are missing or damaged, or do not fit each other or `max_seq_length`.
+    Raises: ValueError if they are missing or damaged, or do not fit each other.
     """
     name = options.model_name_or_path
     remote = {"trust_remote_code": options.trust_remote_code, "revision": options.model_revision}
@@ -183,11 +183,24 @@ def load_parts(options: Any, pairs: bool = False) -> tuple[PretrainedConfig, Pre
     except Exception as error:  # transformers raises many kinds for damaged files
         raise ValueError(f"model: cannot load {name!r}: {one_line(error)}") from None
     expect_vocabulary(tokenizer, name)
+    if options.trust_remote_code:
+        custom_operations.load_for_model(config, name, options.model_revision)
+    return config, tokenizer, remote
+
+
+def load_parts(options: Any, pairs: bool = False) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, dict[str, Any]]:
+    """`load_config_and_tokenizer` for a fine-tuning.
+
+    Args:
+        options: with `max_seq_length`, which is chosen if it is None.
+        pairs: whether the model is fine-tuned on pairs of texts.
+
+    Raises: ValueError as `load_config_and_tokenizer` does, and if the model does not fit `max_seq_length`.
+    """
+    config, tokenizer, remote = load_config_and_tokenizer(options)
     if options.max_seq_length is None:
         options.max_seq_length = int(min(DEFAULT_LENGTH, max_tokens(config)))
     check_fit(config, tokenizer, options.max_seq_length, "max_seq_length", pairs)
-    if options.trust_remote_code:
-        custom_operations.load_for_model(config, name, options.model_revision)
     return config, tokenizer, remote
 
 

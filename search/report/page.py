@@ -19,7 +19,7 @@ from autobert_zero.search.evolution.archive import Archive, Record
 from autobert_zero.search.report import charts, figures, notation, tables
 from autobert_zero.search.report.charts import Series
 from autobert_zero.search.report.drawing import draw_genome, to_svg
-from autobert_zero.search.report.recorded_run import RecordedRun, Summary, groups_of, same_text
+from autobert_zero.search.report.recorded_run import RecordedRun, groups_of, same_text
 from autobert_zero.search.settings import SearchSettings
 
 
@@ -64,6 +64,7 @@ def _one(run: RecordedRun) -> dict[str, Any]:
     if winner is not None and winner not in best:
         best = [*best[:-1], winner]
     settings = run.all_settings
+    names = notation.layer_names(tables.summary_genome(run.summary)) if run.summary else []
     return {
         "run": run,
         "settings": settings,
@@ -74,9 +75,9 @@ def _one(run: RecordedRun) -> dict[str, Any]:
         "results": tables.result_rows(run.summary) if run.summary else [],
         "note": tables.learning_note(run.summary) if run.summary else "",
         "measured_models": list(tables.layer_importance(run.summary)) if run.summary else [],
-        "layer_rows": tables.layer_rows(run.summary, _names(run.summary)) if run.summary else [],
-        "layers_note": tables.layers_note(run.summary, _names(run.summary)) if run.summary else "",
-        "unweighted_note": tables.unweighted_note(run.summary, _names(run.summary)) if run.summary else "",
+        "layer_rows": tables.layer_rows(run.summary, names) if run.summary else [],
+        "layers_note": tables.layers_note(run.summary, names) if run.summary else "",
+        "unweighted_note": tables.unweighted_note(run.summary, names) if run.summary else "",
         "last_session": sum(run.summary.get("seconds_of_last_session", {}).values()) if run.summary else 0,
         "attentions": figures.attentions(run.summary),
         "finalists": run.summary["finalists"] if run.summary else [],
@@ -148,11 +149,6 @@ def _changed(settings: dict[str, Any]) -> dict[str, Any]:
 
 # Of losses; of None if a training diverged.
 MeanAndError = tuple[float | None, float | None]
-
-
-def _names(summary: Summary) -> list[str]:
-    """The layers of the found model as in its picture."""
-    return notation.layer_names(tables.summary_genome(summary))
 
 
 def mean_test_losses(runs: Sequence[RecordedRun]) -> dict[str, MeanAndError | None]:
