@@ -80,6 +80,7 @@ NAMED_LABELS = ("mnli", "qnli", "rte")
 IRRELEVANT = (
     "model_name_or_path",
     "model_revision",
+    "attn_implementation",
     "task_name",
     "data_dir",
     "learning_rates",

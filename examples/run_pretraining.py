@@ -35,6 +35,7 @@ from muon import MuonWithAdamW
 from safetensors import SafetensorError
 from time_budget import ENDLESS, TimeBudget
 from training_scripts import (
+    ATTENTION_HELP,
     CheckpointDigests,
     checkpoint_step,
     claim_folder,
@@ -91,12 +92,7 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of a model to continue from, with its tokenizer."}
     )
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={
-            "help": "eager or sdpa. With --bf16 on a CPU eager is faster: the fused backward pass is slow there."
-        },
-    )
+    attn_implementation: str | None = field(default=None, metadata={"help": ATTENTION_HELP})
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of the configuration: hidden_size=128,num_attention_heads=2"}
     )

@@ -68,6 +68,9 @@ class FineTuningArguments(TransformersArguments):
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size per device."})
 
 
+ATTENTION_HELP = "eager or sdpa. With --bf16 on a CPU eager is faster: the fused backward pass is slow there."
+
+
 @dataclass
 class ModelArguments:
     """The model that is fine-tuned."""
@@ -79,6 +82,7 @@ class ModelArguments:
     model_revision: str = field(
         default="main", metadata={"help": "Revision of a model of the Hub.", "aliases": ["--revision"]}
     )
+    attn_implementation: str | None = field(default=None, metadata={"help": ATTENTION_HELP})
 
 
 @dataclass
@@ -216,7 +220,12 @@ def load_model(
     try:
         # A head of another size, from an earlier fine-tuning, is replaced by a new one.
         model, loaded = model_class.from_pretrained(  # type: ignore[attr-defined]
-            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **remote
+            name,
+            config=config,
+            attn_implementation=options.attn_implementation,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **remote,
         )
     except Exception as error:  # transformers and safetensors raise many kinds for damaged files
         raise ValueError(f"model: cannot load {name!r}: {one_line(error)}") from None
@@ -355,7 +364,14 @@ def claim_folder_for_file(options: FileArguments, args: TransformersArguments, i
     Args:
         irrelevant: options that the training does not depend on.
     """
-    place = ("model_name_or_path", "model_revision", "train_file", "validation_file", *irrelevant)
+    place = (
+        "model_name_or_path",
+        "model_revision",
+        "attn_implementation",
+        "train_file",
+        "validation_file",
+        *irrelevant,
+    )
     identity = {
         **{k: v for k, v in dataclasses.asdict(options).items() if k not in place},
         **steps_identity(args),

@@ -88,12 +88,13 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-def load(folder: Path, max_seq_length: int | None = None, pairs: bool = False):
+def load(folder: Path, max_seq_length: int | None = None, pairs: bool = False, attn_implementation: str | None = None):
     options = SimpleNamespace(
         model_name_or_path=str(folder),
         model_revision="main",
         trust_remote_code=True,
         max_seq_length=max_seq_length,
+        attn_implementation=attn_implementation,
     )
     return load_model(AutoModelForSequenceClassification, options, load_parts(options, pairs))
 
@@ -132,6 +133,13 @@ def test_a_damaged_model_is_named_before_anything_is_trained(model, tmp_path, da
     DAMAGES[damage](folder)
     with pytest.raises(ValueError, match=r"^model: |^expected a tokenizer|weights: expected"):
         load(folder)
+
+
+def test_the_implementation_of_attention(model):
+    assert load(model).config._attn_implementation == "sdpa"
+    assert load(model, attn_implementation="eager").config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match=r"^model: cannot load .*foo"):
+        load(model, attn_implementation="foo")
 
 
 def test_lengths_without_room_for_a_token(model):
