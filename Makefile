@@ -53,7 +53,7 @@ docs: .venv/installed
 	@echo build/site/README.html
 
 # The model of this checkout: a search, the pre-training of what it found beside its rival, and the files in the root. Hours on
-# two cores; in float32, on a CPU without bfloat16 units, more.
+# two cores, and more on a CPU without bfloat16 units, where the scale should say `bf16: false`.
 MODEL_TEXTS := $(addprefix runs/texts/,$(addsuffix .txt.xz,english_novels_100 eltec_eng babylm_3m us_presidential_speeches))
 model: .venv/installed
 	$(BIN)/torchrun --nproc_per_node 2 -m autobert_zero.search --config examples/reproduce/model/search.yaml --output_dir runs/model/search

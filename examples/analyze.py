@@ -7,7 +7,8 @@
 - `singular_values.png`: singular values of each layer's matrix of tokens, relative to the largest: the faster they fall, the
   less the matrix holds.
 - `attention_by_distance.png`: where each head of each attention looks, as the mean fraction of a token's weights that is so many
-  tokens to its left or right. Convolutions, and attentions without weights for pairs of tokens, are left out.
+  tokens to its left or right. The attentions of a model are counted without its convolutions and without attentions that have
+  no weights for pairs of tokens.
 - `costs.png`: parameters, FLOPs of a forward pass, and its duration.
 
 All numbers are in `analysis.json`. Models are any encoders of transformers.
@@ -34,6 +35,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from autobert_zero.search import custom_operations
 from autobert_zero.search.evaluation.measure import (
+    REACH,
     attention_by_distance,
     count_backbone_flops,
     default_device,
@@ -105,14 +107,15 @@ def load(name: str, arguments: argparse.Namespace) -> tuple[PreTrainedModel, tor
 def analyze(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any]:
     """All measurements but latency, for ids (sequences, tokens)."""
     flops = count_backbone_flops(model, ids.shape[1])
-    model.set_attn_implementation("eager")  # fused attentions have no weights to return
     states = [state.float().cpu() for state in model(ids, output_hidden_states=True).hidden_states]
     spectra = [relative_singular_values(state) for state in states]
+    model.set_attn_implementation("eager")  # fused attentions have no weights to return
+    attentions = attention_by_distance(model, ids.split(BATCH), min(REACH, ids.shape[1] - 1))
     return {
         "token_similarity": [round(token_similarity(state), 5) for state in states],
         "effective_rank": [round(effective_rank(values), 2) for values in spectra],
         "singular_values": [[round(float(v), 6) for v in values] for values in spectra],
-        "attention_by_distance": [heads.round(4).tolist() for heads in attention_by_distance(model, ids.split(BATCH))],
+        "attention_by_distance": [heads.round(4).tolist() for heads in attentions],
         "parameters": model.num_parameters(),
         "flops": flops,
     }

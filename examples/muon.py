@@ -1,4 +1,4 @@
-"""Muon for the matrices of the layers, AdamW for all other parameters, as one optimizer."""
+"""Muon for the weights of linear layers, AdamW for all other parameters, as one optimizer."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -30,13 +30,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
             torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=lr, **adamw),
         )
-        super().__init__(self._groups(), {})
+        super().__init__(self._groups(), {"lr": lr})  # some schedules start from the default
 
     @classmethod
     def of_model(
         cls, model: PreTrainedModel, decayed: Collection[str], weight_decay: float, **more: Any
     ) -> "MuonWithAdamW":
-        """For the weights of linear layers, but not the one that yields logits, Muon; AdamW for embeddings and all the rest.
+        """Muon for the weights of linear layers but the one that predicts tokens; AdamW for that, embeddings and the rest.
 
         Args:
             decayed: names of the parameters with weight decay.

@@ -59,6 +59,7 @@ from transformers import (
 from transformers import TrainingArguments as TransformersArguments
 from transformers.activations import ACT2FN
 from transformers.trainer_utils import IntervalStrategy
+from transformers.training_args import OptimizerNames
 
 from autobert_zero.configuration_autobert_zero import PRESETS, AutoBertZeroConfig
 from autobert_zero.modeling_autobert_zero import (
@@ -126,7 +127,7 @@ class PretrainingArguments:
     )
     muon: bool = field(
         default=False,
-        metadata={"help": "Train the matrices of the layers by Muon instead of AdamW, at the same learning rate."},
+        metadata={"help": "Train the weights of linear layers by Muon instead of AdamW, at the same learning rate."},
     )
     max_seconds: float | None = field(
         default=None,
@@ -306,6 +307,18 @@ def _with_weights(model_class: Any, config: Any, name_or_path: str) -> transform
     return model
 
 
+def choose_attention(model: transformers.PreTrainedModel, implementation: str) -> None:
+    """Raises: ValueError for an implementation that is unknown, or that the architecture does not choose by name."""
+    try:
+        model.set_attn_implementation(implementation)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"attn_implementation: {one_line(error)}") from None
+    if (found := model.config._attn_implementation) != implementation:
+        raise ValueError(
+            f"attn_implementation: expected {found}, the only one of {type(model).__name__}, got {implementation!r}"
+        )
+
+
 def digest_of(*arrays: np.ndarray) -> str:
     """16 hexadecimal digits of tokens in order."""
     return bytes_digest(np.ascontiguousarray(tokens, dtype="<i4").tobytes() for tokens in arrays)
@@ -418,6 +431,14 @@ def check_options(options: PretrainingArguments) -> None:
             raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
 
 
+def check_muon(args: TransformersArguments) -> None:
+    """Raise a ValueError if Muon is not available, or for another optimizer of the other parameters than AdamW."""
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"muon: expected a version of torch with torch.optim.Muon, got {torch.__version__}")
+    if args.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
+        raise ValueError(f"optim: expected adamw_torch or adamw_torch_fused with muon, got {args.optim.value}")
+
+
 def check_budget(options: PretrainingArguments, args: TransformersArguments) -> None:
     """Raise a ValueError for options that do not go with `max_seconds`."""
     if not 0 < options.max_seconds < math.inf:  # type: ignore[operator]
@@ -518,7 +539,7 @@ class PretrainingTrainer(Trainer):
 
     Args:
         budget: for a training of a given time.
-        muon: whether matrices of the layers are trained by Muon.
+        muon: whether the weights of linear layers are trained by Muon.
         arguments: those of Trainer.
     """
 
@@ -526,6 +547,8 @@ class PretrainingTrainer(Trainer):
         super().__init__(*arguments, **more)
         self.budget = budget
         self.muon = muon
+        if muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("muon: expected whole models in each process, got FSDP or DeepSpeed")
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.muon:
@@ -554,8 +577,8 @@ class PretrainingTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def layer_importance(self) -> list[float] | None:
-        """By how many nats the test loss rises without the mixer of each layer; None for other architectures, and for a model
-        that diverged."""
+        """By how many nats the test loss rises without the mixer of each layer; None for other architectures, and if one of the
+        losses is not finite."""
         if not isinstance(self.model, AutoBertZeroPreTrainedModel):
             return None
         data, losses = self.get_eval_dataloader(self.eval_dataset["test"]), []
@@ -564,6 +587,7 @@ class PretrainingTrainer(Trainer):
             with removed:
                 output = self.evaluation_loop(data, "importance", prediction_loss_only=True, metric_key_prefix="test")
             losses.append(output.metrics["test_loss"])
+        self.callback_handler.on_predict(self.args, self.state, self.control, {})  # closes the progress bar
         rises = [round(loss - losses[0], 4) for loss in losses[1:]]
         return rises if all(map(math.isfinite, rises)) else None
 
@@ -598,6 +622,8 @@ class Pretraining:
         """Raises: ValueError for bad input."""
         commit = current_commit()
         check_options(options)
+        if options.muon:
+            check_muon(args)
         if model_arguments.model_name_or_path is not None and settings.tokenizer_name is None:
             _config_of_model(model_arguments.model_name_or_path, None)  # otherwise an error would be of the tokenizer
             settings = dataclasses.replace(settings, tokenizer_name=model_arguments.model_name_or_path)
@@ -638,10 +664,7 @@ class Pretraining:
         transformers.set_seed(args.seed)
         network = make_model(config, options.objective, model_arguments.model_name_or_path)
         if model_arguments.attn_implementation is not None:
-            try:
-                network.set_attn_implementation(model_arguments.attn_implementation)
-            except (ValueError, ImportError) as error:
-                raise ValueError(f"attn_implementation: {one_line(error)}") from None
+            choose_attention(network, model_arguments.attn_implementation)
         evaluated = evaluation_sets(settings, options, text)
         trainer = PretrainingTrainer(
             model=network,

@@ -185,6 +185,7 @@ class Comparison:
         return {
             "train_file": self.train_file,
             "vocab_size": self.scale["vocab_size"],
+            **self.scale.get("text", {}),
             "prepared_dir": str(self.folder / "text"),
         }
 

@@ -1,6 +1,6 @@
 """Put a pre-trained model into a folder that is a repository of models, such as this checkout.
 
-    python examples/reproduce/publish.py runs/model/pretrained .
+    python examples/reproduce/publish.py runs/model/compare/found/seed-0 .
 
 Writes `model.safetensors` in half precision (loaded in single precision), `config.json` and the files of the tokenizer. Other
 files of the folder remain: the code is that of the checkout.

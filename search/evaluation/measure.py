@@ -1,4 +1,4 @@
-"""Measured costs: FLOPs of a module and latency."""
+"""What is measured of a model: FLOPs, latency, where its attentions look, and what it is without a mixer."""
 
 import statistics
 import time
@@ -62,13 +62,13 @@ def median_latencies(calls: Sequence[Callable[[], Any]], device: torch.device, r
 
 
 @contextmanager
-def without_mixer(encoder: nn.Module, layer: int) -> Iterator[None]:
+def without_mixer(backbone: nn.Module, layer: int) -> Iterator[None]:
     """Within it the mixer of a layer, counted from 0, gives zeros: only its residual connection and feed-forward part remain.
 
     Args:
-        encoder: an AutoBERT-Zero backbone.
+        backbone: of AutoBERT-Zero.
     """
-    removed = encoder.encoder.layer[layer].mixer.register_forward_hook(
+    removed = backbone.encoder.layer[layer].mixer.register_forward_hook(
         lambda module, inputs, output: (torch.zeros_like(output[0]), *output[1:])
     )
     try:
@@ -91,14 +91,14 @@ def attention_by_distance(model: nn.Module, batches: Iterable[torch.Tensor], rea
     Weights count by their absolute values, so that those of attentions without a softmax can be compared.
 
     Args:
-        batches: ids (batch, tokens) without padding.
+        batches: ids (batch, tokens) without padding, of more tokens than `reach`.
     """
     model.eval()
     sums: list[torch.Tensor] = []
     count = 0
     for ids in batches:
         found = []
-        for weights in model(ids, output_attentions=True).attentions:
+        for weights in model(ids, output_attentions=True).attentions or ():
             fractions = weights.double().abs()
             fractions = fractions / fractions.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.double).tiny)
             # The diagonal `distance` to the right of the main one; near the ends of a sequence it is shorter.

@@ -111,7 +111,7 @@ class MaskedLMProxy:
         return total / count
 
     def loss_without_mixer(self, model: AutoBertZeroForMaskedLM, layer: int) -> float:
-        """Test loss in nats, `measure.without_mixer` of a layer."""
+        """Test loss in nats without the mixer of a layer (`measure.without_mixer`)."""
         with without_mixer(model.base_model, layer):
             return self.loss(model, "test")
 

@@ -73,19 +73,26 @@ def test_pictures(monkeypatch, tmp_path, capsys):
         AutoBertZeroModel(config).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
         custom_operations.save_with_model(tmp_path / name)
+    sizes = {"hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
     monkeypatch.setattr(modeling, "CUSTOM_OPERATIONS", {})  # as in another process
-    models = [str(tmp_path / name) for name in ("one", "other")]
+    models = [str(tmp_path / name) for name in ("one", "other", "bert")]
     arguments = ["--trust_remote_code", "--text_file", text, "--sequences", "8", "--rounds", "1"]
     arguments += ["--output_dir", str(tmp_path / "out")]
     main(["--models", *models, *arguments, "--sequence_length", "16"])
     found = json.loads((tmp_path / "out" / "analysis.json").read_text())["models"]
-    assert list(found) == ["one", "other"]
-    assert [len(found[name]["token_similarity"]) for name in found] == [3, 4]
+    assert list(found) == ["one", "other", "bert"]
+    assert [len(found[name]["token_similarity"]) for name in found] == [3, 4, 2]
     assert len(found["one"]["singular_values"][0]) == 16 and found["one"]["milliseconds"] > 0
-    assert [np.array(found[name]["attention_by_distance"]).shape for name in found] == [(1, 3, 17), (3, 3, 17)]
+    shapes = [np.array(found[name]["attention_by_distance"]).shape for name in found]
+    assert shapes == [(1, 3, 17), (3, 3, 17), (1, 2, 17)]
     for name in ("token_uniformity", "singular_values", "attention_by_distance", "costs"):
         picture = np.array(Image.open(tmp_path / "out" / f"{name}.png").convert("L"))
         assert picture.shape[0] > 200 and (picture < 128).any()
+    main(["--models", models[0], *arguments, "--sequence_length", "4", "--output_dir", str(tmp_path / "short")])
+    short = json.loads((tmp_path / "short" / "analysis.json").read_text())["models"]["one"]
+    assert np.array(short["attention_by_distance"]).shape == (1, 3, 7)
     small = str(tmp_path / "small")
     AutoBertZeroModel(tiny_config(Genome([SELF_ATTENTION]), vocab_size=20)).save_pretrained(small)
     tokenizer.save_pretrained(small)

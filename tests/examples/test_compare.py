@@ -70,7 +70,7 @@ def test_the_rows_and_scales():
         "random_search",
         "searched",
     }
-    assert SCALES == ["babylm", "base", "cpu", "gpu", "rotary", "tiny"]
+    assert SCALES == ["babylm", "base", "cpu", "gpu", "model", "rotary", "tiny"]
 
 
 def test_the_row_of_the_root(tmp_path):
@@ -111,7 +111,7 @@ def test_all_commands_are_valid(tmp_path, scale):
     assert all("--validation_file" in command for command in made.pretrainings())
     blimp = [run_blimp.make_parser().parse_args(command[2:]) for command in made.blimp()]
     assert {arguments.trust_remote_code for arguments in blimp} == {True}
-    assert {arguments.fraction for arguments in blimp} == {0.1 if scale == "babylm" else 1.0}
+    assert {arguments.fraction for arguments in blimp} == {0.1 if scale in ("babylm", "model") else 1.0}
     glue = HfArgumentParser((run_glue.GlueArguments, _Arguments))
     fine_tunings = list(made.fine_tunings())
     for command in fine_tunings:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from muon import MuonWithAdamW
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, get_scheduler
 
 
 @pytest.fixture
@@ -58,6 +58,19 @@ def test_its_state_is_restored_and_follows_the_schedule(model):
     train(other, [restored])
     for (name, one), (_, two) in zip(model.named_parameters(), other.named_parameters(), strict=True):
         assert torch.equal(one, two), name
+
+
+@pytest.mark.parametrize("name", ["polynomial", "cosine_with_min_lr"])
+def test_schedules_that_read_the_default_rate(model, name):
+    optimizer = MuonWithAdamW.of_model(model, set(), 0.0, lr=0.01)
+    more = {"min_lr": 1e-3} if name == "cosine_with_min_lr" else {}
+    schedule = get_scheduler(name, optimizer, 0, 4, more)
+    rates = []
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+        rates.append({group["lr"] for group in optimizer.param_groups})
+    assert all(len(each) == 1 for each in rates) and max(rates[-1]) < 0.002
 
 
 def test_frozen_parameters_are_left_out(model):

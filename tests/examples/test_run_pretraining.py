@@ -32,6 +32,7 @@ from tests.conftest import TINY_RUN, count_steps, run_without_package, write_cor
 
 SCRIPT = Path(run_pretraining.__file__)
 SIZES = "hidden_size=12,num_attention_heads=3,intermediate_size=20"
+CONVBERT = "hidden_size=12,num_attention_heads=2,intermediate_size=20,embedding_size=12,num_hidden_layers=1"
 
 
 def command(folder, **arguments) -> list[str]:
@@ -168,7 +169,8 @@ def test_it_learns_and_other_architectures_train_on_the_same_batches(folder, run
     assert results["losses"]["text"]["1"] < results["unigram_losses"]["text"]
     model = AutoModelForMaskedLM.from_pretrained(folder / "out", trust_remote_code=True)
     importance = results["layer_importance"]
-    assert len(importance) == model.config.num_hidden_layers
+    assert len(importance) == model.config.num_hidden_layers and abs(importance[0]) > 0.01
+    assert len(set(importance)) > 1
     # A model without what the mixer of the first layer gives, trained no further.
     for parameter in model.base_model.encoder.layer[0].mixer.dense.parameters():
         torch.nn.init.zeros_(parameter)
@@ -333,6 +335,11 @@ def test_two_processes(folder):
         ({"objective": "nsp", "genome": None, "model_type": "convbert"}, "model_type: |objective: "),
         ({"train_file": "no.txt", "prepared_dir": None}, "train_file: expected a file, got 'no.txt'"),
         ({"attn_implementation": "foo"}, "attn_implementation: "),
+        (
+            {"genome": None, "model_type": "convbert", "attn_implementation": "foo", "config_overrides": CONVBERT},
+            "attn_implementation: expected .*, the only one of ConvBertForMaskedLM, got 'foo'",
+        ),
+        ({"muon": "true", "optim": "sgd"}, "optim: expected adamw_torch or adamw_torch_fused with muon, got sgd"),
         ({"max_seq_length": 4096}, "train_file the validation part: expected 4096 tokens or more, got"),
     ],
 )
@@ -378,9 +385,16 @@ def test_muon(folder, run):
     assert any((one[name] != adamw[name]).any() for name in one)
 
 
-def test_an_implementation_of_attention_changes_no_result(folder, run):
+def test_an_implementation_of_attention_changes_no_result(folder, run, monkeypatch):
+    calls = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k)
+    )
     for name in ("eager", "sdpa"):
+        assert not calls
         run(attn_implementation=name, output_dir=folder / name)
+    assert calls
     losses = [
         json.loads((folder / name / "results.json").read_text())["losses"]["test"]["1"] for name in ("eager", "sdpa")
     ]
