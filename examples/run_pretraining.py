@@ -510,6 +510,8 @@ def bits_per_byte(loss: float, tokens: np.ndarray, tokenizer: PreTrainedTokenize
     return loss * (len(tokens) - int(special)) / math.log(2) / len(decoded.encode())
 
 
+# Test sequences on which the importance of layers is measured: differences on the same ones vary less than losses.
+IMPORTANCE_SEQUENCES = 512
 # Points of the loss curve of a training.
 CURVE_POINTS = 40
 
@@ -577,11 +579,13 @@ class PretrainingTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def layer_importance(self) -> list[float] | None:
-        """By how many nats the test loss rises without the mixer of each layer; None for other architectures, and if one of the
-        losses is not finite."""
+        """By how many nats the loss of a part of the test sequences rises without the mixer of each layer; None for other
+        architectures, and if one of the losses is not finite."""
         if not isinstance(self.model, AutoBertZeroPreTrainedModel):
             return None
-        data, losses = self.get_eval_dataloader(self.eval_dataset["test"]), []
+        test = self.eval_dataset["test"]
+        part = torch.utils.data.Subset(test, range(min(len(test), IMPORTANCE_SEQUENCES)))
+        data, losses = self.get_eval_dataloader(part), []
         for layer in (None, *range(self.model.config.num_hidden_layers)):
             removed = contextlib.nullcontext() if layer is None else without_mixer(self.model.base_model, layer)
             with removed:
