@@ -313,7 +313,8 @@ class Comparison:
                     for fraction, loss in by_fraction.items():
                         losses.setdefault(name, {}).setdefault(fraction, []).append(loss)
             glue = self._glue(row, list(trained))
-            blimp = [r for s in trained if (r := _read(self.seed_folder(row, s) / "blimp" / "results.json"))]
+            grammar = {s: r for s in trained if (r := _read(self.seed_folder(row, s) / "blimp" / "results.json"))}
+            blimp = list(grammar.values())
             first = next(iter(trained.values()))
             genome = self.genome(row)
             found[row] = {
@@ -344,10 +345,19 @@ class Comparison:
                     },
                 },
                 "glue": glue,
+                "runs": {
+                    str(seed): {
+                        "losses": result["losses"],
+                        "blimp": grammar[seed]["accuracy"] if seed in grammar else None,
+                        "layer_importance": result.get("layer_importance"),
+                        "commit": result["commit"],
+                        "command": result["command"],
+                    }
+                    for seed, result in trained.items()
+                },
                 "machines": sorted({r["machine"] for r in trained.values()}),
                 "commits": sorted({str(r["commit"]) for r in trained.values()}),
                 "versions": first["versions"],
-                "command": first["command"],
                 "text": first["identity"]["text"],
             }
         return found

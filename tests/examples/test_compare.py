@@ -181,6 +181,11 @@ def test_a_table_of_the_results_so_far(tmp_path):
     found = made.results()
     assert list(found) == ["bert"]
     assert found["bert"]["blimp"] == {"accuracy": (60.5, 0.5), "fields": {"syntax": (55.0, 0.0)}}
+    runs = found["bert"]["runs"]
+    assert [(seed, run["losses"]["test"]["1"], run["blimp"]) for seed, run in runs.items()] == [
+        ("0", 4.0, 60.0),
+        ("1", 4.5, 61.0),
+    ]
     assert found["bert"]["bits_per_byte"] == {"test": (1.5, 0.0)}
     assert found["bert"]["curve"] == [[0.25, 7.0], [0.5, 6.0], [1, 5.0]]
     draw_curves(found, tmp_path / "curves.svg")
