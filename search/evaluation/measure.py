@@ -62,7 +62,7 @@ def median_latencies(calls: Sequence[Callable[[], Any]], device: torch.device, r
 
 
 @contextmanager
-def without_mixer(backbone: nn.Module, layer: int) -> Iterator[None]:
+def without_mixer(backbone: Any, layer: int) -> Iterator[None]:
     """Within it the mixer of a layer, counted from 0, gives zeros: only its residual connection and feed-forward part remain.
 
     Args:
