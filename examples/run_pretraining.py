@@ -38,6 +38,7 @@ from training_scripts import (
     ATTENTION_HELP,
     CheckpointDigests,
     checkpoint_step,
+    choose_attention,
     claim_folder,
     end_diverged,
     expect_same_training,
@@ -305,18 +306,6 @@ def _with_weights(model_class: Any, config: Any, name_or_path: str) -> transform
             f"got none for {', '.join(missing):.200}"
         )
     return model
-
-
-def choose_attention(model: transformers.PreTrainedModel, implementation: str) -> None:
-    """Raises: ValueError for an implementation that is unknown, or that the architecture does not choose by name."""
-    try:
-        model.set_attn_implementation(implementation)
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"attn_implementation: {one_line(error)}") from None
-    if (found := model.config._attn_implementation) != implementation:
-        raise ValueError(
-            f"attn_implementation: expected {found}, the only one of {type(model).__name__}, got {implementation!r}"
-        )
 
 
 def digest_of(*arrays: np.ndarray) -> str:
@@ -667,8 +656,7 @@ class Pretraining:
             args.metric_for_best_model = "validation_loss"
         transformers.set_seed(args.seed)
         network = make_model(config, options.objective, model_arguments.model_name_or_path)
-        if model_arguments.attn_implementation is not None:
-            choose_attention(network, model_arguments.attn_implementation)
+        choose_attention(network, model_arguments.attn_implementation)
         evaluated = evaluation_sets(settings, options, text)
         trainer = PretrainingTrainer(
             model=network,

@@ -213,7 +213,8 @@ def load_model(
 ) -> PreTrainedModel:
     """A model with the weights of its encoder, and a head that may be new. Arguments as of `make_trainer`.
 
-    Raises: ValueError if weights of the encoder are missing or damaged, or do not fit the configuration.
+    Raises: ValueError if weights of the encoder are missing or damaged, or do not fit the configuration, and as
+        `choose_attention` does.
     """
     config, _, remote = parts
     name = options.model_name_or_path
@@ -222,7 +223,6 @@ def load_model(
         model, loaded = model_class.from_pretrained(  # type: ignore[attr-defined]
             name,
             config=config,
-            attn_implementation=options.attn_implementation,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **remote,
@@ -235,7 +235,25 @@ def load_model(
     # Models that were trained on masked tokens have no pooler.
     if missing := sorted(key for key in loaded["missing_keys"] if key.startswith(prefix) and "pooler" not in key):
         raise ValueError(f"model: expected weights of its encoder in {name!r}, got none for {', '.join(missing):.200}")
+    choose_attention(model, options.attn_implementation)
     return model
+
+
+def choose_attention(model: PreTrainedModel, implementation: str | None) -> None:
+    """Let a model compute attention in a given way, unless it is None.
+
+    Raises: ValueError for an implementation that is unknown, or that the architecture does not choose by name.
+    """
+    if implementation is None:
+        return
+    try:
+        model.set_attn_implementation(implementation)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"attn_implementation: {one_line(error)}") from None
+    if (found := model.config._attn_implementation) != implementation:
+        raise ValueError(
+            f"attn_implementation: expected {found}, the only one of {type(model).__name__}, got {implementation!r}"
+        )
 
 
 def make_trainer(

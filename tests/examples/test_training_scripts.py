@@ -138,7 +138,7 @@ def test_a_damaged_model_is_named_before_anything_is_trained(model, tmp_path, da
 def test_the_implementation_of_attention(model):
     assert load(model).config._attn_implementation == "sdpa"
     assert load(model, attn_implementation="eager").config._attn_implementation == "eager"
-    with pytest.raises(ValueError, match=r"^model: cannot load .*foo"):
+    with pytest.raises(ValueError, match=r"^attn_implementation: .*foo"):
         load(model, attn_implementation="foo")
 
 
