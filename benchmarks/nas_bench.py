@@ -3,23 +3,24 @@
     python benchmarks/nas_bench.py --data nas_bench --output results/nas_bench.json
 
 NAS-Bench-Graph (Qin et al., NeurIPS 2022; Apache-2.0): 26,206 graph networks, each a DAG of four nodes with one operation
-per node, evaluated on four data sets. Strategies search by validation accuracy; regret is in points of accuracy, relative
-to the best of the table.
+per node, evaluated on eight data sets, and 2,021 of them on a ninth, proteins. Strategies search by validation accuracy
+(proteins: ROC AUC); regret is in points, relative to the best of the table. The files `nas-bench-graph/light/*.bench` of
+github.com/THUMNLab/NAS-Bench-Graph belong into the folder `--data`.
 
 `bert_encoders`: 500 BERT-like encoders from a space of millions, with their mean GLUE scores (Serianni and Kalita, 2023;
-CC-BY-4.0). Strategies select from this pool: a mutation is one of the most similar encoders.
+CC-BY-4.0): `data/BERT_benchmark.json` of github.com/aaronserianni/training-free-nas. Strategies select from this pool: a
+mutation is one of the most similar encoders.
 
-`backbones`: this project's own space, by a model of the backbones in a table (`surrogate.py`). Scores are predicted, so
-regret, relative to the best of the table, may be below 0.
+`backbones`: this project's own space, by a model of the backbones in tables (`surrogate.py`). Scores are predicted, so
+regret, relative to the best of the tables, may be below 0.
 
 All strategies run with the same seeds, so that differences are paired.
 """
 
 import argparse
-import csv
-import gzip
 import itertools
 import json
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import Pool
@@ -46,17 +47,36 @@ from autobert_zero.search.report.tables import mean_and_error
 
 
 GRAPHS = ("cora", "pubmed", "arxiv", "cs")
+# No default of a strategy was chosen on these.
+HELD_OUT_GRAPHS = ("citeseer", "computers", "photo", "physics", "proteins")
 ENCODERS, BACKBONES = "bert_encoders", "backbones"
 CHECKPOINTS = {
-    **dict.fromkeys(GRAPHS, (25, 50, 100, 150, 200, 300)),
+    **dict.fromkeys((*GRAPHS, *HELD_OUT_GRAPHS), (25, 50, 100, 150, 200, 300)),
     ENCODERS: (10, 20, 30, 60),
     BACKBONES: (16, 28, 40, 64, 100),
 }
 NODES = range(4)
+# In the order of their numbers in the files, as are the inputs of the four nodes.
 OPERATIONS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
+LINKS = (
+    *((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 1), (0, 0, 1, 2), (0, 0, 1, 3)),
+    *((0, 1, 1, 1), (0, 1, 1, 2), (0, 1, 2, 2), (0, 1, 2, 3)),
+)
 
 # Inputs of the four nodes (0 is the raw input, i the i-th node), and their operations.
 Architecture = tuple[tuple[int, ...], tuple[str, ...]]
+
+
+class NumbersUnpickler(pickle.Unpickler):
+    """Reads numbers and their containers, and refuses everything else, which could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module, name:
+            case ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar"):
+                return np._core.multiarray.scalar
+            case "numpy", "dtype":
+                return np.dtype
+        raise pickle.UnpicklingError(f"expected numbers, got {module}.{name}")
 
 
 def choose_uniformly(names: Sequence[str], rng: np.random.Generator) -> str:
@@ -69,13 +89,16 @@ class GraphSpace:
     def __init__(self, path: Path):
         self.scores: dict[Architecture, float] = {}
         self.parameters: dict[Architecture, float] = {}
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                links = tuple(int(row[f"n{i}_in"]) for i in range(1, 5))
-                architecture = (links, tuple(row[f"n{i}_op"] for i in range(1, 5)))
-                self.scores[architecture] = 100 * float(row["valid_score"])
-                self.parameters[architecture] = float(row["params_m"])
+        with open(path, "rb") as file:
+            rows = NumbersUnpickler(file).load()
+        for number, row in rows.items():
+            links, *operations = map(int, f"{number:05}")
+            architecture = (LINKS[links], tuple(OPERATIONS[operation] for operation in operations))
+            self.scores[architecture] = 100 * float(row["valid_perf"])
+            self.parameters[architecture] = float(row["para"])
         self.links = sorted({links for links, _ in self.scores})
+        known = {name for _, operations in self.scores for name in operations}
+        self.names = tuple(name for name in OPERATIONS if name in known)
         self.best = max(self.scores.values())
         self._known: dict[Architecture, Architecture | None] = {}
 
@@ -87,7 +110,7 @@ class GraphSpace:
 
     def random(self, rng: np.random.Generator, choose: Callable = choose_uniformly) -> Architecture:
         links = self.links[int(rng.integers(len(self.links)))]
-        return self._legal(lambda: (links, tuple(choose(OPERATIONS, rng) for _ in NODES)))
+        return self._legal(lambda: (links, tuple(choose(self.names, rng) for _ in NODES)))
 
     def mutate(
         self, genome: Architecture, rng: np.random.Generator, choose: Callable = choose_uniformly
@@ -99,7 +122,7 @@ class GraphSpace:
             if rng.random() < 0.2:
                 return self.links[int(rng.integers(len(self.links)))], operations
             node = int(rng.integers(len(NODES)))
-            others = [name for name in OPERATIONS if name != operations[node]]
+            others = [name for name in self.names if name != operations[node]]
             return links, (*operations[:node], choose(others, rng), *operations[node + 1 :])
 
         return self._legal(child)
@@ -148,9 +171,10 @@ class EncoderSpace:
     NEAR = 20  # number of most similar encoders that are mutations
 
     def __init__(self, path: Path):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            encoders = [json.loads(line) for line in file]
-        self.scores = [encoder["glue"]["glue"] for encoder in encoders]
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        models = [row["hparams"]["model_hparam_overrides"] for row in rows]
+        encoders = [{"hidden_size": m["hidden_size"], "layers": m["nas_config"]["encoder_layers"]} for m in models]
+        self.scores = [row["scores"]["glue"] for row in rows]
         self.best = max(self.scores)
         self._features = [self._describe(encoder) for encoder in encoders]
         self._operations = [
@@ -257,16 +281,16 @@ def regrets(space: Any, strategy: Any, seed: int, evaluations: int, lookahead: i
 _SPACES: dict[str, Any] = {}
 
 
-def run(job: tuple[str, str, str, int]) -> list[float]:
-    """Regrets of a search; the first entry of the job is the folder of the data, or the file of the table."""
+def run(job: tuple[Any, str, str, int]) -> list[float]:
+    """Regrets of a search; the first entry of the job is the folder of the data, or the files of the tables."""
     data, name, data_set, seed = job
     if data_set not in _SPACES:
         if data_set == BACKBONES:
-            _SPACES[data_set] = BackboneTable(Path(data))
+            _SPACES[data_set] = BackboneTable(data)
         elif data_set == ENCODERS:
-            _SPACES[data_set] = EncoderSpace(Path(data) / f"{data_set}_glue.jsonl.gz")
+            _SPACES[data_set] = EncoderSpace(Path(data) / "BERT_benchmark.json")
         else:
-            _SPACES[data_set] = GraphSpace(Path(data) / f"graph_{data_set}.csv.gz")
+            _SPACES[data_set] = GraphSpace(Path(data) / f"{data_set}.bench")
     space = _SPACES[data_set]
     strategies = STRATEGIES_ON.get(data_set, STRATEGIES)
     return regrets(space, strategies[name](space), seed, CHECKPOINTS[data_set][-1], LOOKAHEAD.get(name, 0))
@@ -305,12 +329,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data",
-        help="folder with graph_<data set>.csv.gz and bert_encoders_glue.jsonl.gz; needed unless only backbones",
+        help="folder with <data set>.bench and BERT_benchmark.json; needed unless only backbones",
     )
-    parser.add_argument("--table", help="table of trained backbones, for the data set backbones")
+    parser.add_argument("--tables", type=Path, nargs="+", help="of trained backbones, for the data set backbones")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=100, help="number of paired repetitions, with seeds 0, 1, ...")
-    parser.add_argument("--data_sets", nargs="+", default=[*GRAPHS, ENCODERS], choices=[*GRAPHS, ENCODERS, BACKBONES])
+    parser.add_argument(
+        "--data_sets",
+        nargs="+",
+        default=[*GRAPHS, *HELD_OUT_GRAPHS, ENCODERS],
+        choices=[*GRAPHS, *HELD_OUT_GRAPHS, ENCODERS, BACKBONES],
+    )
     parser.add_argument(
         "--strategies",
         nargs="+",
@@ -320,14 +349,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=None)
     args = parser.parse_args()
     for data_set in args.data_sets:
-        if (args.table if data_set == BACKBONES else args.data) is None:
-            parser.error(f"data_sets: expected {'--table' if data_set == BACKBONES else '--data'} for {data_set}")
+        if (args.tables if data_set == BACKBONES else args.data) is None:
+            parser.error(f"data_sets: expected {'--tables' if data_set == BACKBONES else '--data'} for {data_set}")
     commit, start, baseline = current_commit(), time.perf_counter(), "regularized evolution"
     results: dict[str, Any] = {}
     with Pool(args.processes) as pool:
         for data_set in args.data_sets:
             known = STRATEGIES_ON.get(data_set, STRATEGIES)
-            source = args.table if data_set == BACKBONES else args.data
+            source = args.tables if data_set == BACKBONES else args.data
             names = [name for name in known if name in {*args.strategies, "random", baseline}]
             jobs = [(source, name, data_set, seed) for name in names for seed in range(args.seeds)]
             curves = np.array(pool.map(run, jobs, chunksize=5)).reshape(len(names), args.seeds, -1)

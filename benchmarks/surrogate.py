@@ -1,6 +1,6 @@
-"""A model of the table of trained backbones, so that strategies can be compared on genomes that it does not contain.
+"""A model of the tables of trained backbones, so that strategies can be compared on genomes that they do not contain.
 
-    python benchmarks/surrogate.py --table results/space_table/table.jsonl
+    python benchmarks/surrogate.py --tables results/space_table/random.jsonl results/space_table/known.jsonl
 
 prints how well it predicts: Kendall's tau of losses that were predicted without the genome itself (10-fold
 cross-validation), over all genomes, over the random ones, and over the better half.
@@ -25,7 +25,7 @@ from autobert_zero.search.evolution.archive import Record
 from autobert_zero.search.evolution.history import read_history
 from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.run.factory import make_space
-from autobert_zero.search.settings import SearchSettings
+from autobert_zero.search.settings import GROUP_OF, SearchSettings
 
 
 TREES = 200
@@ -52,18 +52,40 @@ def describe(genome: Genome) -> dict[str, float]:
     return dict(found)
 
 
+def read_tables(paths: Sequence[Path]) -> tuple[SearchSettings, list[Record]]:
+    """The settings of the first of some tables, and the scored records of all.
+
+    Raises: ValueError if the genomes of one were trained in another way, or on other text, than those of the first.
+    """
+    headers, histories = zip(*(read_history(path, decode_genome) for path in paths), strict=True)
+    trainings = [
+        {"text": header["data"]}
+        | {
+            name: value
+            for name, value in header["settings"].items()
+            if GROUP_OF[name] in ("model", "training", "final")
+        }
+        for header in headers
+    ]
+    for path, training in zip(paths, trainings, strict=True):
+        if differing := [name for name, value in training.items() if value != trainings[0][name]]:
+            raise ValueError(f"tables: expected equal trainings, got another {differing[0]} in {path}")
+    records = [record for history in histories for record in history if record.score is not None]
+    return SearchSettings.from_dict(headers[0]["settings"]), records
+
+
 class BackboneTable:
-    """The space of a table, with scores by a regression: trees on `describe`.
+    """The space of tables of trained backbones, with scores by a regression: trees on `describe`.
 
     Args:
-        path: of the table.
+        paths: of the tables.
+
+    Raises: ValueError if their trainings differ.
     """
 
-    def __init__(self, path: Path):
-        header, records = read_history(path, decode_genome)
-        settings = SearchSettings.from_dict(header["settings"])
+    def __init__(self, paths: Sequence[Path]):
+        settings, self.records = read_tables(paths)
         self.space = make_space(settings.space, settings.strategy, settings.model, CustomOperations())
-        self.records = [record for record in records if record.score is not None]
         self.regression, self.columns = self._fit(self.records)
         self.best = max(record.score for record in self.records)
         self.scores = self  # by genome
@@ -112,8 +134,8 @@ class BackboneTable:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, required=True)
-    for name, values in BackboneTable(parser.parse_args().table).quality().items():
+    parser.add_argument("--tables", type=Path, nargs="+", required=True)
+    for name, values in BackboneTable(parser.parse_args().tables).quality().items():
         print(f"{name:12}", values)
 
 
