@@ -1,9 +1,11 @@
 """A model of the tables of trained backbones, so that strategies can be compared on genomes that they do not contain.
 
-    python benchmarks/surrogate.py --tables results/space_table/random.jsonl results/space_table/known.jsonl
+    python benchmarks/surrogate.py --tables results/space_table/random.jsonl results/space_table/known.jsonl \\
+        --against results/space_table/longer.jsonl --output results/space_table/quality.json
 
-prints how well it predicts: Kendall's tau of losses that were predicted without the genome itself (10-fold
-cross-validation), over all genomes, over the random ones, and over the better half.
+says how good it and the tables are: Kendall's tau of the scores with those that are predicted without the genome itself
+(10-fold cross-validation), with the losses after a part of the training, and with the scores of the same genomes in other
+tables, `--against`, which trained them longer or with another seed. Intervals are those of a bootstrap over genomes.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
+from rank_fidelity import tau
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.model_selection import KFold
@@ -23,7 +25,10 @@ from autobert_zero.configuration_autobert_zero import Attention, Convolution, Ge
 from autobert_zero.search.custom_operations import CustomOperations
 from autobert_zero.search.evolution.archive import Record
 from autobert_zero.search.evolution.history import read_history
+from autobert_zero.search.files import write_json
 from autobert_zero.search.genomes import decode_genome
+from autobert_zero.search.provenance import commit as current_commit
+from autobert_zero.search.provenance import provenance
 from autobert_zero.search.run.factory import make_space
 from autobert_zero.search.settings import GROUP_OF, SearchSettings
 
@@ -112,31 +117,51 @@ class BackboneTable:
             predicted[rest] = regression.predict(columns.transform([describe(self.records[i].genome) for i in rest]))
         return predicted
 
-    def quality(self) -> dict[str, Any]:
-        """Numbers of genomes, and tau of cross-validated predictions."""
-        scores, predicted = np.array([record.score for record in self.records]), self.cross_validated()
-        parts = {
-            "all": np.arange(len(scores)),
-            "random": np.flatnonzero([record.generation == 0 for record in self.records]),
-            "better half": np.argsort(-scores)[: len(scores) // 2],
-        }
-        return {
-            name: {
-                "genomes": len(part),
-                "tau": round(float(kendalltau(scores[part], predicted[part]).statistic), 3),
-                "best score": round(float(scores[part].max()), 4),
-                "standard deviation": round(float(scores[part].std()), 4),
-                "root mean square error": round(float(np.sqrt(np.mean((scores - predicted)[part] ** 2))), 4),
-            }
-            for name, part in parts.items()
-        }
+
+def compared(scores: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Two scores of the same genomes: tau, over all and over the better half by the first, and how much they differ by."""
+    a, b = np.array(scores), np.array(others)
+    better = np.argsort(-a, kind="stable")[: len(a) // 2]
+    return {
+        "genomes": len(a),
+        "tau": tau(a, b),
+        "tau, better half": tau(a[better], b[better]),
+        "standard deviation of the difference, better half": round(float((a - b)[better].std(ddof=1)), 4),
+    }
+
+
+def quality(table: BackboneTable, against: dict[str, Sequence[Record]]) -> dict[str, Any]:
+    """How well scores agree with predicted ones, with earlier losses, and with those of other tables."""
+    scores = [record.score for record in table.records]
+    found = {"predicted without the genome": compared(scores, table.cross_validated().tolist())}
+    *earlier, _ = [name for name in table.records[0].result.costs if name.startswith("validation_")]
+    for name in earlier:
+        found[name] = compared(scores, [-record.result.costs[name] for record in table.records])
+    by_key = {record.key: record.score for record in table.records}
+    for name, records in against.items():
+        pairs = [(record.score, by_key[record.key]) for record in records if record.key in by_key]
+        if len(pairs) < 4:
+            raise ValueError(f"against: expected at least 4 genomes of the tables, got {len(pairs)} in {name}")
+        found[name] = compared(*zip(*pairs, strict=True))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, nargs="+", required=True)
-    for name, values in BackboneTable(parser.parse_args().tables).quality().items():
-        print(f"{name:12}", values)
+    parser.add_argument("--against", type=Path, nargs="*", default=[], help="Tables of some of these genomes.")
+    parser.add_argument("--output", type=Path, help="JSON file.")
+    arguments = parser.parse_args()
+    commit = current_commit()
+    try:
+        table = BackboneTable(arguments.tables)
+        found = quality(table, {path.stem: read_tables([path])[1] for path in arguments.against})
+    except ValueError as error:
+        parser.error(str(error))
+    for name, values in found.items():
+        print(f"{name:30}", values)
+    if arguments.output:
+        write_json(arguments.output, {**provenance(commit), "results": found})
 
 
 if __name__ == "__main__":
