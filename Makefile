@@ -28,7 +28,7 @@ conformance: .venv/installed
 	$(BIN)/python -m tests.conformance.report .cache/conformance.xml results/conformance.json
 
 # The tests of the model with the oldest supported transformers, one in between, and the newest.
-MATRIX ?= 5.4.0 5.17.0 5.23.0
+MATRIX ?= 5.4.0 5.17.0 5.24.0
 test-matrix: .venv/installed
 	for version in $(MATRIX); do \
 	    site=.cache/matrix/$$version; \
