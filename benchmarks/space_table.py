@@ -5,8 +5,8 @@
 
 The first generation is random; the strategy proposes the others from the losses of full trainings, so that the table covers
 good backbones, too. The table, `table.jsonl`, is a history of a search: minus the validation loss is the score, and the costs of a
-candidate contain its losses by number of steps. The same command resumes. `--genomes_of TABLE --every 8` trains every eighth
-genome of another table with other settings: longer, or with another seed.
+candidate contain its losses by number of steps. The same command resumes. `--genomes_of TABLE … --every 8` trains every eighth
+genome of other tables with other settings: longer, or with another seed.
 """
 
 import dataclasses
@@ -37,10 +37,10 @@ from autobert_zero.search.settings import SearchSettings
 @dataclasses.dataclass
 class TableSettings:
     processes: int = dataclasses.field(default=1, metadata={"help": "Trainings at the same time, one thread each."})
-    genomes_of: str | None = dataclasses.field(
-        default=None, metadata={"help": "Another table, whose genomes are trained instead of proposed ones."}
+    genomes_of: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "Other tables, whose genomes are trained instead of proposed ones."}
     )
-    every: int = dataclasses.field(default=1, metadata={"help": "Every n-th genome of that table."})
+    every: int = dataclasses.field(default=1, metadata={"help": "Every n-th genome of each of these tables."})
 
 
 _PROBLEM: list[Problem] = []  # of a worker process
@@ -80,8 +80,8 @@ def main() -> None:
         problem = Problem.prepare(settings, torch.device("cpu"))
         strategy, count = problem.strategy, settings.strategy.max_evaluations
         if arguments.genomes_of:
-            _, records = read_history(arguments.genomes_of, decode_genome)
-            genomes = tuple(record.genome for record in records[:: arguments.every])
+            tables = [read_history(path, decode_genome)[1] for path in arguments.genomes_of]
+            genomes = tuple(record.genome for records in tables for record in records[:: arguments.every])
             strategy, count = RandomSearch(problem.space, len(genomes), seeds=genomes), len(genomes)
     except ValueError as error:
         parser.error(str(error))
