@@ -33,6 +33,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from autobert_zero.search import custom_operations
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter
+from autobert_zero.search.evaluation.training import Precision
 from autobert_zero.search.files import differing_keys, file_digest, one_line, read_json, write_json
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.settings import Group, check_text, did_you_mean
@@ -120,6 +121,8 @@ def parse(description: str | None, *dataclasses_: type) -> tuple[HfArgumentParse
         _check_output_dir(Path(given[-1].output_dir))
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    if given[-1].bf16 and given[-1].process_index == 0:
+        Precision("bf16", given[-1].device.type).warn_if_emulated()
     given[-1].dataloader_pin_memory &= torch.accelerator.is_available()  # a warning otherwise
     return parser, given
 

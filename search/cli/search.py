@@ -163,6 +163,7 @@ def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False)
     import transformers
     from safetensors import SafetensorError
 
+    from autobert_zero.search.evaluation.training import Precision
     from autobert_zero.search.run.errors import SearchFailed, UsageError
     from autobert_zero.search.run.launcher import apply_requests, check_precision, check_sharing, communication
     from autobert_zero.search.run.run import Run
@@ -193,6 +194,8 @@ def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False)
     try:
         settings = apply_requests(settings, accelerator)
         check_sharing(settings, accelerator.device)
+        if accelerator.is_main_process:
+            Precision(settings.training.mixed_precision, accelerator.device.type).warn_if_emulated()
         with stop.listening():
             run = Run(settings, accelerator, stop, verbosity)
             run.estimate() if estimate else run.execute()

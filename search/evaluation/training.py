@@ -60,6 +60,14 @@ class Precision:
         """Scales losses, so that small gradients are not 0 in float16; otherwise it does nothing."""
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
 
+    def warn_if_emulated(self) -> None:
+        """Log a warning if this is bfloat16 on a processor without instructions for it, where matrix products take tens of
+        times as long as in float32."""
+        library = torch.backends.mkldnn  # without it, nothing is known
+        if self.name == "bf16" and self.device_type == "cpu" and library.is_available():
+            if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                _LOG.warning("bf16: this processor has no instructions for bfloat16: float32 is much faster")
+
 
 @dataclass(frozen=True)
 class Schedule:

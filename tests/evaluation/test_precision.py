@@ -120,6 +120,24 @@ def test_a_micro_batch_of_glue(problem, tmp_path):
     assert one.proxy.score(GENOME, supernet, None).score == other.proxy.score(GENOME, supernet, None).score
 
 
+@pytest.mark.parametrize(
+    ("precision", "supported", "warns"),
+    [
+        (Precision("bf16", "cpu"), False, True),
+        (Precision("bf16", "cpu"), True, False),
+        (Precision("bf16", "cuda"), False, False),
+        (Precision("no", "cpu"), False, False),
+    ],
+)
+def test_bfloat16_without_instructions_for_it_is_warned_of(monkeypatch, caplog, precision, supported, warns):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    precision.warn_if_emulated()
+    assert [record.message for record in caplog.records] == (
+        ["bf16: this processor has no instructions for bfloat16: float32 is much faster"] if warns else []
+    )
+
+
 def make() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 1))
