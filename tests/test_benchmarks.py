@@ -1,0 +1,119 @@
+"""What the figures of results/ rest on: reading of foreign tables, and the model of the tables of trained backbones."""
+
+import functools
+import io
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autobert_zero.configuration_autobert_zero import Convolution
+from autobert_zero.search.evolution.archive import Outcome
+from autobert_zero.search.evolution.history import History
+from autobert_zero.search.evolution.strategies import RandomSearch
+from autobert_zero.search.genomes import decode_genome
+from autobert_zero.search.run.factory import make_space
+from autobert_zero.search.settings import SearchSettings
+from tests.evolution.conftest import search
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import nas_bench  # noqa: E402
+import surrogate  # noqa: E402
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+def unpickled(value):
+    return nas_bench.NumbersUnpickler(io.BytesIO(pickle.dumps(value))).load()
+
+
+def test_tables_of_others_are_read_without_running_their_code(capsys):
+    rows = {7: {"valid_perf": np.float64(0.5), "para": 3, "curve": [0.25, np.float32(1)]}}
+    assert unpickled(rows) == rows
+    for harmful in (Harmful(), {"rows": [Harmful()]}):
+        with pytest.raises(pickle.UnpicklingError, match=r"expected numbers, got builtins\.print"):
+            unpickled(harmful)
+    assert not capsys.readouterr().out
+
+
+def test_graphs_that_differ_in_numbering_alone_are_one():
+    """The first two nodes read the input, the third the second node, the fourth the third."""
+    graph = ((0, 0, 2, 3), ("gat", "gcn", "gin", "fc"))
+    found = nas_bench.renumbered(graph)
+    assert graph in found and ((0, 1, 2, 0), ("gcn", "gin", "fc", "gat")) in found
+    assert len(set(found)) == 4  # the chain of three keeps its order, the first node goes anywhere
+    assert all(set(nas_bench.renumbered(other)) == set(found) for other in found)
+
+
+def value(genome) -> float:
+    """A score that a regression can learn: what most of the layers are."""
+    return sum(gene.kernel_size / 65 if isinstance(gene, Convolution) else -1.0 for gene in genome)
+
+
+@pytest.fixture
+def make_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(surrogate, "TREES", 50)  # for speed, as are fewer resamples
+    monkeypatch.setattr(surrogate, "tau", functools.partial(surrogate.tau, resamples=20))
+
+    def make(name, count=80, score=value, **changes):
+        settings = SearchSettings.from_dict({"operations": ["paper"], **changes})
+        header = {
+            "settings": {**settings.identity(), "final_steps": settings.final.final_steps},
+            "data": {"text": "a"},
+        }
+        space = make_space(settings.space, settings.strategy, settings.model, surrogate.CustomOperations())
+        path = tmp_path / name
+
+        def evaluate(record):
+            if record.index == 3:
+                return Outcome("failed", reason="FloatingPointError: loss")
+            final = score(record.genome)
+            return Outcome(score=final, costs={"validation_5": 0.0 - final, "validation_10": -final})
+
+        with History(path, header, ("settings", "data"), decode_genome) as history:
+            search(RandomSearch(space, 10), seed=settings.run.seed, count=count, history=history, evaluate=evaluate)
+        return path
+
+    return make
+
+
+def test_the_surrogate_predicts_what_it_has_not_seen(make_table):
+    table = surrogate.BackboneTable([make_table("one.jsonl"), make_table("two.jsonl", seed=43)])
+    assert len(table.records) == 158  # all but the failed ones
+    other = surrogate.read_tables([make_table("three.jsonl", seed=44)])[1]
+    predicted = [table.scores[record.genome] for record in other]
+    assert np.corrcoef(predicted, [record.score for record in other])[0, 1] > 0.8
+
+
+def test_the_quality_of_a_table(make_table):
+    """Cross-validation must not see the genome itself: scores that are noise cannot be predicted, scores that a genome
+    determines can, and other tables are compared by genome."""
+    rng = np.random.default_rng(0)
+    good = surrogate.BackboneTable([make_table("good.jsonl")])
+    noise = surrogate.BackboneTable([make_table("noise.jsonl", score=lambda genome: float(rng.normal()))])
+    found = surrogate.quality(
+        good, {"opposite": [record.evaluated(Outcome(score=-record.score)) for record in good.records]}
+    )
+    name = "predicted without the genome"
+    assert found[name]["tau"][0] > 0.5
+    assert surrogate.quality(noise, {})[name]["tau"][0] < 0.2
+    assert found["validation_5"]["tau"][0] == pytest.approx(1.0)
+    assert found["opposite"]["tau"][0] == pytest.approx(-1.0)
+    with pytest.raises(ValueError, match="against: expected at least 4 genomes of the tables, got 1 in short"):
+        surrogate.quality(good, {"short": good.records[:1]})
+
+
+def test_tables_of_other_trainings_are_refused(make_table):
+    paths = [make_table("one.jsonl", 8), make_table("two.jsonl", 8, learning_rate=0.5)]
+    with pytest.raises(
+        ValueError, match=r"tables: expected equal trainings, got another learning_rate in .*two\.jsonl"
+    ):
+        surrogate.BackboneTable(paths)
