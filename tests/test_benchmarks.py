@@ -90,6 +90,8 @@ def test_the_surrogate_predicts_what_it_has_not_seen(make_table):
     assert len(table.records) == 158  # all but the failed ones
     other = surrogate.read_tables([make_table("three.jsonl", seed=44)])[1]
     predicted = [table.scores[record.genome] for record in other]
+    inputs = table.columns.transform([surrogate.describe(record.genome) for record in other])
+    assert predicted == pytest.approx(table.regression.predict(inputs).tolist())
     assert np.corrcoef(predicted, [record.score for record in other])[0, 1] > 0.8
 
 
