@@ -63,10 +63,10 @@ class Precision:
     def warn_if_emulated(self) -> None:
         """Log a warning if this is bfloat16 on a processor without instructions for it, where matrix products take tens of
         times as long as in float32."""
-        library = torch.backends.mkldnn  # without it, nothing is known
-        if self.name == "bf16" and self.device_type == "cpu" and library.is_available():
-            if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-                _LOG.warning("bf16: this processor has no instructions for bfloat16: float32 is much faster")
+        if self.name != "bf16" or self.device_type != "cpu" or not torch.backends.mkldnn.is_available():
+            return  # without this library, nothing is known
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            _LOG.warning("bf16: this processor has no instructions for bfloat16: float32 is much faster")
 
 
 @dataclass(frozen=True)
