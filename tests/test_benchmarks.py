@@ -3,13 +3,14 @@
 import functools
 import io
 import pickle
-import sys
-from pathlib import Path
 
+import nas_bench
 import numpy as np
 import pytest
+import surrogate
 
 from autobert_zero.configuration_autobert_zero import Convolution
+from autobert_zero.search.custom_operations import CustomOperations
 from autobert_zero.search.evolution.archive import Outcome
 from autobert_zero.search.evolution.history import History
 from autobert_zero.search.evolution.strategies import RandomSearch
@@ -17,13 +18,6 @@ from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.run.factory import make_space
 from autobert_zero.search.settings import SearchSettings
 from tests.evolution.conftest import search
-
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import nas_bench  # noqa: E402
-import surrogate  # noqa: E402
 
 
 class Harmful:
@@ -69,7 +63,7 @@ def make_table(tmp_path, monkeypatch):
             "settings": {**settings.identity(), "final_steps": settings.final.final_steps},
             "data": {"text": "a"},
         }
-        space = make_space(settings.space, settings.strategy, settings.model, surrogate.CustomOperations())
+        space = make_space(settings.space, settings.strategy, settings.model, CustomOperations())
         path = tmp_path / name
 
         def evaluate(record):

@@ -7,14 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import gpu
 import psutil
 import pytest
 
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import gpu  # noqa: E402
 
 
 def step(tmp_path: Path, code: str) -> gpu.Step:
