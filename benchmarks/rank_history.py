@@ -1,12 +1,14 @@
-"""How well inherited weights, and short trainings from scratch, rank the candidates of a finished search by real trainings.
+"""How well inherited weights, and short trainings from scratch, rank genomes that were trained: candidates of a finished search
+by real trainings, or the backbones of tables.
 
     python benchmarks/rank_history.py --history results/model/history.jsonl --prepared_dir runs/model/text \\
         --supernet_steps 1500 --scratch_steps 100 250 --output_dir runs/rank-history --results results/rank_history.json
 
 `rank_fidelity.py` ranks random genomes, many of which learn nothing; here all descend from good ones, and differ by less.
-The settings are those of the search, but for the steps of the super-network. Trains one by each scheme of
+The settings are those of the first history, but for the steps of the super-network. Trains one by each scheme of
 `rank_fidelity.py`, scores every candidate by its inherited weights without a step, then by short trainings from scratch,
-and compares the orders with that of the search. Candidates that the search pruned or that failed are left out.
+and compares the orders with that of the histories. Candidates that were pruned or that failed are left out. A table
+`--another_seed` of some of them says what a full training with another seed is worth: the ceiling.
 
 Scores are rows of `rows.jsonl` in the folder; the same command resumes.
 """
@@ -22,14 +24,13 @@ import numpy as np
 import torch
 import transformers
 from rank_fidelity import SCHEMES, Rows, Trainer, tau
+from surrogate import read_tables
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter
 from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import Checkpoint
-from autobert_zero.search.evolution.history import read_history
 from autobert_zero.search.files import write_json
-from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.report.tables import text_table
@@ -46,15 +47,22 @@ def trained_supernet(problem: Problem, folder: Path) -> SuperNetwork:
     return supernet
 
 
-def ranked(scores: dict[int, float], trained: np.ndarray, better: np.ndarray) -> dict[str, Any]:
-    """Tau of scores with those of the search, of all candidates and of the better ones."""
-    values = np.array(list(scores.values()))
-    return {"all": tau(values, trained), "better half": tau(values[better], trained[better]), "scores": scores}
+def ranked(scores: dict[str, float], trained: dict[str, float]) -> dict[str, list[float]]:
+    """Tau of scores with those of full trainings, of all candidates that have both, and of the better half of these."""
+    names = sorted(scores.keys() & trained.keys(), key=trained.__getitem__, reverse=True)
+    a, b = (np.array([values[name] for name in names]) for values in (scores, trained))
+    better = b >= np.median(b)
+    return {"all": tau(a, b), "better half": tau(a[better], b[better])}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=ScriptHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--history", required=True, help="history.jsonl of the finished search.")
+    parser.add_argument(
+        "--history", type=Path, nargs="+", required=True, help="history.jsonl of a finished search, or tables."
+    )
+    parser.add_argument(
+        "--another_seed", type=Path, help="Table of some of the candidates, trained in full with another seed."
+    )
     parser.add_argument("--supernet_steps", type=int, default=1500, help="Steps of each super-network.")
     parser.add_argument("--scratch_steps", type=int, nargs="*", default=[], help="Steps of trainings from scratch.")
     parser.add_argument("--output_dir", required=True, help="Folder of the super-networks; the same command resumes.")
@@ -62,32 +70,32 @@ def main() -> None:
     parser.add_argument("--num_threads", type=int, default=1, help="Threads of torch.")
     parser.add_argument("--results", help="JSON file for the results.")
     given = vars(parser.parse_args())
-    history, results, scratch_steps = (given.pop(name) for name in ("history", "results", "scratch_steps"))
+    histories, another_seed, results, scratch_steps = (
+        given.pop(name) for name in ("history", "another_seed", "results", "scratch_steps")
+    )
     transformers.utils.logging.set_verbosity_error()
     commit = current_commit()
     try:
-        header, records = read_history(history, decode_genome)
+        header, known = read_tables(histories)
+        repeated = read_tables([*histories, another_seed])[1][len(known) :] if another_seed else []
         settings = SearchSettings.from_dict({**header["settings"], **given})
         problem = Problem.prepare(settings, torch.device("cpu"))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if header["data"] != problem.data:
-        sys.exit(f"error: {history} is of another text")
+        sys.exit(f"error: {histories[0]} is of another text")
     torch.set_num_threads(settings.run.num_threads)
     folder = Path(settings.run.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    known = [record for record in records if record.score is not None]
-    trained = np.array([record.score for record in known])
-    better = trained >= np.median(trained)
     rows = Rows(folder / "rows.jsonl", {"settings": settings.identity(), "data": problem.data})
 
-    def scores_of(method: str, prepare: Callable[[], Callable[[Genome], float]]) -> dict[int, float]:
-        """Scores by the number of the candidate; `prepare` makes the function of the missing ones."""
-        missing = [record for record in known if str(record.index) not in rows.values[method]]
+    def scores_of(method: str, prepare: Callable[[], Callable[[Genome], float]]) -> dict[str, float]:
+        """Scores by the key of the candidate; `prepare` makes the function of the missing ones."""
+        missing = [record for record in known if record.key not in rows.values[method]]
         loss = prepare() if missing else None
         for record in missing:
-            rows.add({"method": method, "candidate": str(record.index), "score": -round(loss(record.genome), 4)})
-        return {record.index: rows.values[method][str(record.index)]["score"] for record in known}
+            rows.add({"method": method, "candidate": record.key, "score": -round(loss(record.genome), 4)})
+        return {record.key: rows.values[method][record.key]["score"] for record in known}
 
     def inherited(changes: dict[str, Any]) -> Callable[[Genome], float]:
         changed = problem.replace(**changes)
@@ -102,15 +110,24 @@ def main() -> None:
             return trainer.scratch(genome, steps)["loss"]
 
         found[f"{steps} steps from scratch"] = scores_of(f"scratch, {steps}", lambda loss=loss: loss)
-    found = {name: ranked(scores, trained, better) for name, scores in found.items()}
-    cells = [
-        [name, *("{:.2f} [{:.2f}, {:.2f}]".format(*each[k]) for k in ("all", "better half"))]
-        for name, each in found.items()
-    ]
-    print(text_table([("Kendall's tau", f"all {len(known)}", "better half"), *cells]))
+    trained = {record.key: record.score for record in known}
+    again = {record.key: record.score for record in repeated}
+    compared = {name: {**ranked(scores, trained), "scores": scores} for name, scores in found.items()}
+    groups = [(f"all {len(known)}", compared)]
+    if again:
+        # The same groups of candidates for all scores, so that they can be compared with the ceiling.
+        of_both = {key: score for key, score in trained.items() if key in again}
+        ceiling = {"the full training with another seed": again}
+        groups.append((f"{len(of_both)} of them", {n: ranked(s, of_both) for n, s in (ceiling | found).items()}))
+    for title, group in groups:
+        cells = [
+            [name, *("{:.2f} [{:.2f}, {:.2f}]".format(*each[k]) for k in ("all", "better half"))]
+            for name, each in group.items()
+        ]
+        print(text_table([(f"Kendall's tau, {title}", "all", "better half"), *cells]), end="\n\n")
     if results:
-        facts = {**provenance(commit, "cpu"), "settings": settings.to_dict()}
-        write_json(results, {**facts, "candidates": len(known), "schemes": found})
+        facts = {**provenance(commit, "cpu"), "settings": settings.to_dict(), "candidates": len(known)}
+        write_json(results, {**facts, "schemes": compared, **({"with another seed": groups[1][1]} if again else {})})
 
 
 if __name__ == "__main__":

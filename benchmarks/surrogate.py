@@ -57,8 +57,8 @@ def describe(genome: Genome) -> dict[str, float]:
     return dict(found)
 
 
-def read_tables(paths: Sequence[Path]) -> tuple[SearchSettings, list[Record]]:
-    """The settings of the first of some tables, and the scored records of all.
+def read_tables(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Record]]:
+    """The header of the first of some tables, and the scored records of all.
 
     Raises: ValueError if the genomes of one were trained in another way, or on other text, than those of the first.
     """
@@ -76,7 +76,7 @@ def read_tables(paths: Sequence[Path]) -> tuple[SearchSettings, list[Record]]:
         if differing := [name for name, value in training.items() if value != trainings[0][name]]:
             raise ValueError(f"tables: expected equal trainings, got another {differing[0]} in {path}")
     records = [record for history in histories for record in history if record.score is not None]
-    return SearchSettings.from_dict(headers[0]["settings"]), records
+    return headers[0], records
 
 
 class BackboneTable:
@@ -89,7 +89,8 @@ class BackboneTable:
     """
 
     def __init__(self, paths: Sequence[Path]):
-        settings, self.records = read_tables(paths)
+        header, self.records = read_tables(paths)
+        settings = SearchSettings.from_dict(header["settings"])
         self.space = make_space(settings.space, settings.strategy, settings.model, CustomOperations())
         self.regression, self.columns = self._fit(self.records)
         self.best = max(record.score for record in self.records)

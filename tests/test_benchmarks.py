@@ -7,6 +7,7 @@ import pickle
 import nas_bench
 import numpy as np
 import pytest
+import rank_history
 import surrogate
 
 from autobert_zero.configuration_autobert_zero import Convolution
@@ -113,3 +114,12 @@ def test_tables_of_other_trainings_are_refused(make_table):
         ValueError, match=r"tables: expected equal trainings, got another learning_rate in .*two\.jsonl"
     ):
         surrogate.BackboneTable(paths)
+
+
+def test_scores_are_ranked_on_the_candidates_that_both_know():
+    trained = {name: float(i) for i, name in enumerate("abcdefgh")}
+    scores = {**trained, "e": 7.5, "z": 0.0}  # one of the better half is out of its place
+    found = rank_history.ranked(scores, trained)
+    assert found["all"][0] == pytest.approx(1 - 2 * 3 / 28, abs=5e-4)
+    assert found["better half"][0] == pytest.approx(1 - 2 * 3 / 6, abs=5e-4)
+    assert rank_history.ranked({n: scores[n] for n in "abcd"}, trained)["all"][0] == 1
