@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 	touch $@
 
 search: .venv/installed
-	$(BIN)/accelerate launch -m autobert_zero.search --seed_genomes bert-rotary hybrid-rotary --output_dir runs/demo
+	$(BIN)/accelerate launch -m autobert_zero.search --output_dir runs/demo
 
 test: .venv/installed lint
 	$(PYTEST) -n 2
@@ -72,12 +72,12 @@ nas-bench: .venv/installed
 	$(BIN)/python benchmarks/nas_bench.py --data $(NAS_BENCH) --output results/nas_bench.json
 
 rank-fidelity: .venv/installed
-	$(LAUNCH) benchmarks/rank_fidelity.py --output_dir runs/rank $(SCALE) --final_steps 1500 --supernet_steps 1500 --learning_rate 4e-3 \
+	$(LAUNCH) benchmarks/rank_fidelity.py --output_dir runs/rank $(SCALE) --final_steps 1500 --supernet_steps 1500 --learning_rate 4e-3 --seed_genomes none \
 	    --results results/rank_fidelity.json
 
 search-efficiency: .venv/installed
 	$(LAUNCH) benchmarks/search_efficiency.py --output_dir runs/efficiency $(SCALE) --supernet_steps 1500 \
-	    --candidate_steps 20 --max_evaluations 60 --results results/search_efficiency.json
+	    --candidate_steps 20 --max_evaluations 60 --seed_genomes none --results results/search_efficiency.json
 
 pretraining-speed: .venv/installed
 	$(BIN)/python benchmarks/pretraining.py --genome autobert-zero-small --train_file $(TEXT) --max_seq_length 128 \

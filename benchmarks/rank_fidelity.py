@@ -1,6 +1,6 @@
 """How well a cheap score ranks candidates: Kendall's tau with their loss after full training from scratch.
 
-    accelerate launch benchmarks/rank_fidelity.py --output_dir runs/rank --train_file novels.txt.xz \\
+    accelerate launch benchmarks/rank_fidelity.py --output_dir runs/rank --train_file novels.txt.xz --seed_genomes none \\
         --vocab_size 4096 --eval_sequences 1024 --batch_size 32 --final_steps 1500 --results results/rank_fidelity.json
 
 Accepts the settings of a search and uses all of its parts: text, space, candidates (a random first generation),

@@ -25,7 +25,7 @@ from autobert_zero.search.settings import flags
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "absolute": {"position_embedding_type": "absolute"},
-    "seeded": {"seed_genomes": ["bert-rotary", "hybrid-rotary"]},
+    "random": {"seed_genomes": ["none"]},
 }
 FOUND, BETTER_BASELINE = MODELS["found"], MODELS["bert_rotary"]
 

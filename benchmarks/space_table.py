@@ -1,6 +1,6 @@
 """A table of trained backbones: what each is worth after a part, and after all, of a training from scratch.
 
-    python benchmarks/space_table.py --strategy evolution --population_size 150 --num_parents 10 --num_children 2 \\
+    python benchmarks/space_table.py --strategy evolution --seed_genomes none --population_size 150 --num_parents 10 --num_children 2 \\
         --max_evaluations 400 --processes 2 --output_dir results/space_table
 
 The first generation is random; the strategy proposes the others from the losses of full trainings, so that the table covers

@@ -46,6 +46,10 @@ REPEATED: dict[str, Sequence[Gene]] = {
 }
 
 
+# The designs that a search starts with by default.
+KNOWN_DESIGNS = ("bert-rotary", "hybrid-rotary")
+
+
 def decode_genome(value: Any, header: dict[str, Any]) -> Genome:
     """A genome of a history. Raises: ValueError if it is not one."""
     return _from_list(value, header.get("custom_operations"))

@@ -317,16 +317,19 @@ class StrategySettings(Group):
     max_evaluations: Annotated[int, AT_LEAST_ONE, BUDGET] = setting(
         40, "Number of candidates to evaluate, those of earlier sessions included."
     )
-    population_size: Annotated[int, SIZE] = setting(16, "M: random genomes in the first generation.")
+    population_size: Annotated[int, SIZE] = setting(
+        16, "M: genomes in the first generation: the seed genomes, and random ones."
+    )
     num_parents: Annotated[int, SIZE] = setting(3, "K: best candidates that have children.")
     num_children: Annotated[int, SIZE] = setting(4, "C: children of each parent in a generation.")
     tournament_size: Annotated[int, AT_LEAST_ONE] = setting(
         5, "Candidates in a tournament of regularized evolution; the best is the parent."
     )
     seed_genomes: list[str] = setting(
-        [],
+        ["known"],
         "Genomes to start with: bert, bert-rotary, hybrid, hybrid-rotary, published, or JSON files: a list of layers, a "
-        "config.json or a summary.json.",
+        "config.json or a summary.json. known: bert-rotary and hybrid-rotary, as far as the space has them; none: all are "
+        "random, as in the paper.",
     )
     crossover_probability: Annotated[float, Range(minimum=0, maximum=1)] = setting(
         0.0, "Probability that a child has a second parent."
@@ -365,6 +368,9 @@ class StrategySettings(Group):
             valid = len(weights) in counts and min(weights) >= 0 and 0 < sum(weights) < math.inf
             numbers = " to ".join(map(str, sorted({counts[0], counts[-1]})))
             self.expect(name, valid, f"{numbers} numbers of at least 0, not all of them 0")
+        self.expect("seed_genomes", len(self.seed_genomes) == 1 or "none" not in self.seed_genomes, "none alone")
+        if self.seed_genomes == ["none"]:
+            object.__setattr__(self, "seed_genomes", [])
         known = "score" in self.objectives and set(self.objectives) <= set(OBJECTIVES)
         self.expect(
             "objectives", known and self._is_distinct("objectives"), f"score and any others of {list(OBJECTIVES)}"

@@ -15,7 +15,7 @@ from autobert_zero.search.evolution.strategies import (
     Strategy,
     ThompsonOpNas,
 )
-from autobert_zero.search.genomes import read_genome
+from autobert_zero.search.genomes import KNOWN_DESIGNS, read_genome
 from autobert_zero.search.settings import LimitSettings, ModelSettings, SpaceSettings, StrategySettings
 from autobert_zero.search.space.backbone import BackboneSpace
 from autobert_zero.search.space.bounds import Bounds
@@ -87,6 +87,10 @@ def read_seed_genomes(sources: list[str], space: Any) -> tuple[Genome, ...]:
     rules = {**dict(bounds.grammar.custom_operations), **dict.fromkeys(bounds.layer_kinds, LAYER_RULE)}
     found = []
     for source in sources:
+        if source == "known":
+            known = (read_genome(name, bounds.num_layers) for name in KNOWN_DESIGNS)
+            found += [genome for genome in known if bounds.has_order(genome) and space.contains(genome)]
+            continue
         try:
             genome = read_genome(source, bounds.num_layers, rules)
         except (ValueError, OSError) as error:

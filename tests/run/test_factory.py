@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, ROTARY_ATTENTION, SELF_ATTENTION
+from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, ROTARY_ATTENTION, SELF_ATTENTION, Convolution
 from autobert_zero.search.custom_operations import CustomOperations
 from autobert_zero.search.evolution.limits import LimitedSpace
 from autobert_zero.search.evolution.loop import first_generation
@@ -81,6 +81,35 @@ def test_seed_genomes(tmp_path):
     space, strategy = make(seed_genomes=["bert-rotary", "published", str(tmp_path / "list.json")])
     first = [record.genome for record in first_generation(space, strategy, 0)]
     assert first[:3] == [(ROTARY_ATTENTION,) * 4, PUBLISHED_GENOME[:4], genome]
+
+
+ROTARY = (ROTARY_ATTENTION,) * 4
+HYBRID = (Convolution(7), ROTARY_ATTENTION) * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, [ROTARY, HYBRID]),
+        ({"kernel_sizes": [3, 5]}, [ROTARY]),
+        ({"max_attention_layers": 2}, [HYBRID]),
+        ({"max_nodes": 8}, []),
+        ({"operations": ["paper"]}, []),
+        ({"max_flops": 2.8e7}, [HYBRID]),
+        ({"seed_genomes": ["none"]}, []),
+        ({"seed_genomes": ["published", "known"]}, [PUBLISHED_GENOME[:4], ROTARY, HYBRID]),
+    ],
+)
+def test_a_search_starts_with_the_known_designs_that_its_space_has(values, expected):
+    space, strategy = make(**values)
+    assert list(strategy.seeds) == expected
+    first = [record.genome for record in first_generation(space, strategy, 0)]
+    assert first[: len(expected)] == expected and len(first) == strategy.population_size
+
+
+def test_none_beside_seed_genomes():
+    with pytest.raises(ValueError, match=r"seed_genomes: expected none alone, got \['none', 'bert'\]"):
+        make(seed_genomes=["none", "bert"])
 
 
 @pytest.mark.parametrize(
