@@ -59,9 +59,7 @@ WIDTH_STEP = 8
 # 0.18 (MNLI and QQP: 0.77), and WNLI's training data mislead.
 NOT_IN_THE_MEAN = {"rte", "wnli"}
 # Sizes of the model that are settings of a search, too.
-SIZES_OF_SEARCH = (
-    *("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "initializer_range"),
-)
+SIZES_OF_SEARCH = ["num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "initializer_range"]
 DEFAULT_ROWS = ["bert", "hybrid", "convbert", "published", "searched"]
 
 
@@ -258,9 +256,8 @@ class Comparison:
         return min(known, key=lambda pair: pair[0])[1] if known else self.scale["pretraining"]["grid"][0]
 
     def pretrainings(self) -> Iterable[list[str]]:
-        for seed in self.scale["pretraining"][
-            "seeds"
-        ]:  # the outer loop: all rows have a first seed before any has a second
+        # All rows have a first seed before any has a second.
+        for seed in self.scale["pretraining"]["seeds"]:
             for row, given in self.rows.items():
                 folder, budget = self.seed_folder(row, seed), given.get("budget", 1)
                 yield self._pretraining(row, self.choice(row), seed, budget, folder, self.validation_file)
