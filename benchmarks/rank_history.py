@@ -7,8 +7,8 @@ by real trainings, or the backbones of tables.
 `rank_fidelity.py` ranks random genomes, many of which learn nothing; here all descend from good ones, and differ by less.
 The settings are those of the first history, but for the steps of the super-network. Trains one by each scheme of
 `rank_fidelity.py`, scores every candidate by its inherited weights without a step, then by short trainings from scratch,
-and compares the orders with that of the histories. Candidates that were pruned or that failed are left out. A table
-`--another_seed` of some of them says what a full training with another seed is worth: the ceiling.
+and compares the orders with that of the histories, and of each of them. Candidates that were pruned or that failed are left
+out. A table `--another_seed` of some of them says what a full training with another seed is worth: the ceiling.
 
 Scores are rows of `rows.jsonl` in the folder; the same command resumes.
 """
@@ -77,6 +77,7 @@ def main() -> None:
     commit = current_commit()
     try:
         header, known = read_tables(histories)
+        groups = {"all": known, **({path.stem: read_tables([path])[1] for path in histories} if histories[1:] else {})}
         repeated = read_tables([*histories, another_seed])[1][len(known) :] if another_seed else []
         settings = SearchSettings.from_dict({**header["settings"], **given})
         problem = Problem.prepare(settings, torch.device("cpu"))
@@ -110,24 +111,29 @@ def main() -> None:
             return trainer.scratch(genome, steps)["loss"]
 
         found[f"{steps} steps from scratch"] = scores_of(f"scratch, {steps}", lambda loss=loss: loss)
-    trained = {record.key: record.score for record in known}
-    again = {record.key: record.score for record in repeated}
-    compared = {name: {**ranked(scores, trained), "scores": scores} for name, scores in found.items()}
-    groups = [(f"all {len(known)}", compared)]
-    if again:
-        # The same groups of candidates for all scores, so that they can be compared with the ceiling.
-        of_both = {key: score for key, score in trained.items() if key in again}
-        ceiling = {"the full training with another seed": again}
-        groups.append((f"{len(of_both)} of them", {n: ranked(s, of_both) for n, s in (ceiling | found).items()}))
-    for title, group in groups:
+    *earlier, _ = [name for name in known[0].result.costs if name.startswith("validation_")] or [None]
+    for name in earlier:  # of tables
+        steps = name.removeprefix("validation_")
+        found[f"the full training after {steps} steps"] = {r.key: -r.result.costs[name] for r in known}
+    if repeated:
+        again = {record.key: record.score for record in repeated}
+        found["the full training with another seed"] = again
+        # For a comparison with the ceiling, of equal candidates.
+        groups["with another seed"] = [record for record in known if record.key in again]
+    taus = {
+        group: {name: ranked(scores, {r.key: r.score for r in records}) for name, scores in found.items()}
+        for group, records in groups.items()
+    }
+    for group, records in groups.items():
         cells = [
             [name, *("{:.2f} [{:.2f}, {:.2f}]".format(*each[k]) for k in ("all", "better half"))]
-            for name, each in group.items()
+            for name, each in taus[group].items()
         ]
-        print(text_table([(f"Kendall's tau, {title}", "all", "better half"), *cells]), end="\n\n")
+        print(text_table([(f"{group}: {len(records)}", "tau", "tau, better half"), *cells]), end="\n\n")
     if results:
-        facts = {**provenance(commit, "cpu"), "settings": settings.to_dict(), "candidates": len(known)}
-        write_json(results, {**facts, "schemes": compared, **({"with another seed": groups[1][1]} if again else {})})
+        facts = {**provenance(commit, "cpu"), "settings": settings.to_dict()}
+        counts = {group: len(records) for group, records in groups.items()}
+        write_json(results, {**facts, "candidates": counts, "taus": taus, "scores": found})
 
 
 if __name__ == "__main__":
