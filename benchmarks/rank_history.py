@@ -64,14 +64,15 @@ def main() -> None:
         "--another_seed", type=Path, help="Table of some of the candidates, trained in full with another seed."
     )
     parser.add_argument("--supernet_steps", type=int, default=1500, help="Steps of each super-network.")
+    parser.add_argument("--schemes", nargs="*", default=list(SCHEMES), choices=list(SCHEMES), help="Super-networks.")
     parser.add_argument("--scratch_steps", type=int, nargs="*", default=[], help="Steps of trainings from scratch.")
     parser.add_argument("--output_dir", required=True, help="Folder of the super-networks; the same command resumes.")
     parser.add_argument("--prepared_dir", help="Folder of the tokenized text.")
     parser.add_argument("--num_threads", type=int, default=1, help="Threads of torch.")
     parser.add_argument("--results", help="JSON file for the results.")
     given = vars(parser.parse_args())
-    histories, another_seed, results, scratch_steps = (
-        given.pop(name) for name in ("history", "another_seed", "results", "scratch_steps")
+    histories, another_seed, results, schemes, scratch_steps = (
+        given.pop(name) for name in ("history", "another_seed", "results", "schemes", "scratch_steps")
     )
     transformers.utils.logging.set_verbosity_error()
     commit = current_commit()
@@ -103,7 +104,7 @@ def main() -> None:
         supernet = trained_supernet(changed, folder)
         return lambda genome: changed.proxy.loss(supernet.candidate(genome), "validation")
 
-    found = {name: scores_of(name, functools.partial(inherited, changes)) for name, changes in SCHEMES.items()}
+    found = {name: scores_of(name, functools.partial(inherited, SCHEMES[name])) for name in schemes}
     trainer = Trainer(problem)
     for steps in scratch_steps:
 
