@@ -12,8 +12,8 @@ CC-BY-4.0): `data/BERT_benchmark.json` of github.com/aaronserianni/training-free
 mutation is one of the most similar encoders.
 
 `backbones`: this project's own space, by a model of the backbones in tables (`surrogate.py`). Scores are predicted, so
-regret, relative to the best of the tables, may be below 0. The first generation is random; that of `seeded_backbones` begins
-with the known designs, as that of a search does by default.
+regret, relative to the best of the tables, may be below 0. `--seed_genomes known` starts with known designs, as a search does
+by default.
 
 All strategies run with the same seeds, so that differences are paired.
 """
@@ -46,17 +46,17 @@ from autobert_zero.search.files import write_json
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.report.tables import mean_and_error
+from autobert_zero.search.run.factory import read_seed_genomes
 
 
 GRAPHS = ("cora", "pubmed", "arxiv", "cs")
 # No default of a strategy was chosen on these.
 HELD_OUT_GRAPHS = ("citeseer", "computers", "photo", "physics", "proteins")
-ENCODERS, BACKBONES, SEEDED_BACKBONES = "bert_encoders", "backbones", "seeded_backbones"
-OF_TABLES = (BACKBONES, SEEDED_BACKBONES)
+ENCODERS, BACKBONES = "bert_encoders", "backbones"
 CHECKPOINTS = {
     **dict.fromkeys((*GRAPHS, *HELD_OUT_GRAPHS), (25, 50, 100, 150, 200, 300)),
     ENCODERS: (10, 20, 30, 60),
-    **dict.fromkeys(OF_TABLES, (16, 28, 40, 64, 100)),
+    BACKBONES: (16, 28, 40, 64, 100),
 }
 NODES = range(4)
 # In the order of their numbers in the files, as are the inputs of the four nodes.
@@ -268,7 +268,7 @@ BACKBONE_STRATEGIES: dict[str, Callable[[Any], Any]] = {
     "OP-NAS": lambda space: OpNas(space, 16, 3, 4),
     "Thompson OP-NAS": lambda space: ThompsonOpNas(space, 16, 3, 4),
 }
-STRATEGIES_ON = {ENCODERS: ENCODER_STRATEGIES, **dict.fromkeys(OF_TABLES, BACKBONE_STRATEGIES)}
+STRATEGIES_ON = {ENCODERS: ENCODER_STRATEGIES, BACKBONES: BACKBONE_STRATEGIES}
 
 
 def regrets(space: Any, strategy: Any, seed: int, evaluations: int, lookahead: int = 0) -> list[float]:
@@ -284,11 +284,12 @@ def regrets(space: Any, strategy: Any, seed: int, evaluations: int, lookahead: i
 _SPACES: dict[str, Any] = {}
 
 
-def run(job: tuple[Any, str, str, int]) -> list[float]:
-    """Regrets of a search; the first entry of the job is the folder of the data, or the files of the tables."""
-    data, name, data_set, seed = job
+def run(job: tuple[Any, list[str], str, str, int]) -> list[float]:
+    """Regrets of a search; the first entries of the job are the folder of the data, or the files of the tables, and genomes
+    to start with."""
+    data, seed_genomes, name, data_set, seed = job
     if data_set not in _SPACES:
-        if data_set in OF_TABLES:
+        if data_set == BACKBONES:
             _SPACES[data_set] = BackboneTable(data)
         elif data_set == ENCODERS:
             _SPACES[data_set] = EncoderSpace(Path(data) / "BERT_benchmark.json")
@@ -296,8 +297,8 @@ def run(job: tuple[Any, str, str, int]) -> list[float]:
             _SPACES[data_set] = GraphSpace(Path(data) / f"{data_set}.bench")
     space = _SPACES[data_set]
     strategy = STRATEGIES_ON.get(data_set, STRATEGIES)[name](space)
-    if data_set == SEEDED_BACKBONES:
-        strategy = dataclasses.replace(strategy, seeds=space.known_designs)
+    if seed_genomes:
+        strategy = dataclasses.replace(strategy, seeds=read_seed_genomes(seed_genomes, space.space))
     return regrets(space, strategy, seed, CHECKPOINTS[data_set][-1], LOOKAHEAD.get(name, 0))
 
 
@@ -334,16 +335,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data",
-        help="folder with <data set>.bench and BERT_benchmark.json; needed for others than backbones",
+        help="folder with <data set>.bench and BERT_benchmark.json; needed unless only backbones",
     )
-    parser.add_argument("--tables", type=Path, nargs="+", help="of trained backbones, for (seeded_)backbones")
+    parser.add_argument("--tables", type=Path, nargs="+", help="of trained backbones, for the data set backbones")
+    parser.add_argument("--seed_genomes", nargs="+", default=[], help="genomes to start with, for backbones alone")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, default=100, help="number of paired repetitions, with seeds 0, 1, ...")
     parser.add_argument(
         "--data_sets",
         nargs="+",
         default=[*GRAPHS, *HELD_OUT_GRAPHS, ENCODERS],
-        choices=[*GRAPHS, *HELD_OUT_GRAPHS, ENCODERS, *OF_TABLES],
+        choices=[*GRAPHS, *HELD_OUT_GRAPHS, ENCODERS, BACKBONES],
     )
     parser.add_argument(
         "--strategies",
@@ -356,16 +358,18 @@ def main() -> None:
     if args.seeds < 2:
         parser.error(f"seeds: expected at least 2, for standard errors, got {args.seeds}")
     for data_set in args.data_sets:
-        if (args.tables if data_set in OF_TABLES else args.data) is None:
-            parser.error(f"data_sets: expected {'--tables' if data_set in OF_TABLES else '--data'} for {data_set}")
+        if (args.tables if data_set == BACKBONES else args.data) is None:
+            parser.error(f"data_sets: expected {'--tables' if data_set == BACKBONES else '--data'} for {data_set}")
+    if args.seed_genomes and args.data_sets != [BACKBONES]:
+        parser.error(f"seed_genomes: expected {BACKBONES} as the only data set, got {' '.join(args.data_sets)}")
     commit, start, baseline = current_commit(), time.perf_counter(), "regularized evolution"
     results: dict[str, Any] = {}
     with Pool(args.processes) as pool:
         for data_set in args.data_sets:
             known = STRATEGIES_ON.get(data_set, STRATEGIES)
-            source = args.tables if data_set in OF_TABLES else args.data
+            source = args.tables if data_set == BACKBONES else args.data
             names = [name for name in known if name in {*args.strategies, "random", baseline}]
-            jobs = [(source, name, data_set, seed) for name in names for seed in range(args.seeds)]
+            jobs = [(source, args.seed_genomes, name, data_set, seed) for name in names for seed in range(args.seeds)]
             curves = np.array(pool.map(run, jobs, chunksize=5)).reshape(len(names), args.seeds, -1)
             results[data_set] = summarize(dict(zip(names, curves, strict=True)), baseline, CHECKPOINTS[data_set])
             print(table({data_set: results[data_set]}, baseline), flush=True)
@@ -373,6 +377,7 @@ def main() -> None:
         facts = {
             **provenance(commit),
             "seeds": args.seeds,
+            "seed_genomes": args.seed_genomes,
             "seconds": round(time.perf_counter() - start),
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from autobert_zero.search.files import write_json
 from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
-from autobert_zero.search.run.factory import make_space, read_seed_genomes
+from autobert_zero.search.run.factory import make_space
 from autobert_zero.search.settings import GROUP_OF, SearchSettings
 
 
@@ -93,7 +93,6 @@ class BackboneTable:
         settings = SearchSettings.from_dict(header["settings"])
         self.space = make_space(settings.space, settings.strategy, settings.model, CustomOperations())
         self.regression, self.columns = self._fit(self.records)
-        self.known_designs = read_seed_genomes(["known"], self.space)
         self.best = max(record.score for record in self.records)
         self.scores = self  # by genome
         for name in ("random", "mutate", "crossover", "operations", "features", "size", "key"):
