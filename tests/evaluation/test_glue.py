@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from autobert_zero.search.evaluation.glue import TASKS, load_task
+from autobert_zero.search.evaluation.glue import TASKS, load_task, unlike_official
 from tests.evaluation.glue_files import write_task
 
 
@@ -30,14 +30,24 @@ def test_bad_rows(tmp_path, name, changed, message):
         load_task(name, str(write_task(tmp_path, name, **changed)))
 
 
+def test_samples_of_a_task(tmp_path):
+    """Train and validation parts may be samples. A test part may not: a submission needs every row."""
+    write_task(tmp_path, "rte", test=True)
+    for part, rows in (("train", 58), ("validation", 58), ("test", None)):
+        path = tmp_path / "rte" / f"{part}.jsonl.gz"
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
+        path.write_bytes(gzip.compress("".join(lines[:5] + lines[7:]).encode()))
+        if rows:
+            found = load_task("rte", str(tmp_path))
+            assert len(found[part]) == rows
+            assert any(line.startswith(f"rte, {part}: 58 rows") for line in unlike_official("rte", found))
+    with pytest.raises(ValueError, match=r"rte, test: expected rows 0 to 59, without idx \[5, 6\], 2 in all"):
+        load_task("rte", str(tmp_path))
+
+
 def test_bad_files(tmp_path):
     write_task(tmp_path, "rte")
     path = tmp_path / "rte" / "train.jsonl.gz"
-    lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
-    path.write_bytes(gzip.compress("".join(lines[:5] + lines[7:]).encode()))
-    with pytest.raises(ValueError, match=r"rte, train: expected rows 0 to 59, without idx \[5, 6\], 2 in all"):
-        load_task("rte", str(tmp_path))
-    path.write_bytes(gzip.compress("".join(lines).encode()))
     (tmp_path / "rte" / "validation.jsonl.gz").write_bytes(gzip.compress(b'{"sentence": "a", "label": 1, "idx": 0}\n'))
     with pytest.raises(ValueError, match=r"rte, validation: expected columns .*without \['sentence1', 'sentence2'\]"):
         load_task("rte", str(tmp_path))
