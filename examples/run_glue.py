@@ -2,7 +2,7 @@
 
     python examples/run_glue.py --model_name_or_path runs/small --trust_remote_code --task_name mrpc --output_dir runs/mrpc
     python examples/run_glue.py --model_name_or_path runs/small --trust_remote_code --task_name all --data_dir glue \\
-        --learning_rates 1e-4 3e-4 --seeds 3 --output_dir runs/small-glue
+        --learning_rates 3e-4 1e-3 --seeds 3 --output_dir runs/small-glue
 
 Tasks come from the Hub (`nyu-mll/glue`) or from a folder with `TASK/{train,validation,test}.jsonl.gz` (also `.jsonl`) in
 its columns. Of several learning rates the best is chosen on a tenth of the train part; then the model is trained on all
