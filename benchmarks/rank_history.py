@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import transformers
 from rank_fidelity import SCHEMES, Rows, Trainer, tau
-from surrogate import read_tables
+from surrogate import earlier_losses, read_tables
 
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter
@@ -61,7 +61,11 @@ def main() -> None:
         "--history", type=Path, nargs="+", required=True, help="history.jsonl of a finished search, or tables."
     )
     parser.add_argument(
-        "--another_seed", type=Path, help="Table of some of the candidates, trained in full with another seed."
+        "--another_seed",
+        type=Path,
+        nargs=1,
+        default=[],
+        help="Table of some of the candidates, trained in full with another seed.",
     )
     parser.add_argument("--supernet_steps", type=int, default=1500, help="Steps of each super-network.")
     parser.add_argument("--schemes", nargs="*", default=list(SCHEMES), choices=list(SCHEMES), help="Super-networks.")
@@ -77,9 +81,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     commit = current_commit()
     try:
-        header, known = read_tables(histories)
-        groups = {"all": known, **({path.stem: read_tables([path])[1] for path in histories} if histories[1:] else {})}
-        repeated = read_tables([*histories, another_seed])[1][len(known) :] if another_seed else []
+        header, tables = read_tables([*histories, *another_seed])
         settings = SearchSettings.from_dict({**header["settings"], **given})
         problem = Problem.prepare(settings, torch.device("cpu"))
     except (OSError, ValueError) as error:
@@ -89,6 +91,11 @@ def main() -> None:
     torch.set_num_threads(settings.run.num_threads)
     folder = Path(settings.run.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    tables, repeated = tables[: len(histories)], tables[len(histories) :]
+    known = [record for table in tables for record in table]
+    groups = {"all": known}
+    if len(tables) > 1:
+        groups |= {path.stem: table for path, table in zip(histories, tables, strict=True)}
     rows = Rows(folder / "rows.jsonl", {"settings": settings.identity(), "data": problem.data})
 
     def scores_of(method: str, prepare: Callable[[], Callable[[Genome], float]]) -> dict[str, float]:
@@ -112,12 +119,11 @@ def main() -> None:
             return trainer.scratch(genome, steps)["loss"]
 
         found[f"{steps} steps from scratch"] = scores_of(f"scratch, {steps}", lambda loss=loss: loss)
-    *earlier, _ = [name for name in known[0].result.costs if name.startswith("validation_")] or [None]
-    for name in earlier:  # of tables
+    for name in earlier_losses(known):
         steps = name.removeprefix("validation_")
         found[f"the full training after {steps} steps"] = {r.key: -r.result.costs[name] for r in known}
     if repeated:
-        again = {record.key: record.score for record in repeated}
+        again = {record.key: record.score for record in repeated[0]}
         found["the full training with another seed"] = again
         # For a comparison with the ceiling, of equal candidates.
         groups["with another seed"] = [record for record in known if record.key in again]

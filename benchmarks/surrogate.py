@@ -57,8 +57,8 @@ def describe(genome: Genome) -> dict[str, float]:
     return dict(found)
 
 
-def read_tables(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Record]]:
-    """The header of the first of some tables, and the scored records of all.
+def read_tables(paths: Sequence[Path]) -> tuple[dict[str, Any], list[list[Record]]]:
+    """The header of the first of some tables, and the scored records of each.
 
     Raises: ValueError if the genomes of one were trained in another way, or on other text, than those of the first.
     """
@@ -75,8 +75,12 @@ def read_tables(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Record]]:
     for path, training in zip(paths, trainings, strict=True):
         if differing := [name for name, value in training.items() if value != trainings[0][name]]:
             raise ValueError(f"tables: expected equal trainings, got another {differing[0]} in {path}")
-    records = [record for history in histories for record in history if record.score is not None]
-    return headers[0], records
+    return headers[0], [[record for record in history if record.score is not None] for history in histories]
+
+
+def earlier_losses(records: Sequence[Record]) -> list[str]:
+    """Names of the costs that are losses after a part of the training; none in the history of a search."""
+    return [name for name in records[0].result.costs if name.startswith("validation_")][:-1]
 
 
 class BackboneTable:
@@ -89,7 +93,8 @@ class BackboneTable:
     """
 
     def __init__(self, paths: Sequence[Path]):
-        header, self.records = read_tables(paths)
+        header, tables = read_tables(paths)
+        self.records = [record for table in tables for record in table]
         settings = SearchSettings.from_dict(header["settings"])
         self.space = make_space(settings.space, settings.strategy, settings.model, CustomOperations())
         self.regression, self.columns = self._fit(self.records)
@@ -137,8 +142,7 @@ def quality(table: BackboneTable, against: dict[str, Sequence[Record]]) -> dict[
     """How well scores agree with predicted ones, with earlier losses, and with those of other tables."""
     scores = [record.score for record in table.records]
     found = {"predicted without the genome": compared(scores, table.cross_validated().tolist())}
-    *earlier, _ = [name for name in table.records[0].result.costs if name.startswith("validation_")]
-    for name in earlier:
+    for name in earlier_losses(table.records):
         found[name] = compared(scores, [-record.result.costs[name] for record in table.records])
     by_key = {record.key: record.score for record in table.records}
     for name, records in against.items():
@@ -158,7 +162,7 @@ def main() -> None:
     commit = current_commit()
     try:
         table = BackboneTable(arguments.tables)
-        found = quality(table, {path.stem: read_tables([path])[1] for path in arguments.against})
+        found = quality(table, {path.stem: read_tables([path])[1][0] for path in arguments.against})
     except ValueError as error:
         parser.error(str(error))
     for name, values in found.items():

@@ -89,7 +89,7 @@ def read_seed_genomes(sources: list[str], space: Any) -> tuple[Genome, ...]:
     for source in sources:
         if source == "known":
             known = (read_genome(name, bounds.num_layers) for name in KNOWN_DESIGNS)
-            found += [genome for genome in known if bounds.has_order(genome) and space.contains(genome)]
+            found += [genome for genome in known if space.contains(genome)]
             continue
         try:
             genome = read_genome(source, bounds.num_layers, rules)
