@@ -24,6 +24,7 @@ from autobert_zero.search.settings import flags
 # Changes of the default settings. Others are compared with the first.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "two_designs": {"seed_genomes": ["bert-rotary", "hybrid-rotary"]},
     "absolute": {"position_embedding_type": "absolute"},
     "random": {"seed_genomes": ["none"]},
 }

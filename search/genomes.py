@@ -36,6 +36,11 @@ HUB_ERRORS: tuple[type[Exception], ...] = (
     OSError,
 )
 
+# Values are mixed with those of the first layer (learnable ResFormer; Zhou et al., 2024, arXiv 2410.17897).
+VALUE_RESIDUAL = Attention(
+    Expression.parse("matmul(softmax(scale(matmul(rotary(q), transpose(rotary(k))))), mix(v, v1))")
+)
+
 # Genomes of any number of layers, which repeat.
 REPEATED: dict[str, Sequence[Gene]] = {
     "bert": [SELF_ATTENTION],
@@ -43,11 +48,12 @@ REPEATED: dict[str, Sequence[Gene]] = {
     "hybrid": [Convolution(7), SELF_ATTENTION],
     "hybrid-rotary": [Convolution(7), ROTARY_ATTENTION],
     "published": PUBLISHED_GENOME,
+    "value-residual": [VALUE_RESIDUAL],
 }
 
 
 # The designs that a search starts with by default.
-KNOWN_DESIGNS = ("bert-rotary", "hybrid-rotary")
+KNOWN_DESIGNS = ("bert-rotary", "hybrid-rotary", "value-residual")
 
 
 def decode_genome(value: Any, header: dict[str, Any]) -> Genome:

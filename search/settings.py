@@ -327,9 +327,9 @@ class StrategySettings(Group):
     )
     seed_genomes: list[str] = setting(
         ["known"],
-        "Genomes to start with: bert, bert-rotary, hybrid, hybrid-rotary, published, or JSON files: a list of layers, a "
-        "config.json or a summary.json. known: bert-rotary and hybrid-rotary, as far as the space has them; none: all are "
-        "random, as in the paper.",
+        "Genomes to start with: bert, bert-rotary, hybrid, hybrid-rotary, value-residual, published, or JSON files: a list "
+        "of layers, a config.json or a summary.json. known: bert-rotary, hybrid-rotary and value-residual, as far as the "
+        "space has them; none: all are random, as in the paper.",
     )
     crossover_probability: Annotated[float, Range(minimum=0, maximum=1)] = setting(
         0.0, "Probability that a child has a second parent."

@@ -10,6 +10,7 @@ from autobert_zero.configuration_autobert_zero import PUBLISHED_GENOME, ROTARY_A
 from autobert_zero.search.custom_operations import CustomOperations
 from autobert_zero.search.evolution.limits import LimitedSpace
 from autobert_zero.search.evolution.loop import first_generation
+from autobert_zero.search.genomes import VALUE_RESIDUAL
 from autobert_zero.search.run.factory import make_cost_model, make_space, make_strategy, within_limits
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.seeding import random_stream
@@ -85,19 +86,20 @@ def test_seed_genomes(tmp_path):
 
 ROTARY = (ROTARY_ATTENTION,) * 4
 HYBRID = (Convolution(7), ROTARY_ATTENTION) * 2
+RESIDUAL = (VALUE_RESIDUAL,) * 4
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, [ROTARY, HYBRID]),
-        ({"kernel_sizes": [3, 5]}, [ROTARY]),
+        ({}, [ROTARY, HYBRID, RESIDUAL]),
+        ({"kernel_sizes": [3, 5]}, [ROTARY, RESIDUAL]),
         ({"max_attention_layers": 2}, [HYBRID]),
         ({"max_nodes": 8}, []),
         ({"operations": ["paper"]}, []),
         ({"max_flops": 2.8e7}, [HYBRID]),
         ({"seed_genomes": ["none"]}, []),
-        ({"seed_genomes": ["published", "known"]}, [PUBLISHED_GENOME[:4], ROTARY, HYBRID]),
+        ({"seed_genomes": ["published", "known"]}, [PUBLISHED_GENOME[:4], ROTARY, HYBRID, RESIDUAL]),
     ],
 )
 def test_a_search_starts_with_the_known_designs_that_its_space_has(values, expected):
