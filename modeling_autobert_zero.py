@@ -1417,8 +1417,8 @@ class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
         end_positions: torch.Tensor | None = None,
         **kwargs: Unpack[OutputArguments],
     ) -> tuple[torch.Tensor] | QuestionAnsweringModelOutput:
-        """`start_positions`, `end_positions`: (batch,) token positions; those outside the sequence and at padding are
-        ignored."""
+        """`start_positions`, `end_positions`: (batch,) token positions; those at padding and beyond the end of the
+        sequence are ignored."""
         outputs = self.autobert_zero(
             input_ids,
             attention_mask=attention_mask,

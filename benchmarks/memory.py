@@ -7,8 +7,8 @@ of its own are two steps of the super-network, and then of a candidate, beyond w
 """
 
 import argparse
-import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -46,9 +46,10 @@ def problem_of(scale: float, batch_size: int, micro_batch_size: int | None, chec
 
 
 def peak() -> int:
-    """Bytes of the largest size of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Bytes of the largest size of this process so far (on Linux)."""
+    # Not `ru_maxrss`: it starts at the peak of the parent process.
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) << 10
 
 
 def measure(problem: Problem) -> dict[str, float]:

@@ -9,6 +9,7 @@ super-network, proxy. Trainings are rows of `rows.jsonl` in the folder; the same
 
 import copy
 import dataclasses
+import math
 import sys
 import time
 from collections import defaultdict
@@ -70,7 +71,7 @@ FINALISTS = (1, 3, 5)
 
 @dataclasses.dataclass
 class RankSettings:
-    candidates: int = dataclasses.field(default=60, metadata={"help": "Number of random genomes."})
+    candidates: int = dataclasses.field(default=60, metadata={"help": "Size of the first generation of a search."})
     full_seeds: int = dataclasses.field(default=2, metadata={"help": "Full trainings of each candidate."})
     short_steps: list[int] = dataclasses.field(
         default_factory=lambda: [0, 75], metadata={"help": "Numbers of steps of short trainings."}
@@ -198,12 +199,14 @@ def behind_the_best(
     column: dict[str, float], earlier: dict[str, float], full: dict[str, float], finalists: int, resamples: int = 2000
 ) -> float:
     """Nats by which the winner of a search ends behind the best of its candidates, as a mean over random two thirds of
-    the candidates. The winner is the best of the finalists after a part of the full training.
+    the candidates. The winner is the best of the finalists after a part of the full training. Candidates whose full training
+    diverged are left out, because a search continues with another finalist then.
     """
     rng = np.random.default_rng(0)
+    names = [name for name, loss in full.items() if math.isfinite(loss)]
     behind = []
     for _ in range(resamples):
-        some = [str(name) for name in rng.choice(list(full), size=round(2 / 3 * len(full)), replace=False)]
+        some = [str(name) for name in rng.choice(names, size=round(2 / 3 * len(names)), replace=False)]
         winner = min(sorted(some, key=column.__getitem__)[:finalists], key=earlier.__getitem__)
         behind.append(full[winner] - min(full[name] for name in some))
     return round(float(np.mean(behind)), 4)

@@ -103,8 +103,13 @@ def main() -> None:
         missing = [record for record in known if record.key not in rows.values[method]]
         loss = prepare() if missing else None
         for record in missing:
-            rows.add({"method": method, "candidate": record.key, "score": -round(loss(record.genome), 4)})
-        return {record.key: rows.values[method][record.key]["score"] for record in known}
+            try:
+                score = -round(loss(record.genome), 4)
+            except FloatingPointError:
+                score = None
+            rows.add({"method": method, "candidate": record.key, "score": score})
+        scores = {record.key: rows.values[method][record.key]["score"] for record in known}
+        return {key: score for key, score in scores.items() if score is not None}
 
     def inherited(changes: dict[str, Any]) -> Callable[[Genome], float]:
         changed = problem.replace(**changes)

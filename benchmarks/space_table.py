@@ -81,7 +81,8 @@ def main() -> None:
         strategy, count = problem.strategy, settings.strategy.max_evaluations
         if arguments.genomes_of:
             tables = [read_history(path, decode_genome)[1] for path in arguments.genomes_of]
-            genomes = tuple(record.genome for records in tables for record in records[:: arguments.every])
+            # Tables may share genomes.
+            genomes = tuple({r.key: r.genome for records in tables for r in records[:: arguments.every]}.values())
             strategy, count = RandomSearch(problem.space, len(genomes), seeds=genomes), len(genomes)
     except ValueError as error:
         parser.error(str(error))

@@ -67,7 +67,7 @@ def read_tables(paths: Sequence[Path]) -> tuple[dict[str, Any], list[list[Record
         {"text": header["data"]}
         | {
             name: value
-            for name, value in header["settings"].items()
+            for name, value in SearchSettings.from_dict(header["settings"]).to_dict().items()
             if GROUP_OF[name] in ("model", "training", "final")
         }
         for header in headers

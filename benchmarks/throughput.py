@@ -249,12 +249,16 @@ def measure_convolutions(batch: int, tokens: int, rounds: int, device: torch.dev
     """Milliseconds of the depth-wise convolution alone, forward and with backward, beside a linear map of this width."""
     x = torch.randn(batch, tokens, 768, device=device, dtype=dtype, requires_grad=True)
     results = {}
-    modules: dict[str, torch.nn.Module] = {f"convolution {k}": DepthwiseConvolution(768, k) for k in (3, 9, 31, 65)}
+    modules: dict[str, torch.nn.Module] = {
+        f"convolution {k}": DepthwiseConvolution(768, 768, k, padding=k // 2, groups=768) for k in (3, 9, 31, 65)
+    }
     modules["linear 768x768"] = torch.nn.Linear(768, 768)
     for name, module in modules.items():
         module = module.to(device, dtype)
 
         def forward(module=module):
+            if isinstance(module, DepthwiseConvolution):  # of (batch, channels, tokens), as in a layer of the model
+                return module(x.transpose(1, 2)).transpose(1, 2)
             return module(x)
 
         def inference(forward=forward):

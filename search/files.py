@@ -25,7 +25,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # `report` may write the page of a running search
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

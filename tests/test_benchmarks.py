@@ -2,13 +2,17 @@
 
 import functools
 import io
+import math
 import pickle
 
 import nas_bench
 import numpy as np
 import pytest
+import rank_fidelity
 import rank_history
 import surrogate
+import throughput
+import torch
 
 from autobert_zero.configuration_autobert_zero import Convolution
 from autobert_zero.search.custom_operations import CustomOperations
@@ -114,6 +118,18 @@ def test_tables_of_other_trainings_are_refused(make_table):
         ValueError, match=r"tables: expected equal trainings, got another learning_rate in .*two\.jsonl"
     ):
         surrogate.BackboneTable(paths)
+
+
+def test_convolutions_are_measured_as_the_model_runs_them():
+    found = throughput.measure_convolutions(2, 8, 1, torch.device("cpu"), torch.float32)["milliseconds"]
+    assert set(found) == {*(f"convolution {k}" for k in (3, 9, 31, 65)), "linear 768x768"}
+    assert all(set(each) == {"inference", "training"} for each in found.values())
+
+
+def test_a_winner_whose_training_diverges_is_not_one():
+    names = [str(i) for i in range(12)]
+    full = {name: float(i) for i, name in enumerate(names)} | {"0": math.inf}
+    assert math.isfinite(rank_fidelity.behind_the_best(full, full, full, 1, resamples=50))
 
 
 def test_scores_are_ranked_on_the_candidates_that_both_know():

@@ -219,10 +219,13 @@ class Comparison:
         sizes = {name: self.scale["model"][name] for name in SIZES_OF_SEARCH}
         return self._resolved(sizes | self.scale["search"] | self.rows[row]["search"])
 
-    def searches(self) -> Iterable[list[str]]:
+    def searches(self, num_threads: int = 0) -> Iterable[list[str]]:
+        """Args: num_threads: of each; 0 for one for each core."""
         for row, given in self.rows.items():
             if "search" in given:
                 values = {**self._text(), **self._search_settings(row), "output_dir": str(self.search_folder(row))}
+                if num_threads:
+                    values["num_threads"] = num_threads
                 yield [*self.launch, "-m", "autobert_zero.search", *flags(values)]
 
     def write_genomes(self) -> None:
@@ -246,6 +249,11 @@ class Comparison:
             _read(self.grid_folder(row, choice) / "results.json") for choice in self.scale["pretraining"]["grid"]
         )
         return [result and result["losses"]["validation"]["1"] for result in results]
+
+    def is_chosen(self, row: str) -> bool:
+        """Whether nothing is left to train before the choice of a row is known."""
+        choices = self.scale["pretraining"]["grid"]
+        return len(choices) == 1 or all((self.grid_folder(row, c) / "results.json").exists() for c in choices)
 
     def choice(self, row: str) -> dict[str, float]:
         known = [
@@ -466,13 +474,18 @@ def grid_table(comparison: Comparison) -> str:
     return markdown_table(["", *map(name_of, choices)], lines) if lines else ""
 
 
+def cores_of_each(jobs: int) -> int:
+    """Cores of each of the commands that run at the same time."""
+    return max(1, num_cores() // jobs)
+
+
 def run_all(commands: list[list[str]], jobs: int, folder: Path) -> None:
     """Run commands, `jobs` at a time, each with its part of the cores; their output goes to files in `logs`.
 
     Raises: RuntimeError after all have ended, if some failed, with the end of their output.
     """
     environment = {
-        "OMP_NUM_THREADS": str(max(1, num_cores() // jobs)),
+        "OMP_NUM_THREADS": str(cores_of_each(jobs)),
         "TOKENIZERS_PARALLELISM": "false",
         **os.environ,
     }
@@ -556,7 +569,7 @@ def main(arguments: list[str] | None = None) -> None:
         given.blimp_dir,
     )
     for row, what in rows.items():
-        if (other := what.get("grid_of")) and other not in rows and None in comparison.grid(row):
+        if (other := what.get("grid_of")) and other not in rows and not comparison.is_chosen(other):
             parser.error(f"rows: expected {other} with {row}, which uses its learning rate")
     if not given.table_only:
         try:
@@ -565,7 +578,8 @@ def main(arguments: list[str] | None = None) -> None:
         except (OSError, ValueError) as error:
             parser.error(str(error))
         try:
-            run_all(list(comparison.searches()), given.jobs, given.output_dir)
+            threads = cores_of_each(given.jobs) if given.jobs > 1 else 0
+            run_all(list(comparison.searches(threads)), given.jobs, given.output_dir)
             comparison.write_genomes()
             run_all(list(comparison.grids()), given.jobs, given.output_dir)
             run_all(list(comparison.pretrainings()), given.jobs, given.output_dir)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from autobert_zero.configuration_autobert_zero import Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroAttention, AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.batches import Batch, Batches
-from autobert_zero.search.evaluation.measure import attention_by_distance, median_latencies, without_mixer
+from autobert_zero.search.evaluation.measure import REACH, attention_by_distance, median_latencies, without_mixer
 from autobert_zero.search.evaluation.models import ModelBuilder, checkpoint_activations
 from autobert_zero.search.evaluation.supernet import SuperNetwork
 from autobert_zero.search.evaluation.training import Checkpoint, Precision, Propagate, Schedule, seed_torch, train
@@ -83,11 +83,18 @@ class MaskedLMProxy:
         self.precision = Precision(training.mixed_precision, device.type)
 
     @torch.no_grad()
-    def loss(self, model: AutoBertZeroForMaskedLM, part: str, sequences: int | None = None) -> float:
+    def loss(
+        self,
+        model: AutoBertZeroForMaskedLM,
+        part: str,
+        sequences: int | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> float:
         """Mean loss in nats over the labels of evaluation sequences of a part of the text.
 
         Args:
             sequences: their number; None for that of the settings.
+            check: called before each batch, and may raise; by default it polls `stop`.
 
         Raises: FloatingPointError for a loss that is not finite, Stopped.
         """
@@ -97,7 +104,7 @@ class MaskedLMProxy:
             part, sequences or self.training.eval_sequences, self.training.batch_size
         )
         for input_ids, labels in batches:
-            self.stop.check()
+            (check or self.stop.check)()
             labelled = int((labels != IGNORE_INDEX).sum())
             if not labelled:
                 continue
@@ -127,7 +134,8 @@ class MaskedLMProxy:
         sequences = min(self.training.eval_sequences, sequences)
         size = max(1, _ATTENTION_BATCH // self.builder.settings.sequence_length)
         batches = self.corpus.evaluation_batches("validation", sequences, size)
-        found = attention_by_distance(model.base_model, (ids.to(self.device) for ids, _ in batches))
+        reach = min(REACH, self.builder.settings.sequence_length - 1)
+        found = attention_by_distance(model.base_model, (ids.to(self.device) for ids, _ in batches), reach)
         return {str(layer): each.round(4).tolist() for layer, each in zip(layers, found, strict=True)}
 
     def train(
@@ -238,7 +246,7 @@ class MaskedLMProxy:
         def progress(done: int, _: float = math.nan) -> None:
             if done != pruning_step:
                 return
-            score = -self.loss(model, "validation", max(1, self.training.eval_sequences // 4))
+            score = -self.loss(model, "validation", max(1, self.training.eval_sequences // 4), check)
             found["intermediate_score"] = score
             model.train()
             if threshold is not None and score < threshold:
@@ -256,7 +264,7 @@ class MaskedLMProxy:
 
     def final_score(self, model: AutoBertZeroForMaskedLM, check: Callable[[], None]) -> float:
         """The score of a trained candidate; higher is better. `check` is called repeatedly and may raise."""
-        return -self.loss(model, "validation")
+        return -self.loss(model, "validation", check=check)
 
     def latency(self, model: AutoBertZeroForMaskedLM) -> float:
         """Median milliseconds of a forward pass of the backbone."""

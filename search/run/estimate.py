@@ -17,6 +17,7 @@ from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.evaluation.glue_proxy import GlueProxy
 from autobert_zero.search.evaluation.models import checkpoint_activations
 from autobert_zero.search.evaluation.supernet import SuperNetwork
+from autobert_zero.search.evolution.archive import Archive, Outcome
 from autobert_zero.search.report.tables import duration, text_table
 from autobert_zero.search.run.errors import UsageError
 from autobert_zero.search.run.final import BASELINES, finalist_steps
@@ -85,6 +86,9 @@ def works(problem: Problem) -> list[Work]:
     first = finalist_steps(settings.final)
     candidates = settings.strategy.max_evaluations
     pruning = evaluated // 4 if settings.candidates.prune_after is not None else 0
+    scored = 0 if isinstance(problem.proxy, GlueProxy) else evaluated  # fine-tunings are a phase of their own
+    first_population = [record.evaluated(Outcome(score=0.0)) for record in problem.first]
+    children = len(problem.strategy(1, Archive(first_population)))
     return [
         Work(
             "super-network",
@@ -94,8 +98,14 @@ def works(problem: Problem) -> list[Work]:
             settings.supernet.paths_per_step,
             settings.supernet.paths_per_step,
         ),
-        Work("candidates", candidates, settings.candidates.candidate_steps, evaluated + pruning),
-        Work("finalists", min(final.finalists, candidates) if first else 0, first, evaluated),
+        Work(
+            "candidates",
+            candidates,
+            settings.candidates.candidate_steps,
+            scored + pruning,
+            parallel=(1 + settings.strategy.lookahead) * children,
+        ),
+        Work("finalists", min(final.finalists, candidates) if first else 0, first, scored),
         Work("final: found", 1, final.final_steps - first, evaluated * (1 + layers)),
         Work("final: baselines", len(BASELINES), final.final_steps, evaluated * (1 + layers)),
     ]

@@ -82,10 +82,10 @@ def within_limits(space: BackboneSpace, settings: LimitSettings, costs: Callable
 
 
 def read_seed_genomes(sources: list[str], space: Any) -> tuple[Genome, ...]:
-    """Raises: ValueError for genomes that cannot be read or are not in the space."""
+    """The seed genomes, each once. Raises: ValueError for genomes that cannot be read or are not in the space."""
     bounds = space.bounds
     rules = {**dict(bounds.grammar.custom_operations), **dict.fromkeys(bounds.layer_kinds, LAYER_RULE)}
-    found = []
+    found: list[Genome] = []
     for source in sources:
         if source == "known":
             known = (read_genome(name, bounds.num_layers) for name in KNOWN_DESIGNS)
@@ -103,7 +103,10 @@ def read_seed_genomes(sources: list[str], space: Any) -> tuple[Genome, ...]:
         if not space.contains(genome):
             raise ValueError(f"seed_genomes: expected genomes in the space of this run, got {source!r}: {genome}")
         found.append(genome)
-    return tuple(found)
+    unique: dict[str, Genome] = {}
+    for genome in found:
+        unique.setdefault(space.key(genome), genome)
+    return tuple(unique.values())
 
 
 def make_strategy(settings: StrategySettings, space: Any) -> Strategy:

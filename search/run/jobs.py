@@ -57,9 +57,11 @@ class LossCurve:
     def add(self, done: int, loss: float) -> None:
         self.losses.append(loss)
         if done % self.every == 0:
-            # Steps after the last checkpoint are trained again: the later point replaces the earlier one.
-            self.points[done] = round(math.fsum(self.losses) / len(self.losses), 4)
-            self.lines.append([done, self.points[done]])
+            # Steps after the last checkpoint are trained again: the later point replaces the earlier one. After an
+            # interruption the first part lacks the losses from before the checkpoint.
+            if len(self.losses) == self.every:
+                self.points[done] = round(math.fsum(self.losses) / self.every, 4)
+                self.lines.append([done, self.points[done]])
             self.losses = []
 
     def values(self) -> list[tuple[int, float]]:

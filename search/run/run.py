@@ -62,7 +62,7 @@ class Run:
         self.commit = commit() if self.main else None  # of the running code, even if files change later
 
     def estimate(self) -> None:
-        """Print what the run costs, and leave nothing behind."""
+        """Print what the run costs, and leave nothing behind but the tokens in its `prepared_dir`."""
         self._set_threads()
         problem = self._prepare()
         self.console.say(f"{costs_table(estimate(problem, self.accelerator))}\n{sizes_text(*sizes(problem))}")
@@ -84,6 +84,8 @@ class Run:
             history = self._open_history(held) if self.main else None
             summary = self._finished(history) if history is not None else None
             if broadcast_object_list([summary is not None])[0]:
+                if self.main:
+                    self._finish()  # it may have been killed before
                 self.console.say(f"{self.folder} contains this run, finished.")
             else:
                 if self.main:
@@ -212,7 +214,8 @@ class Run:
     def _train_supernet(self) -> SuperNetwork:
         settings = self.settings
         supernet = self.problem.new_supernet()
-        required = disk_bytes(self.problem, supernet)
+        present = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        required = disk_bytes(self.problem, supernet) - present
         if self.main and (free := shutil.disk_usage(self.folder).free) < required:
             raise UsageError(
                 f"output_dir: expected {required >> 20} MiB free in {self.folder}, got {free >> 20} MiB: "
@@ -269,6 +272,10 @@ class Run:
         describe(temporary, summary, self.folder.resolve().name)
         replace_folder(temporary, folder)
         write_json(self.folder / "summary.json", summary)
+        self._finish()
+
+    def _finish(self) -> None:
+        """What follows the summary: the page of the finished run, and without the files that only a resumed one needs."""
         write_text(self.folder / "report.html", page([RecordedRun.read(self.folder)]))
         for path in (
             *self.folder.glob("final-*.safetensors"),
@@ -276,4 +283,4 @@ class Run:
             *self.folder.glob("*.safetensors.damaged"),
         ):
             path.unlink()
-        shutil.rmtree(self.folder / "results")
+        shutil.rmtree(self.folder / "results", ignore_errors=True)

@@ -57,7 +57,9 @@ class Bounds:
     @property
     def most_attentions(self) -> int:
         """The maximum number of attention layers."""
-        return self.num_layers if self.max_attention_layers is None else self.max_attention_layers
+        return (
+            self.num_layers if self.max_attention_layers is None else min(self.num_layers, self.max_attention_layers)
+        )
 
     def allows_attentions(self, count: int) -> bool:
         """Whether a genome may have this many attention layers."""

@@ -1,4 +1,5 @@
-"""Functional keys: two genomes that compute the same function have the same key, however they are written.
+"""Functional keys: two genomes that compute the same function have the same key, however they are written. (Only if
+kernels of convolutions in an expression change places, equal functions may have different keys.)
 
 An expression is evaluated in float64 on fixed random inputs of two shapes, and the rounded result is hashed. The tests
 also compare the model's executor with this one, which is in numpy.
@@ -75,8 +76,9 @@ Functions = tuple[tuple[str, Callable[..., np.ndarray]], ...]
 def fixed_parameters(expression: Expression, head_size: int) -> dict[str, np.ndarray]:
     """Parameters of its nodes by name: kernels (kernel size, head size), and the weight of y in a `mix`.
 
-    They depend on the name only, so equal names in two expressions have equal parameters, and different nodes of one
-    expression have different ones, as in a model.
+    They depend on the name only, so equal names in two expressions have equal kernels, and different nodes of one
+    expression have different ones, as in a model. All weights are their initial value, ½: mixtures that differ by their
+    learned weights only have the same key.
     """
     found = {}
     for node, name in expression.parameters().items():

@@ -35,8 +35,8 @@ class Packer:
 
     Args:
         tokens: (tokens,) integers.
-        objective: `mlm`: `[CLS] …`. `nsp`, next sentence: `[CLS] A [SEP] B [SEP]`, where B follows A (label 0) or is from
-            another document (1). `sop`, sentence order: B follows A (0) or A follows B (1).
+        objective: `mlm`: `[CLS] …`. `nsp`, next sentence: `[CLS] A [SEP] B [SEP]`, where B follows A (label 0) or begins
+            in another document than A (1). `sop`, sentence order: B follows A (0) or A follows B (1).
         seed: of the order, of pairs and of masks.
 
     Sequences continue across the ends of documents. Segments of pairs start and end at sentence boundaries (full
@@ -109,8 +109,9 @@ class Packer:
         first = int(self.document_ends[other - 1]) + 1 if other else 0
         begin = int(rng.integers(first, self.document_ends[other] + 1))
         text = self.tokens[begin : begin + self._width(length)].astype(np.int64)
-        # Near the end of the text there may be too little left.
-        begin = min(begin + self._cut(text, rng), len(self.tokens) - size)
+        # Before the end of the document. Near the end of the text there may be too little left.
+        last = max(first, int(self.document_ends[other]) - 1)
+        begin = min(begin + self._cut(text, rng), last, len(self.tokens) - size)
         return self.tokens[begin : begin + size].astype(np.int64)
 
     def block(

@@ -162,6 +162,20 @@ def test_the_same_command_on_a_finished_run_shows_it_again(capsys, finished):
     assert before == {path: path.stat().st_mtime_ns for path in Path(settings.run.output_dir).glob("model/*")}
 
 
+def test_a_run_that_was_killed_after_its_summary_is_finished_by_the_next_start(capsys, finished):
+    settings, _ = finished
+    folder = Path(settings.run.output_dir)
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    (folder / "report.html").write_text("the page during the search", encoding="utf-8")
+    left = [folder / "final-1-a.safetensors", folder / "final-1-a.jsonl", folder / "results" / "1.json"]
+    (folder / "results").mkdir()
+    for path in left:
+        path.touch()
+    main(command_line(settings))
+    assert (folder / "report.html").read_text(encoding="utf-8") == report
+    assert not any(path.exists() for path in (*left, folder / "results"))
+
+
 @pytest.mark.parametrize(
     "lost",
     [
@@ -694,6 +708,15 @@ def test_folder_that_cannot_be_written(capsys, tiny_settings, tmp_path):
 def test_disk_without_space_for_the_checkpoints(capsys, tiny_settings, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 20, 1 << 20, 1000))
     assert "MiB free" in fails(capsys, command_line(tiny_settings))
+
+
+def test_checkpoints_that_exist_need_no_more_space(capsys, tiny_settings, monkeypatch):
+    folder = Path(tiny_settings.run.output_dir)
+    folder.mkdir(parents=True)
+    (folder / "final-1-a.safetensors").write_bytes(bytes(1 << 24))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 20, 1 << 20, 1000))
+    main(command_line(tiny_settings))
+    assert "Best of" in capsys.readouterr().out
 
 
 _WITHOUT_PACKAGE = """

@@ -204,6 +204,8 @@ def test_paths_in_a_space_with_other_bounds(problem):
     attentions = draw(min_attention_layers=2)
     assert all(isinstance(gene, Attention) for path in attentions for gene in path)
     assert any(isinstance(gene, Convolution) for path in draw(max_attention_layers=1) for gene in path)
+    counts = [sum(isinstance(gene, Attention) for gene in path) for path in draw(max_attention_layers=12)]
+    assert counts.count(2) < 60  # of two layers: more attentions than layers are not drawn
     plain = draw(grammar=Grammar(PAPER_OPERATIONS))  # without positions every genome needs a convolution
     assert any(gene == SELF_ATTENTION for path in plain for gene in path)
     few = draw(grammar=Grammar(("softmax", "matmul", "transpose", "rotary")))
@@ -369,6 +371,8 @@ def test_a_candidate_out_of_time(problem, supernet):
     outcome = score(problem, supernet, candidate_seconds=1e-9)
     assert outcome.score is None and outcome.reason == "TimeoutError: candidate_seconds: expected at most 1e-09"
     assert score(problem, supernet, candidate_seconds=100.0).reason is None
+    untrained = score(problem, supernet, candidate_seconds=1e-9, candidate_steps=0)
+    assert untrained.reason == outcome.reason
 
 
 def test_a_slow_candidate_is_not_trained(problem, supernet, monkeypatch):

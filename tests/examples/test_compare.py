@@ -236,6 +236,23 @@ def test_a_command_that_fails_ends_the_run_with_its_output(tmp_path, capsys):
     assert capsys.readouterr().out.count("$ python -c") == 2
 
 
+def test_a_rate_of_another_row(tmp_path, capsys):
+    """It is known if there is only one, or if all short trainings of the other row are finished, even if one diverged."""
+    tiny = load_yaml("scales", "tiny")
+    [first, *_] = tiny["pretraining"]["grid"]
+    (tmp_path / "one.yaml").write_text(
+        yaml.safe_dump({**tiny, "pretraining": {**tiny["pretraining"], "grid": [first]}})
+    )
+    arguments = ["--rows", "bert_longer", "--output_dir", str(tmp_path), "--table_only"]
+    compare.main(["--scale", str(tmp_path / "one.yaml"), *arguments])
+    for choice, loss in zip(tiny["pretraining"]["grid"], (5.0, *[None] * 9), strict=False):
+        folder = tmp_path / "bert" / "grid" / compare.name_of(choice)
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"losses": {"validation": {"1": loss}}}))
+    compare.main(["--scale", "tiny", *arguments])
+    assert capsys.readouterr().out.count("No row is pre-trained yet.") == 2
+
+
 def test_bad_input(tmp_path, capsys):
     odd, broken, empty = (tmp_path / f"{name}.yaml" for name in ("odd", "broken", "empty"))
     tiny = load_yaml("scales", "tiny")

@@ -13,6 +13,7 @@ from autobert_zero.search.run.estimate import (
     estimate,
     memory_bytes,
     total_of,
+    works,
 )
 from autobert_zero.search.run.problem import Problem
 from tests.conftest import command_line
@@ -43,6 +44,15 @@ def test_tokens_are_those_that_a_run_trains_on(problem, monkeypatch, tmp_path):
     assert phases["candidates"].tokens == trained["candidate"] * batch
     assert final == trained["final"] * batch
     assert total_of(list(phases.values())).tokens == sum(trained.values()) * batch
+
+
+def test_candidates_of_a_generation_are_shared_by_processes(problem):
+    def parallel(**changes):
+        return {work.name: work.parallel for work in works(problem.replace(**changes))}["candidates"]
+
+    assert parallel(num_parents=2, num_children=3) == 6
+    assert parallel(num_parents=2, num_children=3, lookahead=1) == 12
+    assert parallel(strategy="random", population_size=5, num_parents=3, num_children=4) == 5
 
 
 def test_without_finalists(problem):

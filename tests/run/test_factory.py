@@ -109,6 +109,14 @@ def test_a_search_starts_with_the_known_designs_that_its_space_has(values, expec
     assert first[: len(expected)] == expected and len(first) == strategy.population_size
 
 
+def test_equal_seed_genomes_are_one():
+    """In a single layer the values of the first layer are its own."""
+    _, strategy = make(seed_genomes=["known", "bert-rotary", "hybrid-rotary"])
+    assert list(strategy.seeds) == [ROTARY, HYBRID, RESIDUAL]
+    _, strategy = make(num_hidden_layers=1)
+    assert list(strategy.seeds) == [(ROTARY_ATTENTION,)]
+
+
 def test_none_beside_seed_genomes():
     with pytest.raises(ValueError, match=r"seed_genomes: expected none alone, got \['none', 'bert'\]"):
         make(seed_genomes=["none", "bert"])

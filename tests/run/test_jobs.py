@@ -41,15 +41,16 @@ def test_the_loss_curve_of_an_interrupted_training(tmp_path):
     values = whole.values()
     assert [step for step, _ in values] == list(range(every, len(losses) + 1, every))
     assert values[0][1] == pytest.approx((losses[1] + losses[2] + losses[3]) / 3, abs=1e-4)
-    first = LossCurve(tmp_path / "parts.jsonl", len(losses))
-    for step in range(1, 50):
-        first.add(step, losses[step])
-    first.lines.close()
-    second = LossCurve(tmp_path / "parts.jsonl", len(losses))
-    for step in range(43, len(losses) + 1):  # from a checkpoint after a part
-        second.add(step, losses[step])
-    second.lines.close()
-    assert second.values() == values
+    for start in (43, 44, 45):  # after a checkpoint at the end of a part, or in it
+        first = LossCurve(tmp_path / f"{start}.jsonl", len(losses))
+        for step in range(1, 50):
+            first.add(step, losses[step])
+        first.lines.close()
+        second = LossCurve(tmp_path / f"{start}.jsonl", len(losses))
+        for step in range(start, len(losses) + 1):
+            second.add(step, losses[step])
+        second.lines.close()
+        assert second.values() == values
 
 
 def test_the_losses_of_a_training(runner):
