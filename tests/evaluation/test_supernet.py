@@ -284,6 +284,10 @@ def test_attentions_are_looked_at_by_layer(problem):
     ):
         found = problem.proxy.attention_by_distance(problem.proxy.builder.model(genome))
         assert set(found) == layers and all(len(heads) == 3 for heads in found.values())
+    # The shortest sequences that are legal have no distance of 8.
+    short = Problem.prepare(problem.settings.replace(sequence_length=8), torch.device("cpu")).proxy
+    found = short.attention_by_distance(short.builder.model(Genome([ROTARY_ATTENTION, ROTARY_ATTENTION])))
+    assert torch.tensor(found["1"]).isfinite().all() and torch.tensor(found["1"]).shape == (3, 15)
 
 
 def test_loss_is_the_mean_over_labels(problem, supernet):
