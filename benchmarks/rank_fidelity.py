@@ -35,7 +35,7 @@ from autobert_zero.search.genomes import read_genome
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.run.errors import UsageError
-from autobert_zero.search.run.launcher import apply_requests
+from autobert_zero.search.run.launcher import apply_requests, check_precision
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.workers import Workers
 from autobert_zero.search.settings import SearchSettings
@@ -280,6 +280,7 @@ def main() -> None:
         settings = SearchSettings.from_dict(given)
         settings = settings.replace(population_size=ranks.candidates, strategy="random")
         settings = apply_requests(settings, accelerator)
+        check_precision(settings)
         torch.set_num_threads(settings.run.num_threads or 1)
         problem = Problem.prepare(settings, accelerator.device, accelerator=accelerator)
     except (UsageError, ValueError) as error:

@@ -31,7 +31,7 @@ from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.report.tables import mean_and_error
 from autobert_zero.search.run.errors import UsageError
-from autobert_zero.search.run.launcher import apply_requests
+from autobert_zero.search.run.launcher import apply_requests, check_precision
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.workers import Workers
 from autobert_zero.search.settings import SearchSettings
@@ -163,7 +163,7 @@ def main() -> None:
     if efficiency.repetitions < 2:
         parser.error(f"repetitions: expected at least 2, got {efficiency.repetitions}")
     defaults = SearchSettings().to_dict()
-    for name in ("strategy", "paths", "objectives", "prune_after", "lookahead", "seed_genomes"):
+    for name in ("strategy", "paths", "objectives", "prune_after", "lookahead"):
         if given[name] != defaults[name]:
             parser.error(f"{name}: expected its default, got {given[name]!r}")
     transformers.utils.logging.set_verbosity_error()
@@ -172,6 +172,7 @@ def main() -> None:
     try:
         settings = SearchSettings.from_dict(given)
         settings = apply_requests(settings, accelerator)
+        check_precision(settings)
         torch.set_num_threads(settings.run.num_threads or 1)
         problem = Problem.prepare(settings, accelerator.device, accelerator=accelerator)
     except (UsageError, ValueError) as error:

@@ -4,7 +4,7 @@
         --max_evaluations 400 --processes 2 --output_dir results/space_table
 
 The first generation is random; the strategy proposes the others from the losses of full trainings, so that the table covers
-good backbones, too. The table, `table.jsonl`, is a history of a search: minus the validation loss is the score, and the costs of a
+good backbones, too. The table, `history.jsonl`, is that of a search: minus the validation loss is the score, and the costs of a
 candidate contain its losses by number of steps. The same command resumes. `--genomes_of TABLE … --every 8` trains every eighth
 genome of other tables with other settings: longer, or with another seed.
 """
@@ -101,7 +101,7 @@ def main() -> None:
         "machine": {"processes": arguments.processes, "threads": 1, "device": facts["machine"]},
     }
     try:
-        table = History(folder / "table.jsonl", header, ("settings", "data"), decode_genome)
+        table = History(folder / "history.jsonl", header, ("settings", "data"), decode_genome)
         if arguments.processes < 1:
             raise ValueError(f"processes: expected at least 1, got {arguments.processes}")
     except ValueError as error:

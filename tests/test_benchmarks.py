@@ -4,12 +4,17 @@ import functools
 import io
 import math
 import pickle
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import nas_bench
 import numpy as np
 import pytest
 import rank_fidelity
 import rank_history
+import search_efficiency
 import surrogate
 import throughput
 import torch
@@ -23,6 +28,9 @@ from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.run.factory import make_space
 from autobert_zero.search.settings import SearchSettings
 from tests.evolution.conftest import search
+
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Harmful:
@@ -118,6 +126,23 @@ def test_tables_of_other_trainings_are_refused(make_table):
         ValueError, match=r"tables: expected equal trainings, got another learning_rate in .*two\.jsonl"
     ):
         surrogate.BackboneTable(paths)
+
+
+@pytest.mark.parametrize(
+    ("target", "benchmark"),
+    [("rank-fidelity", rank_fidelity), ("search-efficiency", search_efficiency)],
+)
+def test_the_settings_in_the_makefile_are_accepted(target, benchmark, tmp_path, monkeypatch, capsys):
+    """As far as the text, which is not part of the repository."""
+    printed = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    [command] = [line for line in printed.replace("\\\n", " ").splitlines() if benchmark.__name__ in line]
+    words = shlex.split(command)
+    arguments = words[1 + next(i for i, word in enumerate(words) if word.endswith(".py")) :]
+    monkeypatch.setattr(sys, "argv", [benchmark.__name__, *arguments])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "train_file: expected a file" in capsys.readouterr().err
 
 
 def test_convolutions_are_measured_as_the_model_runs_them():
