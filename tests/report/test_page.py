@@ -294,6 +294,7 @@ def test_long_labels_of_groups_are_names(run):
 
 
 def test_effects_that_cannot_be_told_from_zero_are_not_drawn(run, monkeypatch):
+    monkeypatch.setattr(figures, "DISTINGUISHED", 0.0)
     assert "can be told from zero" not in page([run])
     monkeypatch.setattr(figures, "DISTINGUISHED", 1e9)
     assert "can be told from zero" in page([run])
