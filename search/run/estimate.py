@@ -87,8 +87,8 @@ def works(problem: Problem) -> list[Work]:
     candidates = settings.strategy.max_evaluations
     pruning = evaluated // 4 if settings.candidates.prune_after is not None else 0
     scored = 0 if isinstance(problem.proxy, GlueProxy) else evaluated  # fine-tunings are a phase of their own
-    first_population = [record.evaluated(Outcome(score=0.0)) for record in problem.first]
-    children = len(problem.strategy(1, Archive(first_population)))
+    outcome = Outcome(score=0.0, costs=dict.fromkeys(settings.strategy.objectives, 0.0))
+    children = len(problem.strategy(1, Archive(record.evaluated(outcome) for record in problem.first)))
     return [
         Work(
             "super-network",

@@ -52,6 +52,7 @@ def test_candidates_of_a_generation_are_shared_by_processes(problem):
 
     assert parallel(num_parents=2, num_children=3) == 6
     assert parallel(num_parents=2, num_children=3, lookahead=1) == 12
+    assert parallel(num_parents=2, num_children=3, objectives=["score", "latency"]) == 6
     assert parallel(strategy="random", population_size=5, num_parents=3, num_children=4) == 5
 
 
