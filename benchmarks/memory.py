@@ -8,9 +8,9 @@ of its own are two steps of the super-network, and then of a candidate, beyond w
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
+from throughput import process_peak
 
 from autobert_zero.search.files import write_json
 from autobert_zero.search.provenance import commit as current_commit
@@ -45,22 +45,15 @@ def problem_of(scale: float, batch_size: int, micro_batch_size: int | None, chec
     return Problem.prepare(settings, torch.device("cpu"))
 
 
-def peak() -> int:
-    """Bytes of the largest size of this process so far (on Linux)."""
-    # Not `ru_maxrss`: it starts at the peak of the parent process.
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) << 10
-
-
 def measure(problem: Problem) -> dict[str, float]:
-    before = peak()
+    before = process_peak()
     supernet = problem.new_supernet()
     problem.train_supernet(supernet)
-    after_supernet = peak()
+    after_supernet = process_peak()
     outcome = problem.proxy.score(problem.first[0].genome, supernet)
     if outcome.status != "ok":
         sys.exit(f"error: the candidate failed: {outcome.reason}")
-    return {"super-network": (after_supernet - before) / MIB, "whole": (peak() - before) / MIB}
+    return {"super-network": (after_supernet - before) / MIB, "whole": (process_peak() - before) / MIB}
 
 
 def main() -> None:

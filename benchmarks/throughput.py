@@ -145,15 +145,20 @@ def peak_memory(name: str, mode: str, batch: int, tokens: int, dtype: str, devic
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def process_peak() -> int:
+    """Bytes of the largest size of this process so far (on Linux)."""
+    # Not `ru_maxrss`: it starts at the peak of the parent process.
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) << 10
+
+
 def measure_peak(name, mode, batch, tokens, dtype, device) -> float:
     device = torch.device(device)
     model = prepare(name, mode, getattr(torch, dtype), device)
     step(model, mode, random_inputs(int(batch), int(tokens), device), getattr(torch, dtype))
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    # Not `ru_maxrss`: it starts at the peak of the parent process.
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 2**10
+    return process_peak() / 2**20
 
 
 def measure_row(row, rounds: int, device: torch.device) -> dict:
