@@ -397,9 +397,15 @@ class Genome(tuple[Gene, ...]):
         return sorted({node.name for node in nodes if node.operands})
 
     def has_order(self) -> bool:
-        """Whether some layer depends on the order of tokens without position embeddings: a convolution, an attention
-        with positions, or a custom layer, of which nothing is known."""
-        return any(not isinstance(gene, Attention) or gene.expression.uses_positions() for gene in self)
+        """Whether some layer depends on the order of tokens without position embeddings: a convolution of more than one
+        token, an attention with positions, or a custom layer, of which nothing is known."""
+
+        def depends(gene: Gene) -> bool:
+            if isinstance(gene, Attention):
+                return gene.expression.uses_positions()
+            return not isinstance(gene, Convolution) or gene.kernel_size > 1
+
+        return any(map(depends, self))
 
     def first_attention(self) -> int | None:
         """Index of the first attention layer."""
@@ -643,10 +649,18 @@ class AutoBertZeroConfig(PretrainedConfig):
             )
         if self.rope_theta <= 0:
             raise ValueError(f"rope_theta: expected a positive number, got {self.rope_theta}")
-        if self.position_embedding_type == "none" and not self.parsed_genome().has_order():
+        if self.position_embedding_type == "absolute":
+            return
+        genome = self.parsed_genome()
+        if not genome.has_order():
             raise ValueError(
-                "position_embedding_type: expected 'absolute' for a genome without rotary and convolutions, which has no "
-                "notion of the order of tokens, got 'none'"
+                "position_embedding_type: expected 'absolute' for a genome without rotary and without convolutions of more "
+                "than one token, which has no notion of the order of tokens, got 'none'"
+            )
+        if self.num_attention_heads == self.hidden_size and "rotary" in genome.operations():
+            raise ValueError(
+                "num_attention_heads: expected heads of at least 2 channels for rotary, which rotates pairs of them, "
+                f"got {self.num_attention_heads} for hidden_size={self.hidden_size}"
             )
 
     def validate_sizes(self):

@@ -68,7 +68,7 @@ def test_a_step_without_a_mask_does_not_wait_for_the_gpu(genome: Genome, ids):
     config.sparse_prediction = False
     model = AutoBertZeroForMaskedLM(config).cuda()
     ids = ids.cuda()
-    model(ids, labels=ids).loss.backward()  # what is computed once, and kept
+    model(ids, labels=ids).loss.backward()  # kernels and libraries are loaded once
     torch.cuda.set_sync_debug_mode("error")
     try:
         model(ids, labels=ids).loss.backward()

@@ -1,6 +1,6 @@
 """Compare backbones: searched, pre-trained and fine-tuned by the same commands, on the same batches, at equal size.
 
-    python examples/reproduce/compare.py --scale tiny --rows bert searched --output_dir runs/compare --data_dir glue
+    python examples/reproduce/compare.py --scale tiny --rows bert bert_rotary searched --output_dir runs/compare --data_dir glue
 
 A row (`rows/*.yaml`) describes a backbone, a scale (`scales/*.yaml`) all sizes and budgets. For each row, in stages:
 
@@ -60,7 +60,7 @@ WIDTH_STEP = 8
 NOT_IN_THE_MEAN = {"rte", "wnli"}
 # Sizes of the model that are settings of a search, too.
 SIZES_OF_SEARCH = ["num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "initializer_range"]
-DEFAULT_ROWS = ["bert", "hybrid", "convbert", "published", "searched"]
+DEFAULT_ROWS = ["bert", "bert_rotary", "hybrid_rotary", "convbert", "published", "searched"]
 
 
 @dataclass

@@ -45,8 +45,8 @@ from autobert_zero.search.text.corpus import Corpus
 from autobert_zero.search.text.masking import micro_batches
 
 
-# Uses every input once, so that all projections are created.
-# Rotary, so that the store is a legal model in a space without position embeddings.
+# Uses every input once, so that all projections are created. Rotary, so that the store is a legal model in a space without
+# position embeddings.
 _ALL_INPUTS = "add(add(rotary(q), k), add(v, p))"
 # Weights of operations with parameters, per layer and operation: the nodes of an expression use them in turn.
 NUM_SLOTS = 3
@@ -66,16 +66,17 @@ class SuperNetwork(nn.Module):
     def __init__(self, builder: ModelBuilder, max_kernel_size: int, operations: Sequence[str] = ALL_OPERATIONS):
         super().__init__()
         self.builder = builder
-        self.max_kernel_size = max_kernel_size
+        # More than one token, so that the store is a legal model in a space without position embeddings.
+        self.max_kernel_size = max(3, max_kernel_size)
         layers = builder.settings.num_hidden_layers
         attention = builder.model(Genome([_store_attention(operations)] * layers))
-        convolution = builder.model(Genome([Convolution(max_kernel_size)] * layers))
+        convolution = builder.model(Genome([Convolution(self.max_kernel_size)] * layers))
         self.layer_kinds = builder.custom_operations.layer_kinds
         custom = [builder.model(Genome([CustomLayer(kind)] * layers)) for kind in self.layer_kinds]
         # A meta-device model that provides code only; every path replaces its layers. In a list, so that it is not a
         # submodule.
         with torch.device("meta"):
-            self._skeleton = [builder.model(Genome([Convolution(1)] * layers))]
+            self._skeleton = [builder.model(Genome([Convolution(3)] * layers))]
         self._layer = functools.lru_cache(maxsize=1024)(self._make_layer)
         # The attention model also holds what all branches share; of the other models only the layers are kept.
         self.attention = attention

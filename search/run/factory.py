@@ -54,8 +54,15 @@ def make_space(
     """
     needs_order = model.position_embedding_type == "none"
     operations = settings.named_operations()
-    has_order = {"rotary", *KERNEL_SIZES} & set(operations) or settings.min_attention_layers < model.num_hidden_layers
-    if needs_order and not has_order:
+    if needs_order and model.num_attention_heads == model.hidden_size:
+        raise ValueError(
+            "num_attention_heads: expected heads of at least 2 channels for rotary, because position_embedding_type is "
+            f"none, got {model.num_attention_heads} for hidden_size={model.hidden_size}"
+        )
+    have_order: set[Any] = {"rotary", *KERNEL_SIZES} & set(operations)
+    if settings.min_attention_layers < model.num_hidden_layers:
+        have_order |= {size for size in settings.kernel_sizes if size > 1} | set(custom.layer_kinds)
+    if needs_order and not have_order:
         raise ValueError(
             "position_embedding_type: expected absolute for a space without rotary and convolutions, got none"
         )

@@ -23,7 +23,7 @@ from reproduce.compare import (
 )
 from transformers import HfArgumentParser
 
-from autobert_zero.configuration_autobert_zero import Attention, Convolution
+from autobert_zero.configuration_autobert_zero import PAPER_OPERATIONS, Attention, Convolution
 from autobert_zero.search.cli.search import parse
 from autobert_zero.search.genomes import read_genome
 from autobert_zero.search.report.tables import mean_and_error
@@ -92,6 +92,9 @@ def test_all_commands_are_valid(tmp_path, scale):
     assert settings["searched"].strategy.strategy == "thompson_op_nas"
     assert settings["convolutions"].space.max_attention_layers == 0
     assert settings["one_kernel_size"].space.kernel_sizes == [7]
+    in_the_papers_space = {"attentions", "one_kernel_size", "random_search", "searched_paper"}
+    paper = {row for row, each in settings.items() if each.space.named_operations() == PAPER_OPERATIONS}
+    assert paper >= in_the_papers_space and "searched" not in paper
 
     pretraining = HfArgumentParser(
         (run_pretraining.ModelArguments, TextSettings, run_pretraining.PretrainingArguments, _Arguments)

@@ -191,7 +191,23 @@ def test_unknown_preset():
         ({"rope_theta": -1.0}, "rope_theta: expected a positive number, got -1"),
         (
             {"genome": [SELF_ATTENTION.to_dict()], "position_embedding_type": "none"},
-            "position_embedding_type: expected 'absolute' for a genome without rotary and convolutions",
+            "position_embedding_type: expected 'absolute' for a genome without rotary and without convolutions",
+        ),
+        (
+            {
+                "genome": [SELF_ATTENTION.to_dict(), {"kind": "convolution", "kernel_size": 1}],
+                "position_embedding_type": "none",
+            },
+            "convolutions of more than one token, which has no notion of the order of tokens",
+        ),
+        (
+            {
+                "genome": [ROTARY_ATTENTION.to_dict()],
+                "hidden_size": 8,
+                "num_attention_heads": 8,
+                "position_embedding_type": "none",
+            },
+            "num_attention_heads: expected heads of at least 2 channels for rotary, .* got 8 for hidden_size=8",
         ),
     ],
 )

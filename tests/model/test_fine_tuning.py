@@ -200,8 +200,8 @@ def test_weights_are_loaded_with_a_device_map(tmp_path):
 
 def test_offloaded_weights(tmp_path):
     """Hooks load the weights of modules that are called, so every parameter must belong to a called module."""
-    genome = Genome([*PUBLISHED_GENOME[1:3], *random_genome(2)])
-    model = AutoBertZeroModel(tiny_config(genome)).eval()
+    genome = Genome([ROTARY_ATTENTION, *PUBLISHED_GENOME[1:3], *random_genome(2)])
+    model = AutoBertZeroModel(tiny_config(genome, position_embedding_type="none")).eval()
     model.save_pretrained(tmp_path / "model")
     ids = torch.randint(VOCAB, (BATCH, TOKENS))
     layers = {f"encoder.layer.{n}": "disk" if n % 2 else "cpu" for n in range(len(genome))}
@@ -220,7 +220,8 @@ def test_offloaded_weights(tmp_path):
 def test_the_meta_device(tmp_path):
     """For tools that estimate memory and count operations."""
     with torch.device("meta"):
-        model = AutoBertZeroModel(tiny_config(random_genome(0)))
+        genome = Genome([ROTARY_ATTENTION, *random_genome(0)])
+        model = AutoBertZeroModel(tiny_config(genome, position_embedding_type="none"))
         ids = torch.ones(2, 7, dtype=torch.long)
         assert model(ids, attention_mask=ids).last_hidden_state.shape == (2, 7, 24)
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from autobert_zero.configuration_autobert_zero import Attention, CustomLayer, Expression
+from autobert_zero.configuration_autobert_zero import Attention, Convolution, CustomLayer, Expression, Genome
 from autobert_zero.search.evaluation.glue_proxy import GlueProxy
 from autobert_zero.search.evolution.limits import LimitedSpace
+from autobert_zero.search.genomes import read_genome
+from autobert_zero.search.run.final import baseline_jobs
 from autobert_zero.search.run.problem import Problem, text_source
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.settings import SearchSettings, TextSettings
@@ -146,3 +148,18 @@ def test_sources_of_text():
     assert text_source(TextSettings(train_file=["texts/a.txt", "b.txt.xz"])) == "a.txt, b.txt.xz"
     assert text_source(TextSettings(dataset_name="user/name")) == "user/name"
     assert text_source(TextSettings()).startswith("the language reference of Python 3.")
+
+
+@pytest.mark.parametrize("positions", ["none", "absolute"])
+def test_baselines_have_as_many_parameters_as_the_winner(tiny_settings, positions):
+    """But for half a column of all feed-forward layers, whichever positions the winner has."""
+    problem = prepare(tiny_settings.replace(position_embedding_type=positions, intermediate_size=64))
+    for genome in (read_genome("hybrid-rotary", 2), Genome([Convolution(3)] * 2)):
+        wanted = problem.costs.parameters(genome)
+        jobs = baseline_jobs(problem, wanted)
+        assert len(jobs) == 2
+        for job in jobs.values():
+            changed = problem.replace(**job["model"])
+            model = changed.proxy.builder.model(Genome.from_list(job["genome"]))
+            column = len(genome) * (2 * tiny_settings.model.hidden_size + 1)
+            assert abs(model.num_parameters() - wanted) <= column / 2

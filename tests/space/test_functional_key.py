@@ -44,6 +44,20 @@ def test_genome_keys():
     assert genome_key(Genome([Convolution(3)])) != genome_key(Genome([Convolution(5)]))
 
 
+def test_values_of_the_first_layer():
+    """In the first attention `v1` is `v`; in later ones it is not."""
+    shared = Attention(Expression.parse(str(SELF_ATTENTION).replace("v)", "v1)")))
+    keys = [
+        genome_key(Genome(genes))
+        for genes in (
+            [Convolution(3), SELF_ATTENTION, SELF_ATTENTION],
+            [Convolution(3), shared, SELF_ATTENTION],
+            [Convolution(3), SELF_ATTENTION, shared],
+        )
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_keys_never_change():
     """Histories contain them: with other keys, a resumed run would evaluate known candidates again."""
     assert expression_key(SELF_ATTENTION.expression) == "bab493209a1a3e5b"

@@ -1,11 +1,19 @@
 """Mutation: legal children only, and every kind of change within a bounded number of draws."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Attention, Convolution, Expression, Genome
+from autobert_zero.configuration_autobert_zero import (
+    ALL_OPERATIONS,
+    SELF_ATTENTION,
+    Attention,
+    Convolution,
+    Expression,
+    Genome,
+)
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.space.backbone import BackboneSpace
 from autobert_zero.search.space.bounds import Bounds
@@ -182,6 +190,21 @@ def test_operators(change, required):
         assert max(sizes) < 0
     if change == "rewire":
         assert max(sizes) <= 0
+
+
+def test_mutation_produces_all_operations_as_readily():
+    """Those that the paper has not, too, each about as often as others of its rule; and `v1`."""
+    expression, counts = SELF_ATTENTION.expression, Counter()
+    for i in range(DRAWS):
+        child = mutate_inside_layer(
+            Genome([Attention(expression)] * 3), BOUNDS, OPERATION_WEIGHTS, random_stream(i, "m"), choose_uniformly
+        )
+        [changed] = [gene.expression for gene in child if gene.expression != expression] or [expression]
+        counts.update({node.name for node in changed.nodes()} - {node.name for node in expression.nodes()})
+    assert set(counts) >= set(ALL_OPERATIONS) - {node.name for node in expression.nodes()}
+    for names in (("rotary", "conv3", "conv7", "conv15"), ("sigmoid", "neg", "softsign"), ("mul", "mix")):
+        found = [counts[name] for name in names]
+        assert min(found) > 0.5 * max(found) > 10
 
 
 def test_operations_are_chosen_by_the_given_function():
