@@ -53,13 +53,15 @@ docs: .venv/installed
 	@echo build/site/README.html
 
 # The model of this checkout: a search, the pre-training of what it found beside its rival, and the files in the root. Hours on
-# two cores, and more on a CPU without bfloat16 units, where the scale should say `bf16: false`.
+# two cores, and more on a CPU without bfloat16 units, where the scale should say `bf16: false`. The texts are described in
+# results/README.md; `make model BLIMP=FOLDER` measures BLiMP, too, of which the folder has the sets.
+BLIMP ?=
 MODEL_TEXTS := $(addprefix runs/texts/,$(addsuffix .txt.xz,english_novels_100 eltec_eng babylm_3m us_presidential_speeches))
 model: .venv/installed
 	$(BIN)/torchrun --nproc_per_node 2 -m autobert_zero.search --config examples/reproduce/model/search.yaml --output_dir runs/model/search
 	$(BIN)/python examples/reproduce/compare.py --scale model --rows examples/reproduce/model/found.yaml bert_rotary --jobs 2 \
 	    --train_file $(MODEL_TEXTS) --validation_file runs/texts/babylm_dev.txt.xz runs/texts/wikitext2_valid.txt.xz \
-	    --output_dir runs/model/compare
+	    $(if $(BLIMP),--blimp_dir $(BLIMP)) --output_dir runs/model/compare
 	$(BIN)/python examples/reproduce/publish.py runs/model/compare/found/seed-0 .
 
 # Benchmarks of the search: minutes to hours each, resumed if interrupted. The results are in results/README.md.

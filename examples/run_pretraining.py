@@ -77,7 +77,7 @@ from autobert_zero.search.provenance import provenance
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.settings import TextSettings
 from autobert_zero.search.text.corpus import unigram_loss
-from autobert_zero.search.text.documents import stream_documents
+from autobert_zero.search.text.documents import count_bytes, stream_documents
 from autobert_zero.search.text.masking import MASK_PROBABILITY
 from autobert_zero.search.text.packing import OBJECTIVES, Blocks, Curriculum, Packer, StreamedBlocks, join_blocks
 from autobert_zero.search.text.prepared import Text, prepare
@@ -132,7 +132,9 @@ class PretrainingArguments:
     )
     max_seconds: float | None = field(
         default=None,
-        metadata={"help": "Train for this time instead of max_steps; learning and masking rate follow the time."},
+        metadata={
+            "help": "Train for this time, without set-up and evaluations, instead of max_steps; learning and masking rate follow it."
+        },
     )
     validation_file: list[str] = field(
         default_factory=list, metadata={"help": "More text to evaluate on, by file.", "aliases": ["--eval_file"]}
@@ -322,8 +324,8 @@ def prepared_or_streamed(settings: TextSettings, options: PretrainingArguments) 
     if settings.prepared_dir:
         raise ValueError(f"prepared_dir: expected none with streaming, got {settings.prepared_dir!r}")
     tokenizer = load_tokenizer(settings.tokenizer_name)
-    held_out = itertools.islice(stream_documents(settings), options.streaming_test_documents)
-    return Text(tokenizer, {"test": tokenize(held_out, tokenizer)})
+    held_out = list(itertools.islice(stream_documents(settings), options.streaming_test_documents))
+    return Text(tokenizer, {"test": tokenize(held_out, tokenizer)}, num_bytes={"test": count_bytes(held_out)})
 
 
 def make_blocks(
@@ -363,11 +365,15 @@ def make_blocks(
     return StreamedBlocks(read, pack_documents, curriculum, options.streaming_buffer)
 
 
-def evaluation_sets(settings: TextSettings, options: PretrainingArguments, text: Text) -> dict[str, Blocks]:
-    """By name, evaluation sequences: the same ones, with the same masks, for every model and seed.
+def evaluation_sets(
+    settings: TextSettings, options: PretrainingArguments, text: Text
+) -> tuple[dict[str, Blocks], dict[str, int]]:
+    """By name, evaluation sequences: the same ones, with the same masks, for every model and seed; and the bytes of the
+    texts that they are of.
 
     Raises: ValueError for files of one name, and for bad text.
     """
+    num_bytes = dict(text.num_bytes)
     arrays = {part: tokens for part, tokens in text.parts.items() if part != "train"}
     for path in options.validation_file:
         name = Path(path).name.split(".")[0]
@@ -376,8 +382,8 @@ def evaluation_sets(settings: TextSettings, options: PretrainingArguments, text:
                 f"validation_file: expected files of different names, other than {list(arrays)}, got {path!r}"
             )
         try:
-            documents = stream_documents(TextSettings(train_file=[path], text_column=settings.text_column))
-            arrays[name] = tokenize(documents, text.tokenizer)
+            documents = list(stream_documents(TextSettings(train_file=[path], text_column=settings.text_column)))
+            arrays[name], num_bytes[name] = tokenize(documents, text.tokenizer), count_bytes(documents)
         except ValueError as error:
             raise ValueError(f"validation_file: {path!r}: {error}") from None
     found = {}
@@ -389,7 +395,7 @@ def evaluation_sets(settings: TextSettings, options: PretrainingArguments, text:
             part = name if name not in text.parts else f"the {name} part"
             raise ValueError(f"{where} {part}: expected {options.max_seq_length} tokens or more, got {len(tokens)}")
         found[name] = Blocks(packer, Curriculum(options.max_seq_length, options.max_seq_length, 0), total)
-    return found
+    return found, num_bytes
 
 
 def may_be_extended(args: TransformersArguments, options: PretrainingArguments) -> bool:
@@ -488,15 +494,18 @@ def losses_by_fraction(
     return found
 
 
-def bits_per_byte(loss: float, tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> float:
+def bits_per_byte(loss: float, tokens: np.ndarray, num_bytes: int, tokenizer: PreTrainedTokenizerBase) -> float:
     """A loss in nats per masked token as bits for each byte of the text, by which vocabularies can be compared.
 
+    A token that is not in the vocabulary counts as any other, though nothing predicts what it stands for: with many of them
+    the number is too low.
+
     Args:
-        tokens: of the text (tokens,). Its bytes are those of the decoded text.
+        tokens: of the text (tokens,).
+        num_bytes: of the text.
     """
-    decoded = tokenizer.decode(tokens, skip_special_tokens=True)
-    special = np.isin(tokens, tokenizer.all_special_ids).sum()
-    return loss * (len(tokens) - int(special)) / math.log(2) / len(decoded.encode())
+    ends = np.isin(tokens, [tokenizer.cls_token_id, tokenizer.sep_token_id]).sum()
+    return loss * (len(tokens) - int(ends)) / math.log(2) / num_bytes
 
 
 # Test sequences on which the importance of layers is measured: differences on the same ones vary less than losses.
@@ -604,6 +613,7 @@ class Pretraining:
 
     trainer: Trainer
     text: Text
+    num_bytes: dict[str, int]  # of the evaluated texts
     identity: dict[str, Any]
     source: dict[str, Any]
     commit: str | None
@@ -657,7 +667,7 @@ class Pretraining:
         transformers.set_seed(args.seed)
         network = make_model(config, options.objective, model_arguments.model_name_or_path)
         choose_attention(network, model_arguments.attn_implementation)
-        evaluated = evaluation_sets(settings, options, text)
+        evaluated, num_bytes = evaluation_sets(settings, options, text)
         trainer = PretrainingTrainer(
             model=network,
             args=args,
@@ -685,7 +695,7 @@ class Pretraining:
             del identity["max_steps"]
         expect_same_training(Path(args.output_dir), identity)
         source = {"files": [Path(name).name for name in settings.train_file], "data_set": settings.dataset_name}
-        return cls(trainer, text, identity, source, commit)
+        return cls(trainer, text, num_bytes, identity, source, commit)
 
     def run(self) -> None:
         trainer, checkpoint = self.trainer, last_checkpoint(Path(self.trainer.args.output_dir))
@@ -716,8 +726,9 @@ class Pretraining:
             "losses": losses,
             "bits_per_byte": {
                 name: found["1"]
-                and bits_per_byte(found["1"], trainer.eval_dataset[name].packer.tokens, text.tokenizer)
+                and bits_per_byte(found["1"], trainer.eval_dataset[name].packer.tokens, num_bytes, text.tokenizer)
                 for name, found in losses.items()
+                if (num_bytes := self.num_bytes.get(name))
             },
             "training_losses": training_losses(trainer.state.log_history),
             "unigram_losses": unigram,

@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ import search_efficiency
 import surrogate
 import throughput
 import torch
+from reproduce import compare
 
 from autobert_zero.configuration_autobert_zero import Convolution
+from autobert_zero.search.cli.search import parse
 from autobert_zero.search.custom_operations import CustomOperations
 from autobert_zero.search.evolution.archive import Outcome
 from autobert_zero.search.evolution.history import History
@@ -143,6 +146,30 @@ def test_the_settings_in_the_makefile_are_accepted(target, benchmark, tmp_path, 
     with pytest.raises(SystemExit):
         benchmark.main()
     assert "train_file: expected a file" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_model_are_accepted(tmp_path, monkeypatch, capsys):
+    """As far as the texts, which are those of the search in the comparison, too; as if the search were finished."""
+    (tmp_path / "runs" / "model" / "search").mkdir(parents=True)
+    shutil.copy(ROOT / "results" / "model" / "summary.json", tmp_path / "runs" / "model" / "search")
+    (tmp_path / "blimp").mkdir()
+    (tmp_path / "blimp" / "number.jsonl").touch()
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    make = ["make", "-n", "-C", str(ROOT), "model", "BLIMP=blimp"]
+    printed = subprocess.run(make, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
+    [search, comparison, publishing] = (
+        next(shlex.split(line) for line in printed.splitlines() if name in line)
+        for name in ("autobert_zero.search", "compare.py", "publish.py")
+    )
+    settings, *_ = parse(search[search.index("autobert_zero.search") + 1 :])
+    arguments = comparison[2:]
+    first = arguments.index("--train_file") + 1
+    assert arguments[first : first + len(settings.text.train_file)] == settings.text.train_file
+    with pytest.raises(SystemExit):
+        compare.main(arguments)
+    assert "validation_file: expected a file, got 'runs/texts/babylm_dev.txt.xz'" in capsys.readouterr().err
+    assert f"{arguments[arguments.index('--output_dir') + 1]}/found/seed-0" == publishing[2]
 
 
 def test_convolutions_are_measured_as_the_model_runs_them():

@@ -404,35 +404,44 @@ def of_seeds(scores: list[list[float | None]]) -> tuple[float | None, float | No
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: sizes, speed, losses after fractions of the budget, BLiMP, and GLUE."""
+    """Markdown: sizes, speed, losses after fractions of the budget, and at its end also in bits a byte; BLiMP, the tasks of
+    GLUE and the mean of them, and last the tasks that the mean is without."""
     evaluated = list(dict.fromkeys(name for r in results.values() for name in r["losses"] if name != "validation"))
     tasks = list(dict.fromkeys(name for r in results.values() for name in r["glue"]["tasks"]))
-    fractions = ("0.25", "0.5", "1")
-    head = [
-        "",
-        "parameters",
-        "MFLOP",
-        "tokens",
-        "tokens/s",
-        "chosen of the grid",
-        *(f"{name}, {fraction}" for name in evaluated for fraction in fractions),
-    ]
+    averaged, apart = ([t for t in tasks if (t in NOT_IN_THE_MEAN) == flag] for flag in (False, True))
     has_blimp = any(r["blimp"]["accuracy"] for r in results.values())
-    head += [*(["BLiMP"] if has_blimp else []), *tasks, *(["GLUE"] if tasks else [])]
+    head = ["", "parameters", "MFLOP", "tokens", "tokens/s", "minutes", "chosen of the grid"]
+    last = ["unigram", *[""] * (len(head) - 1)]
+    unigram = {name: loss for r in results.values() for name, loss in r["unigram_losses"].items()}
+    for name in evaluated:
+        head += [f"{name}, 0.25", f"{name}, 0.5", f"{name}, 1", f"{name}, bits/byte"]
+        last += ["", "", f"{unigram[name]:.3f}", ""]
+    head += [*(["BLiMP"] if has_blimp else []), *averaged, *(["GLUE"] if averaged else []), *apart]
     lines = []
     for result in results.values():
+        speed, glue = median(result["tokens_per_second"]), result["glue"]
         cells = [result["name"], f"{result['parameters']:,}", f"{result['flops'] / 1e6:,.0f}"]
-        cells += [f"{result['tokens'] / 1e6:,.1f} M", f"{median(result['tokens_per_second']):,.0f}", result["chosen"]]
-        cells += [with_error(result["losses"].get(n, {}).get(f), 3) for n in evaluated for f in fractions]
+        cells += [f"{result['tokens'] / 1e6:,.1f} M", f"{speed:,.0f}"]
+        cells += [f"{result['tokens'] / speed / 60:,.0f}" if speed else "", result["chosen"]]
+        for name in evaluated:
+            cells += [with_error(result["losses"].get(name, {}).get(f), 3) for f in ("0.25", "0.5", "1")]
+            cells.append(with_error(result["bits_per_byte"].get(name), 3))
         cells += [with_error(result["blimp"]["accuracy"], 1)] if has_blimp else []
-        cells += [with_error(result["glue"]["tasks"].get(name), 1) for name in tasks]
-        lines.append(cells + ([with_error(result["glue"]["mean"], 2)] if tasks else []))
-    unigram = {name: loss for r in results.values() for name, loss in r["unigram_losses"].items()}
-    last = ["unigram", "", "", "", "", ""] + [
-        f"{unigram[n]:.3f}" if f == "1" else "" for n in evaluated for f in fractions
-    ]
+        cells += [with_error(glue["tasks"].get(name), 1) for name in averaged]
+        cells += [with_error(glue["mean"], 2)] if averaged else []
+        lines.append(cells + [with_error(glue["tasks"].get(name), 1) for name in apart])
     lines.append(last + [""] * (len(head) - len(last)))
     return markdown_table(head, lines)
+
+
+def curve(result: dict[str, Any]) -> tuple[list[float], list[float] | None, list[float]]:
+    """Losses of new batches in the first pre-training of a row: million tokens, minutes at its mean speed (None if its last
+    session had no step left to time), and losses. Without the first one, which is of random weights, of any model."""
+    points = result["curve"][1:]
+    parts, losses = [part for part, _ in points], [loss for _, loss in points]
+    speed = result["tokens_per_second"][0]
+    minutes = [part * result["tokens"] / speed / 60 for part in parts] if speed else None
+    return [part * result["tokens"] / 1e6 for part in parts], minutes, losses
 
 
 def draw_curves(results: dict[str, dict[str, Any]], file: Path) -> None:
@@ -444,16 +453,13 @@ def draw_curves(results: dict[str, dict[str, Any]], file: Path) -> None:
 
     figure, (by_tokens, by_time) = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for result, color in zip(results.values(), itertools.cycle(COLORS)):
-        points = result["curve"][1:]  # the first is of random weights, of any model
-        if not points:  # without a training
-            continue
-        wholes = [(by_tokens, result["tokens"] / 1e6)]
-        if speed := result["tokens_per_second"][0]:  # 0 if the last session had no step left to time
-            wholes.append((by_time, result["tokens"] / speed / 60))
-        for axes, whole in wholes:
-            axes.plot([part * whole for part, _ in points], [y for _, y in points], color=color, label=result["name"])
+        tokens, minutes, losses = curve(result)
+        if losses:  # otherwise without a training
+            by_tokens.plot(tokens, losses, color=color, label=result["name"])
+        if losses and minutes:
+            by_time.plot(minutes, losses, color=color)
     by_tokens.set(xlabel="million tokens", ylabel="loss of new batches in nats")
-    by_time.set(xlabel="minutes")
+    by_time.set(xlabel="minutes, at the mean speed of each")
     by_tokens.legend(frameon=False)
     figure.savefig(file, dpi=150)
     plt.close(figure)

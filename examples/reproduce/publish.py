@@ -21,6 +21,7 @@ from autobert_zero.search.files import read_json, write_json
 
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+OF_LOADING = ("is_local", "local_files_only")
 
 
 def in_half_precision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -42,8 +43,10 @@ def publish(model: Path, folder: Path) -> None:
         raise ValueError(f"model: cannot read the weights in {str(model)!r}: {error}") from None
     # transformers loads weights in the type that the configuration names.
     write_json(folder / "config.json", {**config, "dtype": "float32"})
-    for name in TOKENIZER:
-        shutil.copyfile(model / name, folder / name)
+    shutil.copyfile(model / "tokenizer.json", folder / "tokenizer.json")
+    # Without what only says how this tokenizer was loaded.
+    tokenizer = read_json(model / "tokenizer_config.json", dict[str, Any])
+    write_json(folder / "tokenizer_config.json", {k: v for k, v in tokenizer.items() if k not in OF_LOADING})
     with tempfile.TemporaryDirectory(dir=folder) as place:
         file = Path(place, "model.safetensors")
         save_file(weights, file, metadata={"format": "pt"})

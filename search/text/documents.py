@@ -175,6 +175,11 @@ def stream_documents(settings: TextSettings) -> Iterator[str]:
     return itertools.islice((text for text in source if text.strip()), settings.max_documents)
 
 
+def count_bytes(documents: Iterable[str]) -> int:
+    """UTF-8 bytes of all documents."""
+    return sum(len(document.encode()) for document in documents)
+
+
 def read_documents(settings: TextSettings) -> list[str]:
     """All documents of the corpus, without text repeated from an earlier one. Raises as `stream_documents` does."""
     found = list(dict.fromkeys(_without_repeated_lines(stream_documents(settings))))

@@ -4,17 +4,17 @@ import dataclasses
 import itertools
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data import topics
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from autobert_zero.search.files import bytes_digest, file_digest, read_json, write_json
 from autobert_zero.search.settings import TextSettings
-from autobert_zero.search.text.documents import PARTS, read_documents, split_documents
+from autobert_zero.search.text.documents import PARTS, count_bytes, read_documents, split_documents
 from autobert_zero.search.text.tokens import load_tokenizer, tokenize, train_tokenizer
 
 
@@ -26,11 +26,13 @@ class Text:
         tokenizer: of the tokens.
         parts: tokens by part, (tokens,) integers each; a separator ends every document.
         digest: 16 hexadecimal digits of the documents before they are split; None for a stream.
+        num_bytes: UTF-8 bytes of the documents by part; none in folders that older versions prepared.
     """
 
     tokenizer: PreTrainedTokenizerBase
     parts: dict[str, np.ndarray]
     digest: str | None = None
+    num_bytes: dict[str, int] = field(default_factory=dict)
 
 
 # What tokens depend on: settings, and digests of files.
@@ -43,6 +45,7 @@ class _Contents(TypedDict):
     digest: str | None
     origin: _Origin
     files: dict[str, str]  # digests
+    num_bytes: NotRequired[dict[str, int]]
 
 
 def prepare(settings: TextSettings, max_length: int) -> Text:
@@ -77,7 +80,7 @@ def _read(settings: TextSettings, max_length: int) -> Text:
     else:
         tokenizer = train_tokenizer(parts["train"], settings.vocab_size, max_length)
     tokens = {part: tokenize(parts[part], tokenizer) for part in PARTS}
-    return Text(tokenizer, tokens, digest)
+    return Text(tokenizer, tokens, digest, {part: count_bytes(parts[part]) for part in PARTS})
 
 
 def _origin(settings: TextSettings, known_digests: list[str]) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def _save(folder: Path, text: Text, origin: dict[str, Any]) -> None:
             for part, tokens in text.parts.items():
                 np.save(Path(place) / f"{part}.npy", tokens.astype(dtype))
             files = {name: file_digest(Path(place) / name) for name in sorted(os.listdir(place))}
-            contents = {"digest": text.digest, "origin": origin, "files": files}
+            contents = {"digest": text.digest, "origin": origin, "files": files, "num_bytes": text.num_bytes}
             write_json(Path(place) / "text.json", contents)
             for name in [*files, "text.json"]:  # last: it holds the digests of the others
                 os.replace(Path(place) / name, folder / name)
@@ -134,4 +137,4 @@ def _load(folder: Path, settings: TextSettings) -> Text:
         different.append("content of tokenizer_name")
     if different:
         raise ValueError(f"prepared_dir: {folder} holds the tokens of a text that differs in {', '.join(different)}")
-    return Text(tokenizer, parts, digest)
+    return Text(tokenizer, parts, digest, contents.get("num_bytes", {}))

@@ -191,9 +191,12 @@ def test_a_table_of_the_results_so_far(tmp_path):
     ]
     assert found["bert"]["bits_per_byte"] == {"test": (1.5, 0.0)}
     assert found["bert"]["curve"] == [[0.25, 7.0], [0.5, 6.0], [1, 5.0]]
+    tokens, minutes, losses = compare.curve(found["bert"])
+    assert tokens == pytest.approx([0.615, 1.23]) and losses == [6.0, 5.0]
+    assert minutes == pytest.approx([1_230_000 / 9 / 60 / 2, 1_230_000 / 9 / 60])
     draw_curves(found, tmp_path / "curves.svg")
     drawn = (tmp_path / "curves.svg").read_text()
-    assert "million tokens" in drawn and "minutes" in drawn
+    assert "million tokens" in drawn and "minutes, at the mean speed of each" in drawn
     assert found["bert"]["losses"]["test"] == {"0.25": (6.0, 0.0), "0.5": (None, None), "1": (4.25, 0.25)}
     assert found["bert"]["grid"]["rate-0.002-warmup-0.1"] == 4.0
     assert found["bert"]["glue"]["tasks"] == {"cola": (11.0, 1.0), "rte": (51.0, 1.0)}
@@ -201,7 +204,8 @@ def test_a_table_of_the_results_so_far(tmp_path):
     shown = table(found)
     assert (
         "| BERT | 1,000 | " in shown
-        and " | 1.2 M | 9 | rate" in shown
+        and " | 1.2 M | 9 | 2,278 | rate" in shown
+        and "1.500 ± 0.000" in shown
         and "4.250 ± 0.250" in shown
         and "6.500" in shown
         and "51.0 ± 1.0" in shown
@@ -220,6 +224,11 @@ def test_rte_and_wnli_are_not_in_the_mean(tmp_path):
         (folder / "results.json").write_text(json.dumps({"tasks": {task: {"scores": [score]}}}))
     glue = made._glue("bert", [0])
     assert glue["mean"][0] == 40 and set(glue["tasks"]) == {"cola", "rte", "wnli", "sst2"}
+    row = {"losses": {}, "unigram_losses": {}, "blimp": {"accuracy": None}, "bits_per_byte": {}, "tokens": 9}
+    row |= {"name": "B", "parameters": 1, "flops": 1, "tokens_per_second": [0.0], "chosen": "c", "glue": glue}
+    head, _, line, _ = table({"bert": row}).splitlines()
+    assert head.endswith("| cola | sst2 | GLUE | rte | wnli |")
+    assert line.endswith("| 10.0 | 70.0 | 40.00 | 1.0 | 2.0 |")
 
 
 def test_errors():

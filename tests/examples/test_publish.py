@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
-from autobert_zero.search.text.tokens import train_tokenizer
+from autobert_zero.search.text.tokens import load_tokenizer, train_tokenizer
 from tests.conftest import run_without_package, tiny_config
 
 
@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def model(tmp_path) -> Path:
     tokenizer = train_tokenizer(["the dog barks at the cat"] * 9, vocab_size=60, model_max_length=32)
     config = tiny_config(Genome([Convolution(3), SELF_ATTENTION]), vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer"))  # as that of a prepared text
     for each in (AutoBertZeroForMaskedLM(config), tokenizer):
         each.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -35,6 +37,7 @@ def test_a_published_model_is_loaded_in_single_precision(model, tmp_path, capsys
     for _ in range(2):  # the second replaces the first
         main([str(model), str(folder)])
     assert "model.safetensors: 0.0 MiB" in capsys.readouterr().out
+    assert "local" not in (folder / "tokenizer_config.json").read_text()
     weights = load_file(folder / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
     code = """

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 
+import datasets
 import evaluate
 import numpy as np
 import pytest
@@ -81,6 +82,20 @@ def test_scores_are_those_of_the_definition(tmp_path, kind, batch_tokens):
             ).eval()
     found = pseudo_log_likelihoods(model, tokenizer, SENTENCES, batch_tokens=batch_tokens)
     assert found == pytest.approx(slow_scores(model, tokenizer, SENTENCES), rel=1e-5)
+
+
+def test_sentences_of_one_length_share_batches(tmp_path):
+    """Nothing is padded, and as many sequences as the limit allows are in each batch."""
+    tokenizer, model, shapes = write_tokenizer(tmp_path), bert(), []
+    model.register_forward_pre_hook(
+        lambda module, args, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    # 3 tokens and 2 special ones each, but for the third and the last.
+    pseudo_log_likelihoods(model, tokenizer, ["the dog bark", "the dogs bark", "see dogs", "dogs see dogs", "see"])
+    assert shapes == [(1, 3), (2, 4), (9, 5)]
+    shapes.clear()
+    pseudo_log_likelihoods(model, tokenizer, ["the dog bark"] * 3, batch_tokens=20)
+    assert shapes == [(4, 5), (4, 5), (1, 5)]
 
 
 def test_the_output_is_computed_for_one_token_of_a_sequence(tmp_path):
@@ -173,6 +188,24 @@ def test_a_fraction_is_spread_over_a_set(tmp_path):
     assert load_pairs(tmp_path, 0.3)["sentence_good"][:] == ["0", "3", "6"]
     assert load_pairs(tmp_path, 0.01)["sentence_good"][:] == ["0"]
     assert len(load_pairs(tmp_path, 1)) == 10
+
+
+def test_the_sets_of_the_hub(monkeypatch):
+    """All of them, each with its fraction; errors name the data set."""
+
+    def load_dataset(name: str, config: str, split: str) -> datasets.Dataset:
+        assert (name, split) == ("nyu-mll/blimp", "train")
+        rows = [{"sentence_good": f"{config} {i}", "sentence_bad": "-", "field": "x", "UID": config} for i in range(4)]
+        return datasets.Dataset.from_list([{**row, "pair_id": 1} for row in rows])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["a", "b"])
+    pairs = load_pairs(None, 0.5)
+    assert pairs["sentence_good"][:] == ["a 0", "a 2", "b 0", "b 2"]
+    assert pairs.column_names == ["sentence_good", "sentence_bad", "field", "UID"]
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="cannot load nyu-mll/blimp from the Hub"):
+        load_pairs(None, 1)
 
 
 @pytest.mark.parametrize(

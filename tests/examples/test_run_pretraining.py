@@ -26,6 +26,7 @@ from autobert_zero.configuration_autobert_zero import AutoBertZeroConfig
 from autobert_zero.search.settings import SearchSettings
 from autobert_zero.search.text import prepared
 from autobert_zero.search.text.corpus import Corpus
+from autobert_zero.search.text.documents import count_bytes
 from autobert_zero.search.text.tokens import POSITIONS_AFTER_PADDING, train_tokenizer
 from tests.conftest import TINY_RUN, count_steps, run_without_package, write_corpus
 
@@ -481,11 +482,36 @@ def test_what_a_given_time_excludes(folder, run, arguments, message):
 
 
 def test_bits_per_byte():
-    """A bit for every token, by the bytes of the text."""
-    tokenizer = train_tokenizer(["abc abc de"] * 9, vocab_size=60, model_max_length=32)
-    tokens = np.array(tokenizer("abc de abc").input_ids)  # with [CLS] and [SEP], which are not text
-    count = len(tokens) - 2
-    assert run_pretraining.bits_per_byte(math.log(2), tokens, tokenizer) == pytest.approx(count / len("abc de abc"))
+    """A bit for every token, by the bytes of the text as it was: with capitals, accents, blanks and unknown characters."""
+    tokenizer = train_tokenizer(["abc abc, de!"] * 9, vocab_size=60, model_max_length=32)
+    text = "Abc, dé  \N{SNOWMAN} abc!"
+    tokens = np.array(tokenizer(text).input_ids)  # with [CLS] and [SEP], which are not text
+    assert tokenizer.unk_token_id in tokens
+    found = run_pretraining.bits_per_byte(math.log(2), tokens, count_bytes([text]), tokenizer)
+    assert len(tokens) - 2 == 6 and found == pytest.approx(6 / 18)
+
+
+def test_bytes_are_those_of_the_evaluated_texts(folder, run):
+    """Also of a folder of tokens that is used again; without them, of older folders, there are no bits."""
+    extra = folder / "extra.txt"
+    extra.write_text("The cat MEOWS; the dog barks.\n\n" * 40)
+    given = {"max_steps": 1, "validation_file": extra, "prepared_dir": folder / "text"}
+    found = []
+    for number in range(3):
+        run(**given, output_dir=folder / f"out-{number}")
+        found.append(json.loads((folder / f"out-{number}" / "results.json").read_text()))
+        if number == 1:
+            contents = json.loads((folder / "text" / "text.json").read_text())
+            assert contents["num_bytes"].keys() == {"train", "validation", "test"}
+            del contents["num_bytes"]
+            (folder / "text" / "text.json").write_text(json.dumps(contents))
+    assert found[0]["bits_per_byte"] == found[1]["bits_per_byte"]
+    assert found[1]["bits_per_byte"].keys() == {"validation", "test", "extra"} > found[2]["bits_per_byte"].keys()
+    # Every document has 29 bytes.
+    tokenizer = AutoTokenizer.from_pretrained(folder / "out-0")
+    per_byte = len(tokenizer("The cat MEOWS; the dog barks.", add_special_tokens=False).input_ids) / 29
+    expected = found[0]["losses"]["extra"]["1"] / math.log(2) * per_byte
+    assert found[0]["bits_per_byte"]["extra"] == pytest.approx(expected)
 
 
 def test_another_schedule_is_another_training(folder, run):

@@ -177,10 +177,21 @@ answers = fill_mask("she opened the [MASK] and looked out.")
 model = fill_mask.model
 print(type(model).__module__.split(".")[0], model.dtype, sum(p.numel() for p in model.parameters()))
 print(*[answer["token_str"] for answer in answers])
+torch.manual_seed(0)
 classifier = transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True, num_labels=3)
-batch = fill_mask.tokenizer(["one", "two words"], padding=True, return_tensors="pt")
-classifier(**batch, labels=torch.tensor([0, 2])).loss.backward()
-print(all(p.grad is not None for p in classifier.parameters()))
+batch = fill_mask.tokenizer(["a good film", "a bad film, and long", "it rains"], padding=True, return_tensors="pt")
+optimizer, losses = torch.optim.AdamW(classifier.parameters(), lr=3e-4), []
+for _ in range(20):
+    losses.append(classifier(**batch, labels=torch.arange(3)).loss)
+    losses[-1].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(losses[0].item() > 5 * losses[-1].item())
+import sentence_transformers
+encoder = sentence_transformers.SentenceTransformer(sys.argv[1], trust_remote_code=True, device="cpu")
+encoded = encoder.encode(["The dog barks in the garden.", "A dog is barking.", "Parliament will vote on taxes."])
+near, far = (encoder.similarity(encoded[:1], encoded[i:i + 1]).item() for i in (1, 2))
+print(encoded.shape == (3, model.config.hidden_size) and near > far)
 """
 
 
@@ -192,9 +203,10 @@ def test_a_checkout_is_a_model(tmp_path):
     }
     assert files["model.safetensors"].stat().st_size <= 16 * 2**20
     output, _ = run_without_package(_CHECKOUT, str(root), cwd=tmp_path)
-    facts, words, trains = output.splitlines()
+    facts, words, learns, encodes = output.splitlines()
     remote, dtype, parameters = facts.split()
-    assert (remote, dtype, trains) == ("transformers_modules", "torch.float32", "True") and int(parameters) <= 7e6
+    assert (remote, dtype) == ("transformers_modules", "torch.float32") and int(parameters) <= 7e6
+    assert (learns, encodes) == ("True", "True")
     assert {"door", "window"} & set(words.split())  # it has learned something
     front = (root / "README.md").read_text().split("---\n")[1]
     card = ModelCard((root / "README.md").read_text())
