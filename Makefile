@@ -75,11 +75,11 @@ nas-bench: .venv/installed
 
 rank-fidelity: .venv/installed
 	$(LAUNCH) benchmarks/rank_fidelity.py --output_dir runs/rank $(SCALE) --final_steps 1500 --supernet_steps 1500 --learning_rate 4e-3 --seed_genomes none \
-	    --results results/rank_fidelity.json
+	    --results runs/rank/results.json
 
 search-efficiency: .venv/installed
 	$(LAUNCH) benchmarks/search_efficiency.py --output_dir runs/efficiency $(SCALE) --supernet_steps 1500 \
-	    --candidate_steps 20 --max_evaluations 60 --seed_genomes none --results results/search_efficiency.json
+	    --candidate_steps 20 --max_evaluations 60 --seed_genomes none --results runs/efficiency/results.json
 
 pretraining-speed: .venv/installed
 	$(BIN)/python benchmarks/pretraining.py --genome autobert-zero-small --train_file $(TEXT) --max_seq_length 128 \
