@@ -6,8 +6,8 @@ by real trainings, or the backbones of tables.
 
 `rank_fidelity.py` ranks random genomes, many of which learn nothing; here all descend from good ones, and differ by less.
 The settings are those of the first history, but for the steps of the super-network. Trains one by each scheme of
-`rank_fidelity.py`, scores every candidate by its inherited weights without a step, then by short trainings from scratch,
-and compares the orders with that of the histories, and of each of them. Candidates that were pruned or that failed are left
+`rank_fidelity.py`, scores every candidate by its inherited weights, without a step and after some, then by short trainings
+from scratch, and compares the orders with that of the histories, and of each of them. Candidates that were pruned or that failed are left
 out. A table `--another_seed` of some of them says what a full training with another seed is worth: the ceiling.
 
 Scores are rows of `rows.jsonl` in the folder; the same command resumes.
@@ -18,7 +18,6 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,14 +68,22 @@ def main() -> None:
     )
     parser.add_argument("--supernet_steps", type=int, default=1500, help="Steps of each super-network.")
     parser.add_argument("--schemes", nargs="*", default=list(SCHEMES), choices=list(SCHEMES), help="Super-networks.")
+    parser.add_argument(
+        "--inherited_steps",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="Steps of trainings that begin with inherited weights.",
+    )
     parser.add_argument("--scratch_steps", type=int, nargs="*", default=[], help="Steps of trainings from scratch.")
     parser.add_argument("--output_dir", required=True, help="Folder of the super-networks; the same command resumes.")
     parser.add_argument("--prepared_dir", help="Folder of the tokenized text.")
     parser.add_argument("--num_threads", type=int, default=1, help="Threads of torch.")
     parser.add_argument("--results", help="JSON file for the results.")
     given = vars(parser.parse_args())
-    histories, another_seed, results, schemes, scratch_steps = (
-        given.pop(name) for name in ("history", "another_seed", "results", "schemes", "scratch_steps")
+    histories, another_seed, results, schemes, inherited_steps, scratch_steps = (
+        given.pop(name)
+        for name in ("history", "another_seed", "results", "schemes", "inherited_steps", "scratch_steps")
     )
     transformers.utils.logging.set_verbosity_error()
     commit = current_commit()
@@ -111,19 +118,23 @@ def main() -> None:
         scores = {record.key: rows.values[method][record.key]["score"] for record in known}
         return {key: score for key, score in scores.items() if score is not None}
 
-    def inherited(changes: dict[str, Any]) -> Callable[[Genome], float]:
-        changed = problem.replace(**changes)
-        supernet = trained_supernet(changed, folder)
-        return lambda genome: changed.proxy.loss(supernet.candidate(genome), "validation")
+    def inherited(scheme: str, steps: int) -> Callable[[Genome], float]:
+        trainer = Trainer(problem.replace(**SCHEMES[scheme]))
+        trainer.supernet = trained_supernet(trainer.problem, folder)
+        return lambda genome: trainer.inherited(genome, steps)["loss"]
 
-    found = {name: scores_of(name, functools.partial(inherited, SCHEMES[name])) for name in schemes}
-    trainer = Trainer(problem)
+    def from_scratch(steps: int) -> Callable[[Genome], float]:
+        trainer = Trainer(problem)
+        return lambda genome: trainer.scratch(genome, steps)["loss"]
+
+    found = {}
+    for scheme in schemes:
+        for steps in inherited_steps:
+            name = f"{scheme}, {steps} steps" if steps else scheme
+            found[name] = scores_of(name, functools.partial(inherited, scheme, steps))
     for steps in scratch_steps:
-
-        def loss(genome: Genome, steps: int = steps) -> float:
-            return trainer.scratch(genome, steps)["loss"]
-
-        found[f"{steps} steps from scratch"] = scores_of(f"scratch, {steps}", lambda loss=loss: loss)
+        name = f"{steps} steps from scratch"
+        found[name] = scores_of(f"scratch, {steps}", functools.partial(from_scratch, steps))
     for name in earlier_losses(known):
         steps = name.removeprefix("validation_")
         found[f"the full training after {steps} steps"] = {r.key: -r.result.costs[name] for r in known}
