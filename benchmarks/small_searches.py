@@ -27,6 +27,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two_designs": {"seed_genomes": ["bert-rotary", "hybrid-rotary"]},
     "absolute": {"position_embedding_type": "absolute"},
     "random": {"seed_genomes": ["none"]},
+    "without_steps": {"candidate_steps": 0},
+    "without_minimum": {"min_attention_layers": 0},
 }
 FOUND, BETTER_BASELINE = MODELS["found"], MODELS["bert_rotary"]
 
