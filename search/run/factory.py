@@ -64,7 +64,8 @@ def make_space(
         have_order |= {size for size in settings.kernel_sizes if size > 1} | set(custom.layer_kinds)
     if needs_order and not have_order:
         raise ValueError(
-            "position_embedding_type: expected absolute for a space without rotary and convolutions, got none"
+            "position_embedding_type: expected absolute for a space without rotary and without convolutions of more than one "
+            "token, got none"
         )
     bounds = Bounds(
         model.num_hidden_layers,
