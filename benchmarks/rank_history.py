@@ -118,9 +118,14 @@ def main() -> None:
         scores = {record.key: rows.values[method][record.key]["score"] for record in known}
         return {key: score for key, score in scores.items() if score is not None}
 
-    def inherited(scheme: str, steps: int) -> Callable[[Genome], float]:
+    @functools.cache
+    def trainer_with_supernet(scheme: str) -> Trainer:
         trainer = Trainer(problem.replace(**SCHEMES[scheme]))
         trainer.supernet = trained_supernet(trainer.problem, folder)
+        return trainer
+
+    def inherited(scheme: str, steps: int) -> Callable[[Genome], float]:
+        trainer = trainer_with_supernet(scheme)
         return lambda genome: trainer.inherited(genome, steps)["loss"]
 
     def from_scratch(steps: int) -> Callable[[Genome], float]:

@@ -176,7 +176,6 @@ def test_in_the_first_layer_v1_is_v(ids):
 
 
 def test_initial_parameters_of_operations():
-    torch.manual_seed(0)
     wide = {"hidden_size": 1024, "num_attention_heads": 4}
     model = AutoBertZeroModel(tiny_config(GENOME, position_embedding_type="none", **wide))
     operations = model.encoder.layer[2].mixer.operations
