@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+
+# Before anything that reads it: without it, what a test asks of the Hub is asked for again and again, for 20 seconds.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 import torch
 from transformers import Trainer

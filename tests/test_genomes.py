@@ -77,7 +77,9 @@ def test_models_of_the_hub(tmp_path):
 
     def show(name: str, **environment: str) -> subprocess.CompletedProcess:
         command = [Path(sys.executable).with_name("autobert-zero"), "show", name]
-        environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, **environment}
+        environment = (
+            os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"} | environment
+        )
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
 
     try:

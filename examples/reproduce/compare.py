@@ -25,7 +25,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -75,6 +75,7 @@ class Comparison:
     data_dir: str | None
     launch: list[str]
     blimp_dir: str | None = None
+    _intermediate_sizes: dict[str, int] = field(default_factory=dict)  # by row: each costs two models
 
     # Folders
 
@@ -121,6 +122,11 @@ class Comparison:
 
     def intermediate_size(self, row: str) -> int:
         """Width of the feed-forward part at which the row has as many parameters as BERT."""
+        if row not in self._intermediate_sizes:
+            self._intermediate_sizes[row] = self._find_intermediate_size(row)
+        return self._intermediate_sizes[row]
+
+    def _find_intermediate_size(self, row: str) -> int:
         width = self.scale["model"]["intermediate_size"]
         costs = CostModel(
             *(self.scale["model"][name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")),

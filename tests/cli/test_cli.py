@@ -446,7 +446,7 @@ def test_a_killed_worker_ends_the_run_and_nothing_is_lost(finished, tmp_path):
     ranks["1"].kill()
     process.communicate(timeout=15)  # not after the 20 s that processes have which were not killed
     assert process.returncode != 0 and not any(rank.is_running() for rank in ranks.values())
-    finish(start(settings))
+    main(command_line(settings))
     assert history_without_times(settings) == history_without_times(expected)
 
 
@@ -470,7 +470,7 @@ def test_a_signal_stops_a_run_gracefully(finished, tmp_path, number, launch):
     expected, _ = finished
     settings = expected.replace(output_dir=str(tmp_path / "run"), supernet_steps=200, checkpoint_seconds=1e9)
     whole = settings.replace(output_dir=str(tmp_path / "whole"))
-    finish(start(whole))
+    main(command_line(whole))
     folder = Path(settings.run.output_dir)
     if launch != SEARCH:  # float sums of the super-network may differ with the number of processes
         os.mkdir(folder)
@@ -511,7 +511,7 @@ def test_max_seconds(finished, tmp_path, launch):
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0 and "Stopped: max_seconds have passed. All results so far are kept" in err, err
     assert (Path(settings.run.output_dir) / "supernet.safetensors").exists() and "Best of" not in out
-    finish(start(settings.replace(max_seconds=None)))
+    main(command_line(settings.replace(max_seconds=None)))
     if launch == SEARCH:
         assert history_without_times(settings) == history_without_times(expected)
 
@@ -522,8 +522,8 @@ def test_a_run_is_extended_with_more_evaluations(finished, tmp_path, capsys):
     before = Path(settings.run.output_dir, "supernet.safetensors").stat().st_mtime_ns
     fewer = fails(capsys, command_line(settings.replace(max_evaluations=5)))
     assert "max_evaluations: expected at least 9, the candidates of this folder, got 5" in fewer
-    out = finish(start(settings.replace(max_evaluations=12, final_steps=7)))
-    assert "Best of 12 candidates" in out
+    main(command_line(settings.replace(max_evaluations=12, final_steps=7)))
+    assert "Best of 12 candidates" in capsys.readouterr().out
     assert history_without_times(settings)[:10] == history_without_times(expected)
     assert Path(settings.run.output_dir, "supernet.safetensors").stat().st_mtime_ns == before
 

@@ -75,11 +75,12 @@ def test_at_most_two_compilations_for_all_lengths(model, masked):
 
 @pytest.mark.usefixtures("_libraries_warn")
 @pytest.mark.parametrize("positions", ["none"], indirect=True)
-def test_compiled_training_gives_the_same_gradients(model):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_training_gives_the_same_gradients(model, backend):
     torch._dynamo.reset()
     inputs = {**batch(3, 11), "labels": torch.randint(VOCAB, (3, 11))}
     gradients = []
-    for run in (model, torch.compile(model, fullgraph=True)):
+    for run in (model, torch.compile(model, fullgraph=True, backend=backend)):
         model.zero_grad()
         run(**inputs).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters()])

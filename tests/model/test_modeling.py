@@ -359,7 +359,7 @@ def test_weights_of_another_genome(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "numbers", [range(100), pytest.param(range(100, 1000), marks=pytest.mark.slow)], ids=["100", "900 more"]
+    "numbers", [range(30), pytest.param(range(30, 1000), marks=pytest.mark.slow)], ids=["30", "970 more"]
 )
 def test_random_genomes(numbers, tmp_path):
     """1,000 legal genomes, up to the largest size, are built, run forward and backward, saved and loaded."""
