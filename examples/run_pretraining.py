@@ -427,9 +427,7 @@ def check_options(options: PretrainingArguments) -> None:
 
 
 def check_muon(args: TransformersArguments) -> None:
-    """Raise a ValueError if Muon is not available, or for another optimizer of the other parameters than AdamW."""
-    if not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"muon: expected a version of torch with torch.optim.Muon, got {torch.__version__}")
+    """Raise a ValueError for another optimizer of the other parameters than AdamW."""
     if args.optim not in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED):
         raise ValueError(f"optim: expected adamw_torch or adamw_torch_fused with muon, got {args.optim.value}")
 

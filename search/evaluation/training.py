@@ -39,6 +39,14 @@ def seed_torch(seed: int, *names: str | int) -> None:
 Propagate = Callable[[torch.Tensor], None]
 
 
+def has_bfloat16(device_type: str) -> bool:
+    """False if matrix products in bfloat16 take tens of times as long as in float32: on a processor without instructions
+    for them."""
+    if device_type != "cpu" or not torch.backends.mkldnn.is_available():
+        return True  # without this library, nothing is known
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 @dataclass(frozen=True)
 class Precision:
     """How forward and backward passes compute: in float32, or in 16 bits where torch's autocast considers it safe.
@@ -61,11 +69,8 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
 
     def warn_if_emulated(self) -> None:
-        """Log a warning if this is bfloat16 on a processor without instructions for it, where matrix products take tens of
-        times as long as in float32."""
-        if self.name != "bf16" or self.device_type != "cpu" or not torch.backends.mkldnn.is_available():
-            return  # without this library, nothing is known
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        """Log a warning if this is bfloat16 on a processor without instructions for it."""
+        if self.name == "bf16" and not has_bfloat16(self.device_type):
             _LOG.warning("bf16: this processor has no instructions for bfloat16: float32 is much faster")
 
 
