@@ -49,8 +49,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -62,7 +61,6 @@ class Muon(torch.optim.Optimizer):
                 dtype = torch.bfloat16 if has_bfloat16(momenta.device.type) else torch.float32
                 for parameter, update in zip(parameters, orthogonalized(momenta, dtype), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
-        return loss
 
     def _momentum(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """Nesterov's, with the gradient of this step."""

@@ -75,7 +75,7 @@ class Comparison:
     data_dir: str | None
     launch: list[str]
     blimp_dir: str | None = None
-    _intermediate_sizes: dict[str, int] = field(default_factory=dict)  # by row: each costs two models
+    _intermediate_sizes: dict[str, int] = field(default_factory=dict, init=False)  # by row: each costs two models
 
     # Folders
 
