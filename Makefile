@@ -52,9 +52,10 @@ docs: .venv/installed
 	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/site
 	@echo build/site/README.html
 
-# The model of this checkout: a search, the pre-training of what it found beside its rival, and the files in the root. Hours on
-# two cores, and more on a CPU without bfloat16 units, where the scale should say `bf16: false`. The texts are described in
-# results/README.md; `make model BLIMP=FOLDER` measures BLiMP, too, of which the folder has the sets.
+# The model of this checkout: a search, the pre-training of what it found beside its rival, more pre-training of what it found,
+# and the files in the root. Hours on two cores, and more on a CPU without bfloat16 units, where the scale should say
+# `bf16: false` and the third command `--bf16 false`. The texts are described in results/README.md; `make model BLIMP=FOLDER`
+# measures BLiMP, too, of which the folder has the sets.
 BLIMP ?=
 MODEL_TEXTS := $(addprefix runs/texts/,$(addsuffix .txt.xz,english_novels_100 eltec_eng babylm_3m us_presidential_speeches))
 model: .venv/installed
@@ -62,7 +63,12 @@ model: .venv/installed
 	$(BIN)/python examples/reproduce/compare.py --scale model --rows examples/reproduce/model/found.yaml bert_rotary --jobs 2 \
 	    --train_file $(MODEL_TEXTS) --validation_file runs/texts/babylm_dev.txt.xz runs/texts/wikitext2_valid.txt.xz \
 	    $(if $(BLIMP),--blimp_dir $(BLIMP)) --output_dir runs/model/compare
-	$(BIN)/python examples/reproduce/publish.py runs/model/compare/found/seed-0 .
+	$(BIN)/python examples/run_pretraining.py --model_name_or_path runs/model/compare/found/seed-0 --output_dir runs/model/continued \
+	    --train_file $(MODEL_TEXTS) --validation_file runs/texts/babylm_dev.txt.xz runs/texts/wikitext2_valid.txt.xz \
+	    --validation_fraction 0.03 --test_fraction 0.03 --max_seq_length 128 --per_device_train_batch_size 16 --max_steps 12000 \
+	    --learning_rate 2e-3 --warmup_steps 0.05 --weight_decay 0.01 --muon --mlm_probability 0.3 --final_mlm_probability 0.15 \
+	    --max_eval_sequences 2048 --save_steps 500 --use_cpu --bf16 --attn_implementation eager --seed 1
+	$(BIN)/python examples/reproduce/publish.py runs/model/continued .
 
 # Benchmarks of the search: minutes to hours each, resumed if interrupted. The results are in results/README.md.
 NAS_BENCH ?= runs/nas_bench

@@ -127,7 +127,7 @@ def distinct_labels(names: list[str]) -> list[str]:
 
     Raises: ValueError for a repeated name.
     """
-    parts = [Path(name).parts for name in names]
+    parts = [Path(name).absolute().parts for name in names]  # `.` has a name, too
     if len(set(parts)) < len(parts):
         raise ValueError(f"models: expected each once, got {names}")
     if len(parts) == 1:

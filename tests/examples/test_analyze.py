@@ -56,6 +56,8 @@ def test_flops_of_self_attention_equal_those_of_bert():
 def test_labels_are_distinct():
     assert distinct_labels(["runs/a/model", "runs/b/model"]) == ["a", "b"]
     assert distinct_labels(["runs/a/model"]) == ["model"]
+    assert distinct_labels(["."]) == [Path.cwd().name]
+    assert distinct_labels([".", "runs/a"]) == [Path.cwd().name, "runs/a"]
     assert distinct_labels(["runs/a", "runs/a/model", "other"]) == ["runs/a", "runs/a/model", "other"]
     assert distinct_labels(["runs/a", "runs/a/model"]) == ["a", "model"]
     assert distinct_labels(["m", "m/m"]) == ["m", "m/m"]
