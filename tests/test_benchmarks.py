@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import math
 import pickle
 import shlex
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import rank_fidelity
 import rank_history
+import run_pretraining
 import search_efficiency
 import surrogate
 import throughput
@@ -158,9 +160,9 @@ def test_the_commands_of_the_model_are_accepted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make = ["make", "-n", "-C", str(ROOT), "model", "BLIMP=blimp"]
     printed = subprocess.run(make, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
-    [search, comparison, publishing] = (
+    [search, comparison, continuing, publishing] = (
         next(shlex.split(line) for line in printed.splitlines() if name in line)
-        for name in ("autobert_zero.search", "compare.py", "publish.py")
+        for name in ("autobert_zero.search", "compare.py", "run_pretraining.py", "publish.py")
     )
     settings, *_ = parse(search[search.index("autobert_zero.search") + 1 :])
     arguments = comparison[2:]
@@ -169,7 +171,16 @@ def test_the_commands_of_the_model_are_accepted(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         compare.main(arguments)
     assert "validation_file: expected a file, got 'runs/texts/babylm_dev.txt.xz'" in capsys.readouterr().err
-    assert f"{arguments[arguments.index('--output_dir') + 1]}/found/seed-0" == publishing[2]
+    continued = dict(itertools.pairwise(continuing))
+    assert f"{arguments[arguments.index('--output_dir') + 1]}/found/seed-0" == continued["--model_name_or_path"]
+    assert continued["--output_dir"] == publishing[2]
+    trained = tmp_path / continued["--model_name_or_path"]
+    trained.parent.mkdir(parents=True, exist_ok=True)
+    trained.symlink_to(ROOT)  # the model of this checkout
+    monkeypatch.setattr(sys, "argv", continuing[1:])
+    with pytest.raises(SystemExit):
+        run_pretraining.main()
+    assert f"train_file: expected a file, got '{settings.text.train_file[0]}'" in capsys.readouterr().err
 
 
 def test_convolutions_are_measured_as_the_model_runs_them():
