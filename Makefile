@@ -57,14 +57,14 @@ docs: .venv/installed
 # `bf16: false` and the third command `--bf16 false`. The texts are described in results/README.md; `make model BLIMP=FOLDER`
 # measures BLiMP, too, of which the folder has the sets.
 BLIMP ?=
-MODEL_TEXTS := $(addprefix runs/texts/,$(addsuffix .txt.xz,english_novels_100 eltec_eng babylm_3m us_presidential_speeches))
+MODEL_TEXTS := --train_file $(addprefix runs/texts/,$(addsuffix .txt.xz,english_novels_100 eltec_eng babylm_3m us_presidential_speeches)) \
+    --validation_file runs/texts/babylm_dev.txt.xz runs/texts/wikitext2_valid.txt.xz
 model: .venv/installed
 	$(BIN)/torchrun --nproc_per_node 2 -m autobert_zero.search --config examples/reproduce/model/search.yaml --output_dir runs/model/search
 	$(BIN)/python examples/reproduce/compare.py --scale model --rows examples/reproduce/model/found.yaml bert_rotary --jobs 2 \
-	    --train_file $(MODEL_TEXTS) --validation_file runs/texts/babylm_dev.txt.xz runs/texts/wikitext2_valid.txt.xz \
-	    $(if $(BLIMP),--blimp_dir $(BLIMP)) --output_dir runs/model/compare
+	    $(MODEL_TEXTS) $(if $(BLIMP),--blimp_dir $(BLIMP)) --output_dir runs/model/compare
 	$(BIN)/python examples/run_pretraining.py --model_name_or_path runs/model/compare/found/seed-0 --output_dir runs/model/continued \
-	    --train_file $(MODEL_TEXTS) --validation_file runs/texts/babylm_dev.txt.xz runs/texts/wikitext2_valid.txt.xz \
+	    $(MODEL_TEXTS) \
 	    --validation_fraction 0.03 --test_fraction 0.03 --max_seq_length 128 --per_device_train_batch_size 16 --max_steps 12000 \
 	    --learning_rate 2e-3 --warmup_steps 0.05 --weight_decay 0.01 --muon --mlm_probability 0.3 --final_mlm_probability 0.15 \
 	    --max_eval_sequences 2048 --save_steps 500 --use_cpu --bf16 --attn_implementation eager --seed 1
