@@ -68,7 +68,9 @@ model: .venv/installed
 	    --validation_fraction 0.03 --test_fraction 0.03 --max_seq_length 128 --per_device_train_batch_size 16 --max_steps 12000 \
 	    --learning_rate 2e-3 --warmup_steps 0.05 --weight_decay 0.01 --muon --mlm_probability 0.3 --final_mlm_probability 0.15 \
 	    --max_eval_sequences 2048 --save_steps 500 --use_cpu --bf16 --attn_implementation eager --seed 1
-	$(BIN)/python examples/reproduce/publish.py runs/model/continued .
+	$(if $(BLIMP),$(BIN)/python examples/run_blimp.py --model_name_or_path runs/model/continued --trust_remote_code --fraction 0.1 \
+	    --data_dir $(BLIMP) --output_dir runs/model/continued/blimp)
+	$(BIN)/python examples/reproduce/publish.py runs/model/continued . --model_max_length 512
 
 # Benchmarks of the search: minutes to hours each, resumed if interrupted. The results are in results/README.md.
 NAS_BENCH ?= runs/nas_bench

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import rank_fidelity
 import rank_history
+import run_blimp
 import run_pretraining
 import search_efficiency
 import surrogate
@@ -33,6 +34,7 @@ from autobert_zero.search.genomes import decode_genome
 from autobert_zero.search.run.factory import make_space
 from autobert_zero.search.settings import SearchSettings
 from tests.evolution.conftest import search
+from tests.examples.test_run_blimp import write_set
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,14 +157,14 @@ def test_the_commands_of_the_model_are_accepted(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs" / "model" / "search").mkdir(parents=True)
     shutil.copy(ROOT / "results" / "model" / "summary.json", tmp_path / "runs" / "model" / "search")
     (tmp_path / "blimp").mkdir()
-    (tmp_path / "blimp" / "number.jsonl").touch()
+    write_set(tmp_path / "blimp", "number")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     make = ["make", "-n", "-C", str(ROOT), "model", "BLIMP=blimp"]
     printed = subprocess.run(make, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
-    [search, comparison, continuing, publishing] = (
+    [search, comparison, continuing, measuring, publishing] = (
         next(shlex.split(line) for line in printed.splitlines() if name in line)
-        for name in ("autobert_zero.search", "compare.py", "run_pretraining.py", "publish.py")
+        for name in ("autobert_zero.search", "compare.py", "run_pretraining.py", "run_blimp.py", "publish.py")
     )
     settings, *_ = parse(search[search.index("autobert_zero.search") + 1 :])
     arguments = comparison[2:]
@@ -173,7 +175,10 @@ def test_the_commands_of_the_model_are_accepted(tmp_path, monkeypatch, capsys):
     assert "validation_file: expected a file, got 'runs/texts/babylm_dev.txt.xz'" in capsys.readouterr().err
     continued = dict(itertools.pairwise(continuing))
     assert f"{arguments[arguments.index('--output_dir') + 1]}/found/seed-0" == continued["--model_name_or_path"]
-    assert continued["--output_dir"] == publishing[2]
+    measured = vars(run_blimp.make_parser().parse_args(measuring[2:]))
+    assert continued["--output_dir"] == measured["model_name_or_path"]
+    assert measured["data_dir"] == Path("blimp")
+    assert publishing[2:] == [continued["--output_dir"], ".", "--model_max_length", "512"]
     trained = tmp_path / continued["--model_name_or_path"]
     trained.parent.mkdir(parents=True, exist_ok=True)
     trained.symlink_to(ROOT)  # the model of this checkout

@@ -191,7 +191,7 @@ import sentence_transformers
 encoder = sentence_transformers.SentenceTransformer(sys.argv[1], trust_remote_code=True, device="cpu")
 encoded = encoder.encode(["The dog barks in the garden.", "A dog is barking.", "Parliament will vote on taxes."])
 near, far = (encoder.similarity(encoded[:1], encoded[i:i + 1]).item() for i in (1, 2))
-print(encoded.shape == (3, model.config.hidden_size) and near > far)
+print(encoded.shape == (3, model.config.hidden_size) and near > far, encoder.max_seq_length)
 """
 
 
@@ -206,7 +206,8 @@ def test_a_checkout_is_a_model(tmp_path):
     facts, words, learns, encodes = output.splitlines()
     remote, dtype, parameters = facts.split()
     assert (remote, dtype) == ("transformers_modules", "torch.float32") and int(parameters) <= 7e6
-    assert (learns, encodes) == ("True", "True")
+    assert learns == "True"
+    assert encodes == "True 512"  # longer texts than it was trained on
     assert {"door", "window"} & set(words.split())  # it has learned something
     front = (root / "README.md").read_text().split("---\n")[1]
     card = ModelCard((root / "README.md").read_text())
