@@ -299,7 +299,9 @@ def make_model(config: Any, objective: str, name_or_path: str | None = None) -> 
 
 def _with_weights(model_class: Any, config: Any, name_or_path: str) -> transformers.PreTrainedModel:
     try:
-        model, info = model_class.from_pretrained(name_or_path, config=config, output_loading_info=True)
+        model, info = model_class.from_pretrained(
+            name_or_path, config=config, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model_name_or_path: expected weights in {name_or_path!r}: {error}") from None
     if missing := sorted(info["missing_keys"]):
@@ -424,6 +426,8 @@ def check_options(options: PretrainingArguments) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < 1:
             raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
+    if not 0 <= options.short_fraction <= 1:
+        raise ValueError(f"short_fraction: expected a number from 0 to 1, got {options.short_fraction}")
 
 
 def check_muon(args: TransformersArguments) -> None:
@@ -701,7 +705,9 @@ class Pretraining:
             trainer.budget.resume(checkpoint)
         output = trainer.train(resume_from_checkpoint=checkpoint)
         log, steps = trainer.state.log_history, trainer.state.global_step
-        if not any("eval_test_loss" in entry and entry["step"] == steps for entry in log):
+        # The best weights, if they were loaded, are not those of the last step.
+        is_best = trainer.args.load_best_model_at_end
+        if is_best or not any("eval_test_loss" in entry and entry["step"] == steps for entry in log):
             trainer.evaluate()
         trainer.save_model()
         importance = trainer.layer_importance()

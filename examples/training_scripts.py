@@ -226,6 +226,7 @@ def load_model(
         model, loaded = model_class.from_pretrained(  # type: ignore[attr-defined]
             name,
             config=config,
+            dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **remote,
@@ -324,7 +325,11 @@ STEPS_MAY_DEPEND_ON = (
 
 
 def model_identity(options: Any) -> dict[str, str]:
-    """Digests of the configuration and weights in a folder; name and revision of a model of the Hub."""
+    """Digests of the configuration and weights in a folder; name and revision of a model of the Hub.
+
+    Args:
+        options: with `model_name_or_path`, and for the Hub maybe `model_revision`.
+    """
     name = options.model_name_or_path
     if not Path(name).is_dir():
         return {"name": name, "revision": getattr(options, "model_revision", "main")}

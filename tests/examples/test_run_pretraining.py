@@ -319,6 +319,7 @@ def test_two_processes(folder):
         ({"split_seed": -1}, "split_seed: expected at least 0, got -1"),
         ({"mlm_probability": 1.0}, "mlm_probability: expected a number between 0 and 1, got 1.0"),
         ({"final_mlm_probability": 0}, "final_mlm_probability: expected a number between 0 and 1, got 0.0"),
+        ({"short_fraction": 1.5}, "short_fraction: expected a number from 0 to 1, got 1.5"),
         (
             {"config_overrides": f"{SIZES},hidden_act=foo"},
             "hidden_act: expected an activation of transformers, got 'foo'",
@@ -570,6 +571,15 @@ def test_the_best_checkpoint_is_by_the_validation_part(folder, run):
     run(max_steps=4, load_best_model_at_end="true", eval_steps=2, save_steps=2)
     state = json.loads((folder / "out" / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["best_metric"] == state["log_history"][-2]["eval_validation_loss"]
+
+
+def test_reported_losses_are_of_the_weights_that_are_saved(folder, run):
+    """A rate at which the second half of the training is harmful."""
+    run(max_steps=4, learning_rate=1, load_best_model_at_end="true", eval_steps=2, save_steps=2)
+    found = json.loads((folder / "out" / "results.json").read_text())
+    log = json.loads((folder / "out" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    losses = {entry["step"]: entry["eval_validation_loss"] for entry in log if "eval_validation_loss" in entry}
+    assert losses[2] < losses[4] - 0.01 and found["losses"]["validation"]["1"] == pytest.approx(losses[2], abs=1e-5)
 
 
 @pytest.mark.parametrize(
