@@ -22,7 +22,7 @@ import evaluate
 import numpy as np
 import torch
 import transformers
-from training_scripts import load_config_and_tokenizer
+from training_scripts import load_config_and_tokenizer, model_identity
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter, path
@@ -60,6 +60,9 @@ def load_pairs(data_dir: Path | None, fraction: float) -> datasets.Dataset:
         files = sorted([*data_dir.glob("*.jsonl"), *data_dir.glob("*.jsonl.gz")])
         if not files:
             raise ValueError(f"data_dir: expected files UID.jsonl.gz in {str(data_dir)!r}, got none")
+        names = [file.name.removesuffix(".gz") for file in files]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"data_dir: expected one file of each set, got two of {', '.join(twice)}")
         sets = [_read(file) for file in files]
     return datasets.concatenate_datasets([_part(rows, fraction) for rows in sets])
 
@@ -205,7 +208,9 @@ def load_model(given: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTo
     name = given.model_name_or_path
     _, tokenizer, remote = load_config_and_tokenizer(given)
     try:
-        model, loaded = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True, **remote)
+        model, loaded = AutoModelForMaskedLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **remote
+        )
     except Exception as error:  # transformers raises many kinds for damaged files
         raise ValueError(f"model: cannot load {name!r}: {one_line(error)}") from None
     if missing := sorted(loaded["missing_keys"]):
@@ -248,6 +253,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         model, tokenizer = load_model(given)
         pairs = load_pairs(given.data_dir, given.fraction)
         given.output_dir.mkdir(parents=True, exist_ok=True)
+        metric = evaluate.load(METRIC)
         start = time.perf_counter()
         sentences = [*pairs["sentence_good"][:], *pairs["sentence_bad"][:]]
         scores = pseudo_log_likelihoods(model, tokenizer, sentences, given.within_word, given.batch_tokens)
@@ -257,13 +263,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if not np.isfinite(scores).all():
         sys.exit("error: the model predicts probabilities that are not finite")
     good, bad = np.split(scores, 2)
-    metric = evaluate.load(METRIC)
     result = metric.compute(
         predictions=[{"good": float(g), "bad": float(b)} for g, b in zip(good, bad, strict=True)],
         references=[{"UID": uid, "field": field} for uid, field in zip(pairs["UID"], pairs["field"], strict=True)],
     )
     facts = {
         "model": given.model_name_or_path,
+        "weights": model_identity(given),
         "fraction": given.fraction,
         "within_word": given.within_word,
         "seconds": round(seconds, 1),

@@ -40,11 +40,12 @@ sys.path.insert(0, str(EXAMPLES))
 
 from analyze import COLORS  # noqa: E402
 from run_pretraining import ModelArguments, has_finite_losses, make_config, make_model  # noqa: E402
+from training_scripts import model_identity  # noqa: E402
 
 from autobert_zero.configuration_autobert_zero import Genome  # noqa: E402
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter  # noqa: E402
 from autobert_zero.search.evaluation.measure import count_backbone_flops  # noqa: E402
-from autobert_zero.search.files import write_json  # noqa: E402
+from autobert_zero.search.files import differing_keys, write_json  # noqa: E402
 from autobert_zero.search.genomes import read_genome  # noqa: E402
 from autobert_zero.search.provenance import num_cores  # noqa: E402
 from autobert_zero.search.report.tables import markdown_table, mean, mean_and_error, with_error  # noqa: E402
@@ -76,6 +77,11 @@ class Comparison:
     launch: list[str]
     blimp_dir: str | None = None
     _intermediate_sizes: dict[str, int] = field(default_factory=dict, init=False)  # by row: each costs two models
+
+    @property
+    def tasks(self) -> list[str]:
+        """Of GLUE."""
+        return self.scale.get("glue", {}).get("tasks", [])
 
     # Folders
 
@@ -145,12 +151,19 @@ class Comparison:
         return count_backbone_flops(model.base_model, self.scale["pretraining"]["max_seq_length"])
 
     def check(self) -> None:
-        """Check the input of all stages before anything runs. Raises: ValueError or OSError."""
+        """Check the input of all stages before anything runs, and write the genomes that are known. Raises: ValueError or
+        OSError."""
         for row, given in self.rows.items():
             if not {"genome", "layers", "model_type", "search"} & set(given):
                 raise ValueError(f"rows: expected genome, layers, model_type or search in {row}, got {sorted(given)}")
+            if "name" not in given:
+                raise ValueError(f"rows: expected a name in {row}, got {sorted(given)}")
             if "search" not in given:
-                self.genome(row)
+                self.write_genome(row)
+                try:
+                    self.intermediate_size(row)  # of a model that can be made
+                except ValueError as error:
+                    raise ValueError(f"rows: {row}: {error}") from None
         if (steps := self.scale["pretraining"]["max_steps"]) % 4:
             raise ValueError(f"scale: expected a multiple of 4 as max_steps, for losses at each quarter, got {steps}")
         for path in self.validation_file:
@@ -158,8 +171,9 @@ class Comparison:
                 raise ValueError(f"validation_file: expected a file, got {path!r}")
         if self.blimp_dir is not None and not any(Path(self.blimp_dir).glob("*.jsonl*")):
             raise ValueError(f"blimp_dir: expected files UID.jsonl.gz in {self.blimp_dir!r}, got none")
-        tasks = self.scale["glue"]["tasks"]
-        for task in tasks if self.data_dir is not None and tasks != ["all"] else []:
+        if self.data_dir is not None and not self.tasks:
+            raise ValueError("scale: expected tasks in glue, with a folder of them, got none")
+        for task in self.tasks if self.data_dir is not None and self.tasks != ["all"] else []:
             if not any(Path(self.data_dir, task).glob("train.jsonl*")):
                 raise ValueError(f"data_dir: expected {task}/train.jsonl.gz in {self.data_dir!r}, got none")
 
@@ -234,11 +248,11 @@ class Comparison:
                     values["num_threads"] = num_threads
                 yield [*self.launch, "-m", "autobert_zero.search", *flags(values)]
 
-    def write_genomes(self) -> None:
-        for row in self.rows:
-            if genome := self.genome(row):
-                (self.folder / row).mkdir(parents=True, exist_ok=True)
-                write_json(self.folder / row / "genome.json", genome.to_list())
+    def write_genome(self, row: str) -> None:
+        """Raises: FileNotFoundError if the search of the row is not finished."""
+        if genome := self.genome(row):
+            (self.folder / row).mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / row / "genome.json", genome.to_list())
 
     def grids(self) -> Iterable[list[str]]:
         plan = self.scale["pretraining"]
@@ -276,11 +290,24 @@ class Comparison:
                 folder, budget = self.seed_folder(row, seed), given.get("budget", 1)
                 yield self._pretraining(row, self.choice(row), seed, budget, folder, self.validation_file)
 
+    def blimp_result(self, row: str, seed: int) -> dict[str, Any] | None:
+        """None if these weights were not measured with these options."""
+        folder = self.seed_folder(row, seed)
+        if (found := _read(folder / "blimp" / "results.json")) is None:
+            return None
+        options = {"fraction": 1.0, "within_word": False} | self.scale.get("blimp", {})
+        expected = {
+            "fraction": options["fraction"],
+            "within_word": options["within_word"],
+            "weights": model_identity(argparse.Namespace(model_name_or_path=folder)),
+        }
+        return None if differing_keys(found, found | expected) else found
+
     def blimp(self) -> Iterable[list[str]]:
         for seed in self.scale["pretraining"]["seeds"]:
             for row in self.rows:
                 folder = self.seed_folder(row, seed)
-                if (folder / "blimp" / "results.json").exists():
+                if is_divergence(folder) or self.blimp_result(row, seed):
                     continue
                 values = {
                     **self.scale.get("blimp", {}),
@@ -291,10 +318,9 @@ class Comparison:
                 yield [sys.executable, str(EXAMPLES / "run_blimp.py"), "--trust_remote_code", *flags(values)]
 
     def fine_tunings(self) -> Iterable[list[str]]:
-        given = dict(self.scale["glue"])
-        tasks = given.pop("tasks")
+        given = {name: value for name, value in self.scale["glue"].items() if name != "tasks"}
         for seed in self.scale["pretraining"]["seeds"]:
-            for task in tasks:
+            for task in self.tasks:
                 for row in self.rows:
                     folder = self.seed_folder(row, seed)
                     values = {
@@ -324,7 +350,7 @@ class Comparison:
                     for fraction, loss in by_fraction.items():
                         losses.setdefault(name, {}).setdefault(fraction, []).append(loss)
             glue = self._glue(row, list(trained))
-            grammar = {s: r for s in trained if (r := _read(self.seed_folder(row, s) / "blimp" / "results.json"))}
+            grammar = {s: r for s in trained if (r := self.blimp_result(row, s))}
             blimp = list(grammar.values())
             first = next(iter(trained.values()))
             genome = self.genome(row)
@@ -347,6 +373,7 @@ class Comparison:
                 "bits_per_byte": {
                     name: mean_and_error([r["bits_per_byte"][name] for r in trained.values()])
                     for name in first.get("bits_per_byte", {})
+                    if all(name in r["bits_per_byte"] for r in trained.values())
                 },
                 "blimp": {
                     "accuracy": mean_and_error([r["accuracy"] for r in blimp]) if blimp else None,
@@ -383,7 +410,7 @@ class Comparison:
                 done |= {name: task["scores"] for name, task in json.loads(path.read_text())["tasks"].items()}
             for name, values in done.items():
                 tasks.setdefault(name, []).append(values)
-            expected = set(self.scale["glue"]["tasks"])
+            expected = set(self.tasks)
             averaged = [values for name, values in done.items() if name not in NOT_IN_THE_MEAN]
             if averaged and (expected == {"all"} or set(done) == expected):
                 means.append([mean(each) for each in zip(*averaged, strict=True)])
@@ -567,6 +594,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"jobs: expected at least 1, got {given.jobs}")
     try:
         rows = {Path(name).stem: load_yaml("rows", name) for name in given.rows}
+        if len(rows) < len(given.rows):
+            raise ValueError(f"rows: expected each name once, as it is that of a folder, got {given.rows}")
         scale = load_yaml("scales", given.scale)
     except ValueError as error:
         parser.error(str(error))
@@ -592,7 +621,8 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             threads = cores_of_each(given.jobs) if given.jobs > 1 else 0
             run_all(list(comparison.searches(threads)), given.jobs, given.output_dir)
-            comparison.write_genomes()
+            for row in rows:
+                comparison.write_genome(row)
             run_all(list(comparison.grids()), given.jobs, given.output_dir)
             run_all(list(comparison.pretrainings()), given.jobs, given.output_dir)
             if given.blimp_dir is not None or given.hub_blimp:
@@ -605,11 +635,11 @@ def main(arguments: list[str] | None = None) -> None:
     if grids := grid_table(comparison):
         print(f"{grids}\n")
     print(table(results) if results else "No row is pre-trained yet.")
-    if given.picture and results:
-        draw_curves(results, given.picture)
     if given.results:
         processes = {"jobs": given.jobs, "launch": given.launch or "python"}
         write_json(given.results, {"scale": scale, "rows": results, **processes})
+    if given.picture and results:
+        draw_curves(results, given.picture)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The comparison script: all scales and rows give valid commands, sizes are equal, results are read from files."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from reproduce.compare import (
     run_all,
     table,
 )
+from training_scripts import model_identity
 from transformers import HfArgumentParser
 
 from autobert_zero.configuration_autobert_zero import PAPER_OPERATIONS, Attention, Convolution
@@ -56,7 +58,7 @@ def comparison(folder: Path, scale: str, rows: list[str]) -> Comparison:
             made.search_folder(row).mkdir(parents=True)
             genome = (FOUND * 6)[: made.scale["model"]["num_hidden_layers"]]
             (made.search_folder(row) / "summary.json").write_text(json.dumps({"best": {"genome": genome}}))
-    made.write_genomes()
+        made.write_genome(row)
     return made
 
 
@@ -174,9 +176,11 @@ def test_a_table_of_the_results_so_far(tmp_path):
         folder.mkdir(parents=True)
         losses = {"test": {"0.25": 6.0, "0.5": None, "1": loss}, "validation": {"1": 0.0}}
         (folder / "results.json").write_text(json.dumps({**result, "losses": losses}))
-        blimp = {"accuracy": 60.0 + seed, "fields": {"syntax": {"accuracy": 55.0}}}
+        (folder / "config.json").write_text("{}")
+        weights = model_identity(argparse.Namespace(model_name_or_path=folder))
+        blimp = {"fraction": 1.0, "within_word": False, "weights": weights, "accuracy": 60.0 + seed}
         (folder / "blimp").mkdir()
-        (folder / "blimp" / "results.json").write_text(json.dumps(blimp))
+        (folder / "blimp" / "results.json").write_text(json.dumps({**blimp, "fields": {"syntax": {"accuracy": 55.0}}}))
     for task, scores in (("rte", [50.0, 52.0]), ("cola", [10.0, 12.0])):
         folder = made.seed_folder("bert", 0) / "glue" / task
         folder.mkdir(parents=True)
@@ -213,6 +217,29 @@ def test_a_table_of_the_results_so_far(tmp_path):
     assert (
         "rate-0.002-warmup-0.1" in shown and "diverged" in shown and " | BLiMP | " in shown and "60.5 ± 0.5" in shown
     )
+
+
+def test_what_is_measured_on_blimp(tmp_path):
+    """Weights that were not, with these options, and whose training did not diverge."""
+    made = comparison(tmp_path, "cpu", ["bert"])
+    made.scale["pretraining"]["seeds"] = [0]
+    folder = made.seed_folder("bert", 0)
+    (folder / "blimp").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert len(list(made.blimp())) == 1
+    weights = model_identity(argparse.Namespace(model_name_or_path=folder))
+    result = {"fraction": 1.0, "within_word": False, "weights": weights, "accuracy": 60.0}
+    (folder / "blimp" / "results.json").write_text(json.dumps(result))
+    assert made.blimp_result("bert", 0) == result and not list(made.blimp())
+    for options in ({"fraction": 0.1}, {"within_word": True}):
+        made.scale["blimp"] = options
+        assert made.blimp_result("bert", 0) is None and len(list(made.blimp())) == 1
+    made.scale["blimp"] = {"batch_tokens": 64}
+    assert not list(made.blimp())
+    (folder / "config.json").write_text('{"other": "weights"}')
+    assert made.blimp_result("bert", 0) is None and len(list(made.blimp())) == 1
+    (folder / "results.json").write_text(json.dumps({"losses": {"test": {"1": None}}}))
+    assert not list(made.blimp())
 
 
 def test_rte_and_wnli_are_not_in_the_mean(tmp_path):
@@ -266,11 +293,17 @@ def test_a_rate_of_another_row(tmp_path, capsys):
 
 
 def test_bad_input(tmp_path, capsys):
-    odd, broken, empty = (tmp_path / f"{name}.yaml" for name in ("odd", "broken", "empty"))
+    odd, broken, empty, nameless, wrong = (
+        tmp_path / f"{name}.yaml" for name in ("odd", "broken", "empty", "nameless", "wrong")
+    )
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "bert.yaml").write_text("name: another\ngenome: bert")
     tiny = load_yaml("scales", "tiny")
     odd.write_text(yaml.safe_dump({**tiny, "pretraining": {**tiny["pretraining"], "max_steps": 6}}))
     broken.write_text("a: [")
     empty.write_text("name: nothing")
+    nameless.write_text("genome: bert")
+    wrong.write_text("name: wrong\ngenome: bert\nconfig: {hidden: 3}")
     for arguments, message in (
         (["--scale", "huge"], "expected one of ["),
         (["--scale", "tiny", "--rows", "gpt"], "expected one of ["),
@@ -282,6 +315,9 @@ def test_bad_input(tmp_path, capsys):
         (["--scale", str(odd)], "scale: expected a multiple of 4 as max_steps, for losses at each quarter, got 6"),
         (["--scale", str(broken)], "scales: cannot read"),
         (["--scale", "tiny", "--rows", str(empty)], "rows: expected genome, layers, model_type or search in empty"),
+        (["--scale", "tiny", "--rows", str(nameless)], "rows: expected a name in nameless, got ['genome']"),
+        (["--scale", "tiny", "--rows", str(wrong)], "rows: wrong: config_overrides:"),
+        (["--scale", "tiny", "--rows", "bert", str(tmp_path / "again" / "bert.yaml")], "expected each name once"),
     ):
         with pytest.raises(SystemExit, match="2"):
             compare.main([*arguments, "--output_dir", str(tmp_path)])

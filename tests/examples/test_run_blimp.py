@@ -9,7 +9,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
-from run_blimp import METRIC, load_pairs, main, predicting, pseudo_log_likelihoods
+from run_blimp import METRIC, load_model, load_pairs, main, make_parser, predicting, pseudo_log_likelihoods
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -179,7 +179,23 @@ def test_a_model_is_evaluated(tmp_path, capsys):
     assert (results["pairs"], results["accuracy"], results["fraction"]) == (10, 50, 0.5)
     assert sorted(group["accuracy"] for group in results["sets"].values()) == [0, 100]
     assert set(results["fields"]) == {"morphology", "syntax"} and {"commit", "command", "machine"} <= set(results)
+    assert set(results["weights"]) == {"config.json", "model.safetensors"}
     assert "morphology" in capsys.readouterr().out
+
+
+def test_half_precision_is_scored_in_single_precision(tmp_path):
+    write_tokenizer(tmp_path)
+    bert().half().save_pretrained(tmp_path)
+    given = make_parser().parse_args(["--model_name_or_path", str(tmp_path), "--output_dir", "out"])
+    assert load_model(given)[0].dtype == torch.float32
+
+
+def test_each_set_has_one_file(tmp_path):
+    """Pairs that count twice would make the intervals too narrow."""
+    write_set(tmp_path, "number")
+    (tmp_path / "number.jsonl").write_bytes(gzip.decompress((tmp_path / "number.jsonl.gz").read_bytes()))
+    with pytest.raises(ValueError, match=r"expected one file of each set, got two of number\.jsonl"):
+        load_pairs(tmp_path, 1)
 
 
 def test_a_fraction_is_spread_over_a_set(tmp_path):
