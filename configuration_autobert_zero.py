@@ -535,7 +535,10 @@ def stamp_code(folder: str | os.PathLike) -> None:
     digest = hashlib.sha256(source.encode())
     for other in sorted(path.parent.glob("*.py")):
         digest.update(b"" if other == path else other.read_bytes())
-    path.write_text(f"{source}{_STAMP}{digest.hexdigest()[:16]}\n", encoding="utf-8")
+    # Replaced at once: another process may read it.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(f"{source}{_STAMP}{digest.hexdigest()[:16]}\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 @strict
@@ -598,10 +601,10 @@ class AutoBertZeroConfig(PretrainedConfig):
     attention_probs_dropout_prob: float | int = 0.1
     max_position_embeddings: int = 512
     position_embedding_type: str = "absolute"
-    rope_theta: float = 10_000.0
+    rope_theta: float | int = 10_000.0
     type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
     pad_token_id: int | None = 0
     classifier_dropout: float | int | None = None
     sparse_prediction: bool = False

@@ -176,9 +176,10 @@ class TokenLayout(NamedTuple):
         """Hidden states as (batch, tokens, ...). Values at padding are undefined, or 0 with `zero_pads`."""
         if self.packed is not None:
             padded = x.new_zeros(self.real.numel(), *x.shape[1:])
-            return padded.index_copy(0, self.packed, x).unflatten(0, self.real.shape)
+            return padded.index_copy(0, self.packed.to(x.device), x).unflatten(0, self.real.shape)
         if zero_pads and self.real is not None:
-            return x.masked_fill(~self.real[..., None], 0)
+            # After the last layer, which may be on another device than the first.
+            return x.masked_fill(~self.real.to(x.device)[..., None], 0)
         return x
 
 
@@ -346,18 +347,20 @@ class DepthwiseConvolution(nn.Conv1d):
             return self._tap_by_tap(x, attend_to)
         # As conv2d on (batch, channels, 1, tokens), whose memory is (batch, tokens, channels) for a transpose: on a CPU
         # this channels-last form is many times as fast as conv1d, and nothing is copied.
-        x, weight = x.unsqueeze(2), self.weight.unsqueeze(2)
-        return F.conv2d(x, weight, self.bias, padding=(0, self.padding[0]), groups=self.groups).squeeze(2)
+        # The input may be in another type than the weights: an expression may be computed in float32.
+        weight, bias = self.weight.unsqueeze(2).to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x.unsqueeze(2), weight, bias, padding=(0, self.padding[0]), groups=self.groups).squeeze(2)
 
     def _tap_by_tap(self, x, attend_to):
-        tokens, margin = x.shape[2], self.padding[0]
+        tokens, margin = attend_to.shape[1], self.padding[0]
         x, attend_to = F.pad(x, (margin, margin)), F.pad(attend_to, (margin, margin))
+        # For token i a tap reads token i + tap - margin, which is at index i + tap after padding.
+        read = torch.arange(tokens, device=x.device)[:, None] + torch.arange(2 * margin + 1, device=x.device)
+        attended = attend_to.gather(2, read.expand(attend_to.shape[0], -1, -1))[:, None]
         result = 0.0 if self.bias is None else self.bias[:, None]
         for tap, weight in enumerate(self.weight.squeeze(1).unbind(1)):
-            # For token i this tap reads token i + tap - margin, which is at index i + tap after padding.
-            attended = attend_to.diagonal(tap, 1, 2)[:, None]
-            result = result + weight[:, None] * x[:, :, tap : tap + tokens] * attended
-        return result
+            result = result + weight[:, None] * x[:, :, tap : tap + tokens] * attended[..., tap]
+        return result.to(x.dtype)
 
 
 class TokenConvolution(DepthwiseConvolution):
@@ -378,7 +381,8 @@ class Mix(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        return torch.lerp(x, y, self.weight.sigmoid().to(x.dtype))
+        dtype = torch.promote_types(x.dtype, y.dtype)  # autocast may have given them different ones
+        return torch.lerp(x.to(dtype), y.to(dtype), self.weight.sigmoid().to(dtype))
 
 
 def make_operation(name: str, channels: int) -> nn.Module:
@@ -623,13 +627,13 @@ class AutoBertZeroAttention(nn.Module):
         eager = output_attentions or self.config._attn_implementation == "eager"
         return self.reference if eager else self.lowered
 
+    def pairwise_mask_problem(self) -> str | None:
+        """Why it does not support a mask of tokens by tokens; None if it does."""
+        return None if self.reference.supports_pairwise_mask else "reduces over tokens for no single token"
+
     def _projected(self, provides_values: bool) -> list[str]:
         used = {*self.lowered.inputs, *(["v"] if provides_values else [])}
         return [name for name in PROJECTIONS if name in used]
-
-    def values(self, hidden_states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
-        """`v`, (batch, heads, tokens, head_size)."""
-        return self._heads(self.value(hidden_states), layout)
 
     def forward(
         self,
@@ -637,9 +641,15 @@ class AutoBertZeroAttention(nn.Module):
         layout: TokenLayout,
         output_attentions: bool = False,
         first_values: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`first_values`: the `v` of the first attention layer, if the genome uses `v1`."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """`first_values`: (batch, heads, tokens, head_size), the `v` of the first attention layer, if the genome uses `v1`.
+
+        Returns: hidden states as given; weights (batch, heads, tokens, tokens) or None; the first values, which are its
+            own if it provides them.
+        """
         program = self.program(output_attentions)
+        if self.provides_values:
+            first_values = self._heads(self.value(hidden_states), layout)
         known = {FIRST_VALUES: first_values, **({"v": first_values} if self.provides_values else {})}
         values = [
             known[name]
@@ -652,14 +662,15 @@ class AutoBertZeroAttention(nn.Module):
         widen = dtype == torch.float16 and not program.fp16_safe and not hidden_states.is_meta
         if not widen:
             mixed, weights = program(values, layout, self.head_size, self._dropout(), output_attentions)
-            return self.dense(self._merge(mixed, layout)), weights
+            return self.dense(self._merge(mixed, layout)), weights, first_values
         device_type = hidden_states.device.type
         if torch.is_autocast_enabled(device_type):
             dtype = torch.float32  # that of the weights
         with torch.autocast(device_type, enabled=False):
             values = [x.float() for x in values]
             mixed, weights = program(values, layout, self.head_size, self._dropout(), output_attentions)
-            return self.dense(self._merge(mixed, layout).to(dtype)), None if weights is None else weights.to(dtype)
+            mixed = self.dense(self._merge(mixed, layout).to(dtype))
+            return mixed, None if weights is None else weights.to(dtype), first_values
 
     def _dropout(self) -> float:
         return self.dropout if self.training else 0.0
@@ -690,10 +701,13 @@ class AutoBertZeroConvolution(nn.Module):
         layout: TokenLayout,
         output_attentions: bool = False,
         first_values: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, None]:
+    ) -> tuple[torch.Tensor, None, torch.Tensor | None]:
         hidden_states = layout.pad(F.glu(self.gate(hidden_states)), zero_pads=True)
         mixed = self.convolution(hidden_states.transpose(1, 2), layout.attend_to).transpose(1, 2)
-        return self.dense(layout.pack(mixed)), None
+        return self.dense(layout.pack(mixed)), None, first_values
+
+    def pairwise_mask_problem(self) -> None:
+        """None: it supports a mask of tokens by tokens."""
 
     def program(self) -> str:
         """How it runs."""
@@ -716,12 +730,16 @@ class AutoBertZeroCustomMixer(nn.Module):
         layout: TokenLayout,
         output_attentions: bool = False,
         first_values: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, None]:
+    ) -> tuple[torch.Tensor, None, torch.Tensor | None]:
         hidden_states = layout.pad(hidden_states, zero_pads=True)
         real = layout.real
         if real is None:
             real = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        return layout.pack(self.module(hidden_states, real).to(hidden_states.dtype)), None
+        return layout.pack(self.module(hidden_states, real).to(hidden_states.dtype)), None, first_values
+
+    def pairwise_mask_problem(self) -> str:
+        """Why it does not support a mask of tokens by tokens."""
+        return "is of a custom kind, which only supports masks of padding"
 
     def program(self) -> str:
         """How it runs."""
@@ -736,6 +754,7 @@ class AutoBertZeroLayer(GradientCheckpointingLayer):
 
     def __init__(self, config, gene: Gene, provides_values: bool = False):
         super().__init__()
+        self.provides_values = provides_values
         more = {"provides_values": True} if provides_values else {}
         self.mixer = MIXERS[type(gene)](config, gene, **more)
         self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -751,15 +770,20 @@ class AutoBertZeroLayer(GradientCheckpointingLayer):
         layout: TokenLayout,
         attentions: list[torch.Tensor] | None = None,
         first_values: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`attentions`: a list to which the weights (batch, heads, tokens, tokens), if any, are appended."""
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """`attentions`: a list to which the weights (batch, heads, tokens, tokens), if any, are appended.
+
+        Returns: hidden states, and with `provides_values` the first values, too: nothing outside a layer uses its weights,
+            which may be on another device, or in shards.
+        """
         # hidden_states: (batch, tokens, hidden) or packed
-        mixed, weights = self.mixer(hidden_states, layout, attentions is not None, first_values)
+        mixed, weights, first_values = self.mixer(hidden_states, layout, attentions is not None, first_values)
         if weights is not None:
             attentions.append(weights)
         hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
         transformed = self.output(self.activation(self.intermediate(hidden_states)))
-        return self.output_norm(hidden_states + self.dropout(transformed))
+        hidden_states = self.output_norm(hidden_states + self.dropout(transformed))
+        return (hidden_states, first_values) if self.provides_values else hidden_states
 
 
 class AutoBertZeroEncoder(nn.Module):
@@ -786,9 +810,8 @@ class AutoBertZeroEncoder(nn.Module):
         for number, layer in enumerate(self.layer):
             if output_hidden_states:
                 all_hidden_states += (hidden_states,)
-            if number == self.values_layer:
-                first_values = layer.mixer.values(hidden_states, layout)
-            hidden_states = layer(hidden_states, layout, attentions, first_values)
+            output = layer(hidden_states, layout, attentions, first_values)
+            hidden_states, first_values = output if number == self.values_layer else (output, first_values)
         # Zeros at padding, so that padded and packed batches give equal outputs.
         hidden_states = layout.pad(hidden_states, zero_pads=True)
         return (
@@ -796,6 +819,10 @@ class AutoBertZeroEncoder(nn.Module):
             (*all_hidden_states, hidden_states) if output_hidden_states else None,
             tuple(attentions) if attentions is not None else None,
         )
+
+    def supports_pairwise_mask(self) -> bool:
+        """Whether all layers accept a mask of tokens by tokens."""
+        return all(layer.mixer.pairwise_mask_problem() is None for layer in self.layer)
 
     def needs_rows(self) -> bool:
         """Whether a module must see the rows of a batch: it carries a hook, or an adapter has replaced it."""
@@ -902,10 +929,11 @@ class AutoBertZeroPreTrainedModel(PreTrainedModel):
             _check_missing(model, info["missing_keys"])
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory, is_main_process=True, *args, **kwargs):
         """As `PreTrainedModel.save_pretrained`, with all code that the configuration names, also for a subclass."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        self.config.save_code(save_directory)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            self.config.save_code(save_directory)
 
     def describe(self) -> str:
         """A table with one row per layer: its gene, how it runs and why."""
@@ -1072,7 +1100,7 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
         unpad = self.config.unpad_inputs and not output_hidden_states
         unpad = unpad and attention_mask is not None and _readable(attention_mask) and not self.encoder.needs_rows()
         if attention_mask is None:
-            attention_mask = _mask_of_documents(position_ids, shape)
+            attention_mask = _mask_of_documents(position_ids, shape, self.encoder.supports_pairwise_mask())
         layout = TokenLayout.from_mask(attention_mask, shape)
         if (count := _read_inputs(self.config, layout, attention_mask, checked_ids)) is not None:
             layout = layout.resolve(count, unpad)
@@ -1100,31 +1128,28 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
 
     def _check_pairwise_mask(self) -> None:
         for number, layer in enumerate(self.encoder.layer, start=1):
-            mixer = layer.mixer
-            if isinstance(mixer, AutoBertZeroCustomMixer):
-                reason = "is of a custom kind, which only supports masks of padding"
-            elif isinstance(mixer, AutoBertZeroAttention) and not mixer.reference.supports_pairwise_mask:
-                reason = "reduces over tokens for no single token"
-            else:
-                continue
-            raise ValueError(
-                f"attention_mask: expected (batch, tokens), got (batch, tokens, tokens): layer {number}, {mixer.gene}, "
-                f"{reason}"
-            )
+            if (reason := layer.mixer.pairwise_mask_problem()) is not None:
+                raise ValueError(
+                    "attention_mask: expected (batch, tokens), got (batch, tokens, tokens): "
+                    f"layer {number}, {layer.mixer.gene}, {reason}"
+                )
 
 
-def _mask_of_documents(position_ids: torch.Tensor | None, shape: tuple[int, int]) -> torch.Tensor | None:
+def _mask_of_documents(
+    position_ids: torch.Tensor | None, shape: tuple[int, int], is_supported: bool
+) -> torch.Tensor | None:
     """(batch, tokens, tokens), which keeps documents in one row apart: positions that count from 0 and start again.
 
-    None if there is a single document in each row, or positions of another kind.
+    None if there is a single document in each row, or positions of another kind. A graph that is recorded has the mask in
+    any case, if all layers support it.
     """
-    if position_ids is None or not _readable(position_ids):
+    if position_ids is None or (not _readable(position_ids) and not is_supported):
         return None
     starts = position_ids == 0
     counts = (position_ids[:, 1:] == position_ids[:, :-1] + 1) | starts[:, 1:]
-    if not (starts[:, 0] & counts.all(1) & starts[:, 1:].any(1)).any():  # one transfer
+    if _readable(position_ids) and not (starts[:, 0] & counts.all(1) & starts[:, 1:].any(1)).any():  # one transfer
         return None
-    document = torch.where(counts.all(1, keepdim=True) & starts[:, :1], starts.cumsum(1), 0).expand(shape)
+    document = torch.where(counts.all(1, keepdim=True) & starts[:, :1], starts.long().cumsum(1), 0).expand(shape)
     return document[:, :, None] == document[:, None, :]
 
 
@@ -1431,6 +1456,7 @@ class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
         logits = self.qa_outputs(outputs.last_hidden_state)
         real = TokenLayout.from_mask(attention_mask, logits.shape[:2]).real
         if real is not None:
+            real = real.to(logits.device)
             # The loss is a softmax over tokens, from which padding is excluded, too.
             logits = logits.masked_fill(~real[..., None], torch.finfo(logits.dtype).min)
         start_logits, end_logits = logits.unbind(-1)

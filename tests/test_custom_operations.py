@@ -154,7 +154,7 @@ def test_a_custom_layer_runs_its_module(loaded):
     model = AutoBertZeroModel(custom_config(Genome([POOLING]), loaded)).eval()
     layer = model.encoder.layer[0]
     x = torch.randn(1, 6, model.config.hidden_size)
-    mixed, _ = layer.mixer(x, TokenLayout())
+    mixed, *_ = layer.mixer(x, TokenLayout())
     window = x[:, 0:5].mean(1)  # around the third token
     assert torch.allclose(mixed[:, 2], layer.mixer.module.dense(window - x[:, 2]), atol=1e-6)
     assert "average_pooling\n         AveragePooling" in model.describe()
@@ -439,7 +439,7 @@ def test_two_files_that_define_the_same_name(tmp_path):
         loaded = AutoBertZeroModel.from_pretrained(tmp_path / function).eval()
         for each in (model, loaded):
             mixer = each.encoder.layer[0].mixer
-            mixed, _ = mixer(x, TokenLayout())
+            mixed, *_ = mixer(x, TokenLayout())
             assert torch.allclose(mixed, mixer.dense(getattr(torch, function)(mixer.query(x))), atol=1e-6)
         assert torch.equal(loaded(ids).last_hidden_state, model(ids).last_hidden_state)
     assert not torch.allclose(models["relu"](ids).last_hidden_state, models["tanh"](ids).last_hidden_state)

@@ -191,12 +191,15 @@ def test_exported_at_one_shape_and_run_at_others(name, export, tmp_path):
                 assert_near(run(inputs), model(*inputs.values()))
 
 
-@pytest.mark.usefixtures("_libraries_warn")
-@pytest.mark.parametrize(
+SOME_EXPORTS = pytest.mark.parametrize(
     "export",
     [traced, onnx_by_tracing, *(pytest.param(e, marks=pytest.mark.slow) for e in (exported, exported_strictly, onnx))],
     ids=lambda export: export.__name__,
 )
+
+
+@pytest.mark.usefixtures("_libraries_warn")
+@SOME_EXPORTS
 @pytest.mark.parametrize("more", [(), ("token_type_ids", "position_ids"), ("attention_mask", "position_ids")])
 def test_exported_with_other_inputs(model, export, more, tmp_path):
     names = ("input_ids", *more)
@@ -209,6 +212,26 @@ def test_exported_with_other_inputs(model, export, more, tmp_path):
 
     run = export(model, inputs(*SHAPES[0]), tmp_path / "model.onnx")
     for shape in SHAPES:
+        given = inputs(*shape)
+        with torch.no_grad():
+            assert_near(run(given), model(*given.values()), atol=2e-5)
+
+
+@pytest.mark.usefixtures("_libraries_warn")
+@SOME_EXPORTS
+def test_exported_with_documents_in_one_row(export, tmp_path):
+    """Recorded with one document in each row, run with two."""
+    genome = Genome(
+        [gene for gene in GENOME if str(gene) != "matmul(q, matmul(transpose(k), v))"]
+    )  # of no single token
+    model = LastOutput(AutoBertZeroForMaskedLM(tiny_config(genome)), ("input_ids", "position_ids")).eval()
+
+    def inputs(rows: int, tokens: int, first: int) -> dict[str, torch.Tensor]:
+        positions = torch.cat([torch.arange(first), torch.arange(tokens - first)])
+        return {"input_ids": torch.randint(VOCAB, (rows, tokens)), "position_ids": positions.expand(rows, -1)}
+
+    run = export(model, inputs(3, 9, 9), tmp_path / "model.onnx")
+    for shape in ((3, 9, 4), (1, 20, 7), (2, 12, 12)):
         given = inputs(*shape)
         with torch.no_grad():
             assert_near(run(given), model(*given.values()), atol=2e-5)

@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 from autobert_zero.configuration_autobert_zero import (
@@ -24,6 +25,8 @@ from autobert_zero.modeling_autobert_zero import (
     AutoBertZeroForMaskedLM,
     AutoBertZeroForSequenceClassification,
     AutoBertZeroModel,
+    Mix,
+    TokenLayout,
 )
 from tests.conftest import BATCH, TOKENS, VOCAB, padding_mask, random_genome, tiny_config
 
@@ -73,6 +76,45 @@ def test_autocast_stays_finite(dtype):
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_16_bits(dtype):
+    """Of random genomes, and of one that computes a convolution in another type than its weights."""
+    gated = Attention(Expression.parse("add(matmul(softmax(matmul(q, transpose(k))), mix(v, v1)), mul(conv7(v), k))"))
+    for genome in (PUBLISHED_GENOME, Genome([gated] * 2), *map(random_genome, range(20))):
+        model = AutoBertZeroForMaskedLM(tiny_config(genome)).eval()
+        inputs = masked_lm_batch()
+        expected = model(**inputs).logits
+        low = model.to(dtype)(**inputs).logits
+        assert low.dtype == dtype and low.isfinite().all(), genome
+        real = inputs["attention_mask"]
+        assert F.cosine_similarity(low[real].float(), expected[real], -1).mean() > 0.9, genome
+
+
+def test_autocast_of_documents_in_one_row():
+    """The convolution of a mixture is then computed tap by tap."""
+    mixture = Attention(Expression.parse("add(matmul(softmax(matmul(q, transpose(k))), v), mix(conv7(v), v1))"))
+    model = AutoBertZeroModel(tiny_config(Genome([mixture, Convolution(3)]))).eval()
+    ids, positions = torch.randint(VOCAB, (1, 7)), torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+    with torch.autocast("cpu", torch.bfloat16):
+        together = model(ids, position_ids=positions).last_hidden_state
+        apart = [model(ids[:, part]).last_hidden_state for part in (slice(None, 3), slice(3, None))]
+    torch.testing.assert_close(together, torch.cat(apart, 1), atol=0.05, rtol=0.05)
+
+
+def test_mixtures_of_two_types():
+    """As autocast on a GPU makes them: there a softmax is in float32."""
+    x, y = torch.randn(2, 3), torch.randn(2, 3).bfloat16()
+    torch.testing.assert_close(Mix()(x, y, TokenLayout()), (x + y.float()) / 2)
+
+
+def test_layers_on_two_devices():
+    """The mask is where the first layer is."""
+    layout = TokenLayout(padding_mask(), packed=padding_mask().flatten().nonzero().squeeze(1))
+    elsewhere = torch.empty(int(padding_mask().sum()), 4, device="meta")
+    assert layout.pad(elsewhere).shape == (BATCH, TOKENS, 4)
+    assert layout._replace(packed=None).pad(layout.pad(elsewhere), zero_pads=True).is_meta
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft reads it
