@@ -185,6 +185,7 @@ def _test_operation(name: str, rule: str, function: Callable[..., torch.Tensor])
         others = [torch.cat([x[:1], random(type_)[1:]]) for x, type_ in zip(operands, types, strict=True)]
         if not torch.equal(function(*others)[:1], result[:1]):
             fail("independent sequences", "a dependence on others of the batch")
+        _call_without_memory(function, operands, fail)
 
 
 def _test_layer(name: str, make: Callable[[AutoBertZeroConfig], nn.Module]) -> None:
@@ -238,6 +239,7 @@ def _test_layer(name: str, make: Callable[[AutoBertZeroConfig], nn.Module]) -> N
                 fail("the same output for real tokens with padding", f"another one with padding on the {side}")
         if not torch.allclose(alone, result[:1]):
             fail("independent sequences", "a dependence on others of the batch")
+        _call_without_memory(without_memory, [x, real], fail)
 
 
 def _call(
@@ -261,6 +263,17 @@ def _call(
     if not torch.equal(function(*operands), result):
         fail("the same result every time", "another one")
     return result
+
+
+def _call_without_memory(function: Callable[..., torch.Tensor], operands: list[torch.Tensor], fail: Fail) -> None:
+    """A function must run on the meta device, on which the memory of a search is estimated."""
+    try:
+        function(*(x.to("meta") for x in operands))
+    except Exception as error:
+        fail(
+            "no dependence of Python code on values: it must run on the meta device",
+            f"{type(error).__name__}: {error}",
+        )
 
 
 def _with_other_last(x: torch.Tensor, type_: str, other: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import filelock
 
 
-MAX_LINE_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 26  # the first line of a history names all files of the text
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

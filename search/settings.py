@@ -601,9 +601,12 @@ def did_you_mean(names: Iterable[object], known: Iterable[str]) -> str:
 
 
 def flags(values: dict[str, Any]) -> list[str]:
-    """Settings as command-line arguments: `{"a_b": 1, "c": [2, 3]}` as `--a_b 1 --c 2 3`; None and [] are omitted."""
+    """Settings as command-line arguments: `{"a_b": 1, "c": [2, 3]}` as `--a_b 1 --c 2 3`; None and [] are omitted, but for
+    seed genomes, of which [] means none."""
     found = []
     for name, value in values.items():
-        if value is not None and value != []:
+        if name == "seed_genomes" and value == []:
+            found += ["--seed_genomes", "none"]
+        elif value is not None and value != []:
             found += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return found

@@ -332,6 +332,14 @@ SHARED = torch.nn.Linear(12, 12)
         ("{'f': ('layer', lambda config: Tied())}", "expected every parameter under one name, got one under two"),
         ("{'f': ('layer', lambda config: SHARED)}", "expected separate parameters in each layer"),
         ("{'f': ('layer', lambda config: Plain(torch.ones(1).item()))}", "also on the meta device"),
+        (
+            "{'f': ('layer', layer(lambda x, real: x if real.all() else x * real[..., None]))}",
+            "layer kind 'f': expected no dependence of Python code on values",
+        ),
+        (
+            "{'f': ('ab->ab', lambda x: x if x.isfinite().all() else x)}",
+            "operation 'f': expected no dependence of Python code on values",
+        ),
         ("nothing", "it cannot be run: NameError"),
         ("exit(0)", "it cannot be run: SystemExit: 0"),
         ("{'f': ('ab->ab', lambda x: exit(0))}", "operands nn, got SystemExit: 0"),

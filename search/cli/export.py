@@ -20,10 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", help="License of the model, for its card, such as `apache-2.0`.")
     parser.add_argument("--language", nargs="+", help="Languages of the text, for the card, such as `en`.")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="Upload it to this repository of the Hub.")
-    parser.add_argument("--private", action="store_true", help="Create a private repository.")
+    parser.add_argument(
+        "--private", action="store_true", help="Create a private repository; an existing one must be private."
+    )
 
 
 def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    from huggingface_hub.utils import validate_repo_id
+
     from autobert_zero.search.files import first_line
     from autobert_zero.search.genomes import HUB_ERRORS
     from autobert_zero.search.report.model_card import export, push
@@ -33,6 +37,8 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
         parser.error("--private: expected --push_to_hub with it")
     card = {"license": arguments.license, "language": arguments.language}
     try:
+        if repository:
+            validate_repo_id(repository)
         export(arguments.run, arguments.output, repository, **card)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -40,7 +46,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     if repository:
         try:
             print(push(arguments.output, repository, arguments.private))
-        except HUB_ERRORS as error:
+        except (ValueError, *HUB_ERRORS) as error:
             sys.exit(
                 f"error: not uploaded: {first_line(error)}\n{arguments.output} is ready; `hf upload` can upload it, too."
             )

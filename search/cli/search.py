@@ -94,7 +94,7 @@ def _as_given(action: argparse.Action, name: str, value: Any) -> Any:
     except ValueError:
         kind = getattr(action.type, "__name__", "another type")
         raise ValueError(f"{name}: expected {kind}, got {value!r:.200}") from None
-    if not values and action.default != []:
+    if not values and action.default != [] and name != "seed_genomes":  # of which none is recorded as []
         raise ValueError(f"{name}: expected values, got none")
     return values if action.nargs == "+" or isinstance(value, list) else values[0]
 
@@ -205,7 +205,7 @@ def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False)
         sys.exit(_complain(str(error), code=1))
     except FloatingPointError as error:
         sys.exit(_complain(f"{error}: a training diverged; try a lower learning_rate in another output_dir", code=1))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, MemoryError) as error:
         sys.exit(_complain(f"{error}. {RESUME}", code=1))
     except Stopped as stopped:
         if accelerator.is_main_process:

@@ -30,7 +30,8 @@ from autobert_zero.search.text.masking import IGNORE_INDEX, micro_batches
 LATENCY_ROUNDS = 11
 # Tokens on which attentions are looked at.
 ATTENTION_TOKENS = 16384
-# Tokens of a batch of them: its weights of all layers are in memory at once, and grow with the square of the length.
+# Tokens of a batch of them, and of a sequence at most: the weights of all layers are in memory at once, and grow with the square
+# of the length.
 _ATTENTION_BATCH = 1024
 
 _LOG = logging.getLogger(__name__)
@@ -130,12 +131,11 @@ class MaskedLMProxy:
             for number, layer in enumerate(encoder.layer, start=1)
             if isinstance(layer.mixer, AutoBertZeroAttention) and layer.mixer.reference.weights_slot is not None
         ]
-        sequences = -(-ATTENTION_TOKENS // self.builder.settings.sequence_length)
-        sequences = min(self.training.eval_sequences, sequences)
-        size = max(1, _ATTENTION_BATCH // self.builder.settings.sequence_length)
-        batches = self.corpus.evaluation_batches("validation", sequences, size)
-        reach = min(REACH, self.builder.settings.sequence_length - 1)
-        found = attention_by_distance(model.base_model, (ids.to(self.device) for ids, _ in batches), reach)
+        length = min(self.builder.settings.sequence_length, _ATTENTION_BATCH)
+        sequences = min(self.training.eval_sequences, -(-ATTENTION_TOKENS // length))
+        batches = self.corpus.evaluation_batches("validation", sequences, _ATTENTION_BATCH // length)
+        reach = min(REACH, length - 1)
+        found = attention_by_distance(model.base_model, (ids[:, :length].to(self.device) for ids, _ in batches), reach)
         return {str(layer): each.round(4).tolist() for layer, each in zip(layers, found, strict=True)}
 
     def train(
@@ -202,7 +202,7 @@ class MaskedLMProxy:
         start, proxy = time.perf_counter(), self
         while True:
             found: dict[str, Any] = {"status": "failed", "costs": {}}
-            size, memory_suffices = proxy.training.micro_batch_size or proxy.training.batch_size, True
+            memory_suffices = True
             try:
                 proxy._score(genome, supernet, threshold, found, start)
             except Stopped:
@@ -217,13 +217,22 @@ class MaskedLMProxy:
                     memory_suffices = False
                 else:
                     _LOG.warning("a candidate failed: %s", genome, exc_info=True)
-            if memory_suffices or size == 1:
+            smaller = None if memory_suffices else proxy._in_smaller_batches(genome)
+            if smaller is None:
                 return Outcome(**found, seconds=round(time.perf_counter() - start, 3))
-            # After the exception is handled: its traceback holds the model.
-            clear_device_cache(garbage_collection=True)
-            proxy = copy.copy(proxy)
-            proxy.training = dataclasses.replace(proxy.training, micro_batch_size=size // 2)
-            _LOG.warning("memory does not suffice for a candidate; micro_batch_size %d: %s", size // 2, genome)
+            proxy = smaller
+
+    def _in_smaller_batches(self, genome: Genome) -> "MaskedLMProxy | None":
+        """The same in micro-batches of half the size; None if they are of one sequence. To be called when the exception is
+        handled: its traceback holds the model."""
+        size = min(self.training.micro_batch_size or self.training.batch_size, self.training.batch_size)
+        if size == 1:
+            return None
+        clear_device_cache(garbage_collection=True)
+        _LOG.warning("memory does not suffice; micro_batch_size %d: %s", size // 2, genome)
+        proxy = copy.copy(self)
+        proxy.training = dataclasses.replace(self.training, micro_batch_size=size // 2)
+        return proxy
 
     def _score(
         self,
@@ -284,15 +293,28 @@ class MaskedLMProxy:
         steps: int | None = None,
         builder: ModelBuilder | None = None,
     ) -> AutoBertZeroForMaskedLM:
-        """Train a model from scratch, or the first `steps` of the schedule.
+        """Train a model from scratch, or the first `steps` of the schedule. If memory does not suffice, it goes on from the
+        checkpoint in smaller micro-batches.
 
         Args:
             builder: for a model of another size; that of the run by default.
         """
-        seed_torch(self.corpus.seed, "final")
-        model = (builder or self.builder).model(genome).to(self.device)
-        if self.training.compile:
-            for layer in model.base_model.encoder.layer:
-                layer.compile()
-        self.train(model, schedule, "final", checkpoint, progress, steps=steps)
-        return model
+        proxy = self
+        while True:
+            seed_torch(self.corpus.seed, "final")
+            model = (builder or self.builder).model(genome).to(self.device)
+            if self.training.compile:
+                for layer in model.base_model.encoder.layer:
+                    layer.compile()
+            try:
+                proxy.train(model, schedule, "final", checkpoint, progress, steps=steps)
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    raise
+                failure = f"{type(error).__name__}: {error}"
+            else:
+                return model
+            del model
+            if (smaller := proxy._in_smaller_batches(genome)) is None:
+                raise MemoryError(failure)
+            proxy = smaller

@@ -171,10 +171,12 @@ def export(run: Path, output: Path, repository: str | None = None, **card: Any) 
 def push(folder: Path, repository: str, private: bool) -> str:
     """Upload a folder to the Hub as one commit. Returns the URL of the commit, whose hash is a `revision` to pin.
 
-    Raises: huggingface_hub's errors; OSError without a network.
+    Raises: ValueError for a public repository, if it is to be private; huggingface_hub's errors; OSError without a network.
     """
     api = HfApi()
     api.create_repo(repository, private=private, exist_ok=True)
+    if private and not api.repo_info(repository).private:  # it existed
+        raise ValueError(f"private: expected a private repository, got {repository}, which is public")
     return api.upload_folder(
         folder_path=folder, repo_id=repository, commit_message="Model found by AutoBERT-Zero"
     ).commit_url

@@ -54,10 +54,10 @@ def make_space(
     """
     needs_order = model.position_embedding_type == "none"
     operations = settings.named_operations()
-    if needs_order and model.num_attention_heads == model.hidden_size:
+    if model.num_attention_heads == model.hidden_size:
         raise ValueError(
-            "num_attention_heads: expected heads of at least 2 channels for rotary, because position_embedding_type is "
-            f"none, got {model.num_attention_heads} for hidden_size={model.hidden_size}"
+            "num_attention_heads: expected heads of at least 2 channels for the rotary positions of a baseline, "
+            f"got {model.num_attention_heads} for hidden_size={model.hidden_size}"
         )
     have_order: set[Any] = {"rotary", *KERNEL_SIZES} & set(operations)
     if settings.min_attention_layers < model.num_hidden_layers:

@@ -1,6 +1,7 @@
 """What `accelerate launch` and `accelerate config` request: honoured, or an error; and processes that share a device."""
 
 import os
+from datetime import timedelta
 
 import psutil
 import torch
@@ -14,6 +15,8 @@ from autobert_zero.search.settings import SearchSettings
 
 # Memory of a process beside its tensors: the context of the device, and kernels.
 CONTEXT_BYTES = 512 << 20
+# How long processes wait for each other: longer than it takes to tokenize a large text.
+WAITING = timedelta(hours=6)
 
 
 def check_precision(settings: SearchSettings) -> None:
@@ -74,8 +77,10 @@ def apply_requests(settings: SearchSettings, accelerator: Accelerator) -> Search
 
 
 def communication(settings: SearchSettings) -> list[KwargsHandler]:
-    """How the processes communicate, for an Accelerator: by gloo if they share devices, because NCCL refuses that."""
-    return [InitProcessGroupKwargs(backend="gloo")] if settings.run.processes_per_device > 1 else []
+    """How the processes communicate, for an Accelerator: by gloo if they share devices, because NCCL refuses that. They wait
+    while the first one tokenizes the text."""
+    shared = {"backend": "gloo"} if settings.run.processes_per_device > 1 else {}
+    return [InitProcessGroupKwargs(timeout=WAITING, **shared)]
 
 
 def check_sharing(settings: SearchSettings, device: torch.device) -> None:

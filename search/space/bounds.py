@@ -22,8 +22,10 @@ from autobert_zero.configuration_autobert_zero import (
 from autobert_zero.search.space.grammar import Choose, Grammar, choose_uniformly
 
 
-# Random expressions tried until one is legal.
-MAX_TRIES = 100
+# Random genomes or expressions tried until one is legal, and those of them that a priority of operations chooses: nearly none
+# of these attend to tokens, if it prefers operations that do not.
+MAX_TRIES = 1000
+PRIORITY_TRIES = 50
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,12 @@ class Bounds:
                 return attention
         return None
 
+    @cached_property
+    def _needs_random_attention(self) -> bool:
+        """Whether neither self-attention nor another gene depends on the order of tokens, as it must."""
+        has_others = self.min_attention_layers < self.num_layers
+        return not self.has_order(Genome([self.self_attention, *(self.other_genes if has_others else ())]))
+
     def random_self_attentions(self, rng: np.random.Generator, with_random: bool = False) -> Genome:
         """A genome with self-attention in random layers, and no attention in the others. Their number is random, up to the
         legal maximum; it may be below the minimum if the space has other layers.
@@ -122,6 +130,7 @@ class Bounds:
         if self.self_attention is None:
             raise ValueError("operations: expected those of self-attention")
         has_others = self.min_attention_layers < self.num_layers
+        with_random |= self._needs_random_attention
         count = int(rng.integers(self.most_attentions + 1)) if has_others else self.num_layers
         attends = rng.permutation(self.num_layers) < count
         genes = [self.self_attention if a else self.random_other(rng) for a in attends]
@@ -154,8 +163,7 @@ class Bounds:
 
     def random_attention(self, rng: np.random.Generator, choose: Choose = choose_uniformly) -> Attention:
         for attempt in range(MAX_TRIES):
-            # Many do not attend to tokens; nearly all, if a priority prefers operations that do not.
-            way = choose if attempt < MAX_TRIES // 2 else choose_uniformly
+            way = choose if attempt < PRIORITY_TRIES else choose_uniformly
             expression = self.grammar.random_operation(RESULT_TYPE, self.max_nodes, rng, way)
             if self.contains_expression(expression):
                 return Attention(expression)

@@ -25,7 +25,7 @@ from autobert_zero.search.cli.search import main, parse
 from autobert_zero.search.evaluation.proxy import MaskedLMProxy
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.progress import ProgressBar
-from autobert_zero.search.settings import GROUP_OF, SearchSettings
+from autobert_zero.search.settings import GROUP_OF, SearchSettings, flags
 from tests.conftest import TINY_RUN, command_line, random_genome, run_without_package, tiny_config, write_corpus
 
 
@@ -274,6 +274,9 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
     # settings.json of a run is such a file, too.
     file.write_text(json.dumps(tiny_settings.to_dict()))
     assert parse(["--config", str(file)]) == (tiny_settings, 0, False)
+    settings = tiny_settings.replace(seed_genomes=["none"])  # recorded as []
+    file.write_text(json.dumps(settings.to_dict()))
+    assert parse(["--config", str(file)])[0] == parse(flags(settings.to_dict()))[0] == settings
     for text, message in {
         "sead: 7": "expected settings of a search in '{file}': got 'sead'; did you mean seed?",
         "- 7": "expected settings of a search in '{file}': expected a mapping, got [7]",

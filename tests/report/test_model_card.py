@@ -66,6 +66,7 @@ class Hub(BaseHTTPRequestHandler):
 
     requests: list[tuple[str, bytes]]
     refuse = False
+    private = True
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -88,6 +89,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.requests.append((self.path, b"", self.headers.get("Authorization")))
+        if self.path.startswith("/api/models/me/model"):
+            return self.answer(200, {"id": "me/model", "private": self.private})
         self.answer(404, {"error": f"unexpected {self.path}"})
 
     def answer(self, status: int, value: dict) -> None:
@@ -201,6 +204,23 @@ def test_the_upload(run, hub, tmp_path):
     }
     assert files == {file.name: file.read_bytes() for file in output.iterdir()}
     assert b'model="me/model"' in files["README.md"]
+
+
+def test_nothing_private_is_uploaded_to_a_public_repository(run, hub, tmp_path):
+    """One that exists, which creating it again does not change."""
+    hub.RequestHandlerClass.private = False
+    output = tmp_path / "exported"
+    done = export(hub, tmp_path, str(run), "--output", str(output), "--push_to_hub", "me/model", "--private")
+    assert done.returncode == 1
+    assert "error: not uploaded: private: expected a private repository, got me/model" in done.stderr
+    assert not any(path.endswith("/commit/main") for path, *_ in hub.RequestHandlerClass.requests)
+
+
+def test_a_name_that_no_repository_has(run, tmp_path, capsys):
+    """Before anything is written."""
+    with pytest.raises(SystemExit):
+        main(["export", str(run), "--output", str(tmp_path / "exported"), "--push_to_hub", "me/my model"])
+    assert "me/my model" in capsys.readouterr().err and not (tmp_path / "exported").exists()
 
 
 def test_a_refused_upload_leaves_the_folder(run, hub, tmp_path):

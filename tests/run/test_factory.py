@@ -131,6 +131,10 @@ def test_none_beside_seed_genomes():
         ),
         ({"operations": ["paper"], "kernel_sizes": [1]}, "position_embedding_type: expected absolute for a space"),
         ({"hidden_size": 8, "num_attention_heads": 8}, "num_attention_heads: expected heads of at least 2 channels"),
+        (
+            {"hidden_size": 8, "num_attention_heads": 8, "position_embedding_type": "absolute"},
+            "num_attention_heads: expected heads of at least 2 channels",
+        ),
         ({"operations": ["softmax"]}, "operations: expected some that form an attention to all tokens"),
         ({"operations": ["transpose"]}, "operations: expected some that form an expression of type nd"),
         ({"operations": ["matmul"]}, "operations: expected some that form an expression of type nd"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from autobert_zero.configuration_autobert_zero import ROTARY_ATTENTION, Genome
+from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
 from autobert_zero.search.run.jobs import CURVE_POINTS, JobRunner, LossCurve, training_job
 from autobert_zero.search.run.problem import Problem
 from autobert_zero.search.run.progress import Console
@@ -51,6 +52,25 @@ def test_the_loss_curve_of_an_interrupted_training(tmp_path):
             second.add(step, losses[step])
         second.lines.close()
         assert second.values() == values
+
+
+def test_a_training_that_needs_too_much_memory_goes_on_in_smaller_micro_batches(runner, monkeypatch, caplog):
+    """A candidate that was scored in smaller ones may be a finalist."""
+    original, sizes, enough = AutoBertZeroForMaskedLM.forward, [], 1
+
+    def forward(self, input_ids, *args, **kwargs):
+        sizes.append(len(input_ids))
+        if self.training and len(input_ids) > enough:
+            raise torch.OutOfMemoryError("of 8 GiB")
+        return original(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(AutoBertZeroForMaskedLM, "forward", forward)
+    job = training_job(runner.problem, "1", GENOME.to_list(), runner.problem.settings.final.final_steps)
+    assert runner(job)["loss"] is not None
+    assert {1, 2, 4} == set(sizes) and "micro_batch_size 1" in caplog.text
+    enough = 0
+    with pytest.raises(MemoryError, match="OutOfMemoryError: of 8 GiB"):
+        runner({**job, "name": "2"})
 
 
 def test_the_losses_of_a_training(runner):

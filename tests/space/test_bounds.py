@@ -4,11 +4,19 @@ import dataclasses
 
 import pytest
 
-from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Attention, Convolution, Expression, Genome
+from autobert_zero.configuration_autobert_zero import (
+    OPERATIONS,
+    PAPER_OPERATIONS,
+    SELF_ATTENTION,
+    Attention,
+    Convolution,
+    Expression,
+    Genome,
+)
 from autobert_zero.search.seeding import random_stream
 from autobert_zero.search.space.backbone import BackboneSpace
 from autobert_zero.search.space.bounds import Bounds
-from autobert_zero.search.space.grammar import choose_uniformly
+from autobert_zero.search.space.grammar import Grammar, choose_uniformly
 from tests.conftest import SPACE, random_genome
 
 
@@ -33,6 +41,27 @@ def test_minimum_number_of_attentions(minimum):
         counts.add(sum(isinstance(gene, Attention) for gene in genome))
         counts.add(sum(isinstance(gene, Attention) for gene in space.random(random_stream(i, "r"))))
     assert counts == set(range(minimum, 4))
+
+
+def test_paths_of_self_attention_depend_on_the_order():
+    """By a random attention, where nothing else does."""
+    bounds = Bounds(3, (3,), 10, 3, grammar=Grammar((*PAPER_OPERATIONS, "conv7")), requires_order=True)
+    for number in range(20):
+        genome = bounds.random_self_attentions(random_stream(number))
+        assert genome.has_order() and sum(gene != SELF_ATTENTION for gene in genome) == 1
+    for other in (
+        dataclasses.replace(bounds, min_attention_layers=0),
+        dataclasses.replace(bounds, requires_order=False),
+    ):
+        paths = [other.random_self_attentions(random_stream(number)) for number in range(20)]
+        assert {gene for path in paths for gene in path} <= {SELF_ATTENTION, Convolution(3)}
+
+
+def test_the_smallest_attentions_are_found():
+    """Few of the random expressions of five nodes attend to all tokens."""
+    bounds = Bounds(1, (3,), 5, 1, grammar=Grammar(tuple(OPERATIONS)))
+    for number in range(300):
+        assert len(bounds.random_attention(random_stream(number), lambda names, rng: names[0]).expression.nodes()) <= 5
 
 
 @pytest.mark.parametrize("maximum", range(4))
