@@ -23,7 +23,7 @@ from autobert_zero.configuration_autobert_zero import (
 )
 from autobert_zero.search.evolution.archive import Archive
 from autobert_zero.search.evolution.history import read_history
-from autobert_zero.search.files import check_shape, first_line, one_line
+from autobert_zero.search.files import check_shape, first_line, one_line, read_json
 from autobert_zero.search.settings import did_you_mean
 
 
@@ -100,7 +100,8 @@ def _read(source: str, rules: Mapping[str, str]) -> Genome:
     if path.is_file():
         return _read_file(path, rules)
     if path.is_dir():
-        for name in ("summary.json", "config.json", "model/config.json"):
+        finished = [] if _has_more_candidates(path) else ["summary.json", "config.json", "model/config.json"]
+        for name in finished:
             if (path / name).exists():
                 return _read_file(path / name, rules)
         if not (path / "history.jsonl").exists():
@@ -115,6 +116,16 @@ def _read(source: str, rules: Mapping[str, str]) -> Genome:
         suggestion = did_you_mean([source], [*PRESETS, *REPEATED])
         raise ValueError(f"expected a file, a folder, or a model of the Hub (USER/NAME), got {source!r}{suggestion}")
     return _from_hub(source)
+
+
+def _has_more_candidates(run: Path) -> bool:
+    """Whether the search in a folder goes on: it has candidates that its summary does not know."""
+    history, summary = run / "history.jsonl", run / "summary.json"
+    if not (history.exists() and summary.exists()):
+        return False
+    with open(history, "rb") as file:
+        evaluated = sum(1 for _ in file) - 1  # the first line is not of a candidate
+    return read_json(summary, dict[str, Any]).get("counts", {}).get("evaluated", evaluated) < evaluated
 
 
 def _from_hub(name: str) -> Genome:

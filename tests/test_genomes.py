@@ -180,3 +180,8 @@ def test_the_genome_of_a_running_search_is_its_best_so_far(tmp_path):
     records = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()[1:]]
     best = max((record for record in records if record["score"] is not None), key=lambda record: record["score"])
     assert read_genome(str(tmp_path)) == Genome.from_list(best["genome"])
+    winner = [{"kind": "convolution", "kernel_size": 65}]
+    for evaluated, expected in ((len(records), winner), (len(records) - 1, best["genome"])):  # extended since
+        summary = {"best": {"genome": winner}, "counts": {"evaluated": evaluated}}
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        assert read_genome(str(tmp_path)) == Genome.from_list(expected)

@@ -130,6 +130,8 @@ def read(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> tupl
         settings = SearchSettings.from_dict({n: value for n, value in vars(namespace).items() if n in GROUP_OF})
     except ValueError as error:
         parser.error(str(error))
+    if namespace.estimate and namespace.quiet:
+        parser.error("quiet: expected without --estimate, which only prints")
     return settings, namespace.verbose - namespace.quiet, namespace.estimate
 
 

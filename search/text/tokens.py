@@ -61,6 +61,10 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     for name in ("cls_token", "sep_token", "mask_token", "pad_token"):
         if getattr(tokenizer, name) is None:
             raise ValueError(f"tokenizer_name: expected one with a {name}, got {name_or_path!r} without")
+    if (largest := max(tokenizer.get_vocab().values())) >= len(tokenizer):
+        raise ValueError(
+            f"tokenizer_name: expected ids below {len(tokenizer)}, the number of tokens, got {largest} in {name_or_path!r}"
+        )
     return tokenizer
 
 

@@ -304,6 +304,7 @@ def test_settings_from_a_file(tmp_path, tiny_settings, capsys):
         file.write_text(text)
         assert message.replace("{file}", str(file)) in fails(capsys, ["--config", str(file)])
     assert "No such file" in fails(capsys, ["--config", "nowhere.yaml"])
+    assert "quiet: expected without --estimate" in fails(capsys, ["--estimate", "--quiet"])
 
 
 def test_hyphens_and_old_names(monkeypatch):

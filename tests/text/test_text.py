@@ -13,13 +13,13 @@ import zipfile
 import datasets
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
 from autobert_zero.search.settings import TextSettings
 from autobert_zero.search.text import prepared as prepared_text
 from autobert_zero.search.text.documents import PARTS, read_documents, split_documents
 from autobert_zero.search.text.prepared import prepare
-from autobert_zero.search.text.tokens import train_tokenizer
+from autobert_zero.search.text.tokens import load_tokenizer, train_tokenizer
 from tests.conftest import write_corpus
 
 
@@ -277,6 +277,14 @@ def test_a_damaged_tokenizer_is_named(tmp_path, content):
     settings = settings_for(write_corpus(tmp_path / "c.txt"), tokenizer_name=str(tmp_path / "tokenizer"))
     with pytest.raises(ValueError, match=r"tokenizer_name: cannot load .*tokenizer"):
         prepare(settings, 16)
+
+
+def test_a_tokenizer_with_gaps_between_its_ids(tmp_path):
+    """Its largest ids would be beyond the embeddings of a model."""
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    BertTokenizer(vocab={**dict(zip(special, range(5), strict=True)), "a": 9}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer_name: expected ids below 6, the number of tokens, got 9"):
+        load_tokenizer(str(tmp_path))
 
 
 @pytest.fixture
