@@ -14,7 +14,7 @@ trap 'kill -TERM $(jobs -p); wait; scontrol requeue "$SLURM_JOB_ID"' TERM
 export MAIN_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # In single quotes: each node substitutes its own rank.
-srun bash -c 'accelerate launch \
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c 'accelerate launch \
     --multi_gpu \
     --num_machines "$SLURM_NNODES" \
     --num_processes $((SLURM_NNODES * 8)) \
@@ -22,4 +22,4 @@ srun bash -c 'accelerate launch \
     --main_process_ip "$MAIN_NODE" \
     --main_process_port 29500 \
     -m autobert_zero.search --train_file text.txt --output_dir runs/mine' &
-wait
+wait $!  # with its exit code

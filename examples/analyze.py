@@ -230,6 +230,10 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
+        for name, least in (("sequences", 1), ("sequence_length", 3), ("rounds", 1)):
+            if getattr(given, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(given, name)}")
+        given.output_dir.mkdir(parents=True, exist_ok=True)
         labels = distinct_labels(given.models)
         runs = [load(name, given) for name in given.models]
     except (OSError, ValueError) as error:
@@ -240,7 +244,6 @@ def main(arguments: list[str] | None = None) -> None:
         label: {**analyze(*run), "milliseconds": round(milliseconds, 3)}
         for label, run, milliseconds in zip(labels, runs, times, strict=True)
     }
-    given.output_dir.mkdir(parents=True, exist_ok=True)
     facts = {
         "text": Path(given.text_file).name,
         "sequences": given.sequences,

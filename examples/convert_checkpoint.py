@@ -131,10 +131,13 @@ def convert_bert(config: dict, weights: Weights) -> tuple[Genome, Weights]:
 def convert_port(config: dict, weights: Weights) -> tuple[Genome, Weights]:
     if not config.get("use_glu", True):
         raise ValueError("use_glu: expected true, got false")
-    sizes = config.get("kernel_size_list", [65, 9, 3, 7, 7, 3])
+    sizes, layers = config.get("kernel_size_list", [65, 9, 3, 7, 7, 3]), config.get("num_hidden_layers", 12)
+    if not 0 < layers <= min(len(PUBLISHED_GENOME), 2 * len(sizes)):
+        raise ValueError(
+            f"num_hidden_layers: expected up to {min(len(PUBLISHED_GENOME), 2 * len(sizes))}, got {layers}"
+        )
     genome = Genome(
-        Convolution(sizes[layer // 2]) if layer % 2 == 0 else PUBLISHED_GENOME[layer]
-        for layer in range(config.get("num_hidden_layers", 12))
+        Convolution(sizes[layer // 2]) if layer % 2 == 0 else PUBLISHED_GENOME[layer] for layer in range(layers)
     )
     if not any(name.startswith("autobert.") for name in weights):
         weights = {f"autobert.{name}": weight for name, weight in weights.items()}

@@ -15,6 +15,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import shutil
 import statistics
 import sys
 import time
@@ -51,6 +52,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
 )
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from autobert_zero.search import custom_operations
 from autobert_zero.search.evaluation.glue import (
@@ -64,7 +66,14 @@ from autobert_zero.search.evaluation.glue import (
     majority_metrics,
     unlike_official,
 )
-from autobert_zero.search.files import JsonLines, check_shape, differing_keys, json_digest, write_json
+from autobert_zero.search.files import (
+    JsonLines,
+    check_shape,
+    differing_keys,
+    json_digest,
+    lock_output_dir,
+    write_json,
+)
 from autobert_zero.search.provenance import commit as current_commit
 from autobert_zero.search.provenance import provenance
 from autobert_zero.search.report.tables import mean, text_table
@@ -81,6 +90,7 @@ IRRELEVANT = (
     "model_name_or_path",
     "model_revision",
     "attn_implementation",
+    "trust_remote_code",
     "task_name",
     "data_dir",
     "learning_rates",
@@ -112,6 +122,8 @@ class FineTuning:
     def __init__(self, name: str, options: GlueArguments, args: FineTuningArguments):
         self.name, self.options, self.args = name, options, args
         self.task = TASKS[name]
+        if args.label_smoothing_factor and not self.task.labels:
+            raise ValueError(f"label_smoothing_factor: expected 0 for {name}, whose labels are numbers")
         self.config, self.tokenizer, self.remote = load_parts(options, pairs=len(self.task.columns) == 2)
         self.config.num_labels = max(1, len(self.task.labels))
         if self.task.labels:
@@ -169,13 +181,16 @@ class FineTuning:
         parts = {part: self.parts[part] for part in self.task.validations if part in self.parts}
         return {part: p if limit is None else p.select(range(min(limit, len(p)))) for part, p in parts.items()}
 
-    def folder(self, seed: int) -> Path:
-        return Path(self.args.output_dir, self.name, f"seed-{seed}")
+    def folder(self, learning_rate: float, seed: int) -> Path:
+        return Path(self.args.output_dir, self.name, f"rate-{learning_rate:g}-seed-{seed}")
+
+    def is_saved(self, learning_rate: float, seed: int) -> bool:
+        return (self.folder(learning_rate, seed) / TRAINING_ARGS_NAME).exists()  # which is written after the weights
 
     def train(self, rows: datasets.Dataset, learning_rate: float, seed: int) -> Trainer:
         args = copy.copy(self.args)
         args.learning_rate, args.seed = learning_rate, seed
-        args.output_dir = str(self.folder(seed))
+        args.output_dir = str(self.folder(learning_rate, seed))
         args.save_strategy = args.eval_strategy = "no"
         trainer = make_trainer(
             AutoModelForSequenceClassification, self.options, args, self._model_parts, rows, DataCollatorWithPadding
@@ -209,19 +224,26 @@ class FineTuning:
         counts = {"train": len(rows), **{part: len(p) for part, p in parts.items()}}
         if has_diverged(trainer):
             return {"metrics": {}, "score": None, "rows": counts}
+        folder = self.folder(learning_rate, seed)
+        if self.options.save_models:  # before predictions, for which weights may be rounded
+            trainer.save_model()
+            if trainer.is_world_process_zero():
+                custom_operations.save_with_model(folder)
         metrics = self._metrics(trainer, parts)
         for part, submission in self.submissions.items():
             if part in self.parts:
-                self._submit(trainer, self.parts[part], submission, seed)
-        if self.options.save_models:
-            trainer.save_model()
-            if trainer.is_world_process_zero():
-                custom_operations.save_with_model(self.folder(seed))
+                self._submit(trainer, self.parts[part], folder / f"{submission}.tsv")
         return {"metrics": metrics, "score": round(headline(metrics), 4), "rows": counts}
 
-    def _submit(self, trainer: Trainer, rows: datasets.Dataset, submission: str, seed: int) -> None:
+    def submit(self, learning_rate: float, seed: int) -> None:
+        """Copy the predictions for the test parts to those of all tasks."""
+        target = Path(self.args.output_dir, f"submission-seed-{seed}")
+        for file in self.folder(learning_rate, seed).glob("*.tsv"):
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / file.name)
+
+    def _submit(self, trainer: Trainer, rows: datasets.Dataset, path: Path) -> None:
         decided = decide(self.name, trainer.predict(rows).predictions)
-        path = Path(self.args.output_dir, f"submission-seed-{seed}", f"{submission}.tsv")
         if not trainer.is_world_process_zero():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,15 +269,20 @@ class Row(TypedDict):
 class Rows:
     """Finished trainings by key, in a file of JSON lines that starts with what they depend on.
 
-    Raises: ValueError if the file is of another run.
+    Raises: ValueError if the file is of another run, or another process writes it.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.writes = PartialState().is_main_process
+        self.held = contextlib.ExitStack()
         found: list[Any] = [None]
         if self.writes:
-            self.lines = JsonLines(path)
-            found[0] = self._read(identity)
+            try:
+                self.held.enter_context(lock_output_dir(path.parent))
+                self.lines = JsonLines(path)
+                found[0] = self._read(identity)
+            except ValueError as error:
+                found[0] = str(error)
         # All processes continue from what the main process has read.
         [self.finished] = broadcast_object_list(found)
         if isinstance(self.finished, str):
@@ -280,6 +307,7 @@ class Rows:
     def close(self) -> None:
         if self.writes:
             self.lines.close()
+        self.held.close()
 
     def add(self, key: str, row: dict[str, Any]) -> None:
         self.finished[key] = {"key": key, **row}
@@ -293,7 +321,8 @@ def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, An
     first = tuning.args.seed
 
     def row(key: str, make: Callable[[], dict[str, Any]], is_complete: bool = True) -> dict[str, Any]:
-        if key not in rows.finished or not is_complete:
+        known = rows.finished.get(key)
+        if known is None or (known["score"] is not None and not is_complete):
             start = time.perf_counter()
             task = {"task": tuning.name, "data": tuning.data}
             rows.add(key, {**task, **make(), "seconds": round(time.perf_counter() - start, 1)})
@@ -309,10 +338,13 @@ def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, An
             f"{tuning.name}, rate {best}, seed {seed}",
             functools.partial(tuning.report, best, seed),
             # A finished training is repeated if its model is requested and missing.
-            is_complete=not tuning.options.save_models or (tuning.folder(seed) / "config.json").exists(),
+            is_complete=not tuning.options.save_models or tuning.is_saved(best, seed),
         )
         for seed in range(first, first + tuning.options.seeds)
     ]
+    if tuning.args.process_index == 0:
+        for seed in range(first, first + tuning.options.seeds):
+            tuning.submit(best, seed)
     return {
         "learning_rate": best,
         "grid": {str(rate): score for rate, score in grid.items()},
@@ -350,8 +382,15 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return text_table(lines)
 
 
-def check_options(options: GlueArguments, first_seed: int) -> None:
-    """Raise a ValueError for numbers that a training would fail with."""
+def check_options(options: GlueArguments, args: FineTuningArguments) -> None:
+    """Raise a ValueError for numbers that a training would fail with, and for arguments of Trainer without effect."""
+    defaults = {each.name: each.default for each in dataclasses.fields(args)}
+    for name in ("eval_strategy", "save_strategy", "load_best_model_at_end"):
+        if (value := getattr(args, name)) != defaults[name]:
+            raise ValueError(
+                f"{name}: expected its default, because the model after the last step counts, got {getattr(value, 'value', value)}"
+            )
+    first_seed = args.seed
     if first_seed + options.seeds > 1 << 32:
         raise ValueError(f"seed, seeds: expected a last seed below {1 << 32}, got {first_seed + options.seeds - 1}")
     minimum = {"seeds": 1, "max_train_samples": 2 if len(options.learning_rates) > 1 else 1, "max_eval_samples": 1}
@@ -387,7 +426,7 @@ def main() -> None:
     commit, rates = current_commit(), options.learning_rates or [args.learning_rate]
     folder = Path(args.output_dir)
     try:
-        check_options(options, args.seed)
+        check_options(options, args)
         identity = {
             **{k: v for k, v in dataclasses.asdict(options).items() if k not in IRRELEVANT},
             **{k: v for k, v in steps_identity(args).items() if k != "learning_rate"},

@@ -154,12 +154,15 @@ def set_up(
         [IGNORED if word is None else config.label2id[train[number].tags[word]] for word in firsts]
         for number, firsts in zip(pieces["sentence"], pieces["words"], strict=True)
     ]
+    rows = datasets.Dataset.from_dict({**columns(pieces), "labels": targets})
+    # A batch without a label, such as the rest of a word of many tokens, would have no loss.
+    labelled = [row for row, each in enumerate(targets) if set(each) != {IGNORED}]
     trainer = make_trainer(
         AutoModelForTokenClassification,
         options,
         args,
         (config, tokenizer, remote),
-        datasets.Dataset.from_dict({**columns(pieces), "labels": targets}),
+        rows.select(labelled),
         DataCollatorForTokenClassification,
         # Keeps only the best label of each token in memory.
         preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),

@@ -37,6 +37,7 @@ from time_budget import ENDLESS, TimeBudget
 from training_scripts import (
     ATTENTION_HELP,
     CheckpointDigests,
+    OrderedTrainer,
     checkpoint_step,
     choose_attention,
     claim_folder,
@@ -163,6 +164,7 @@ class TrainingArguments(TransformersArguments):
         default=0.25, metadata={"help": "Steps between two evaluations, or their fraction of all steps."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints that are kept."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave losses out that are not finite."})
     train_sampling_strategy: str = field(
         default="sequential", metadata={"help": "Fixed: the order is determined by the data set."}
     )
@@ -536,7 +538,7 @@ def options_identity(options: PretrainingArguments) -> dict[str, Any]:
     }
 
 
-class PretrainingTrainer(Trainer):
+class PretrainingTrainer(OrderedTrainer):
     """Evaluates masked language modelling alone, also if it trains on sentence pairs; all checkpoints can be loaded.
 
     Args:
@@ -629,15 +631,13 @@ class Pretraining:
         check_options(options)
         if options.muon:
             check_muon(args)
+        if args.label_smoothing_factor:
+            raise ValueError(f"label_smoothing_factor: expected 0, got {args.label_smoothing_factor}")
         if model_arguments.model_name_or_path is not None and settings.tokenizer_name is None:
             _config_of_model(model_arguments.model_name_or_path, None)  # otherwise an error would be of the tokenizer
             settings = dataclasses.replace(settings, tokenizer_name=model_arguments.model_name_or_path)
         with args.main_process_first(desc="text"):
             text = prepared_or_streamed(settings, options)
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs: expected one process per GPU (accelerate launch, torchrun), got one process"
-            )
         if (
             settings.streaming
             and settings.max_documents
@@ -704,12 +704,12 @@ class Pretraining:
         if trainer.budget is not None:
             trainer.budget.resume(checkpoint)
         output = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()  # before evaluations, for which weights may be rounded
         log, steps = trainer.state.log_history, trainer.state.global_step
         # The best weights, if they were loaded, are not those of the last step.
         is_best = trainer.args.load_best_model_at_end
         if is_best or not any("eval_test_loss" in entry and entry["step"] == steps for entry in log):
             trainer.evaluate()
-        trainer.save_model()
         importance = trainer.layer_importance()
         if trainer.is_world_process_zero():
             self._write_results(output.metrics, importance)

@@ -99,6 +99,8 @@ def read_squad(path: str) -> list[Question]:
         if not isinstance(question.context, str):
             raise ValueError(f"{path!r}, question {question.id!r}: expected text as context, got {question.context!r}")
         for answer, start in zip(question.answers, question.starts, strict=True):
+            if not isinstance(answer, str):
+                raise ValueError(f"{path!r}, question {question.id!r}: expected text as answer, got {answer!r}")
             if type(start) is not int or start < 0:
                 raise ValueError(
                     f"{path!r}, question {question.id!r}: expected a whole number as answer_start, got {start!r}"
@@ -138,7 +140,9 @@ def answer_span(question: Question, offsets: list) -> tuple[int, int]:
     """First and last token of the first answer; 0, the position of `[CLS]`, if the window does not contain all of it."""
     if not question.answers:
         return 0, 0
-    low, high = question.starts[0], question.starts[0] + len(question.answers[0])
+    answer = question.answers[0]
+    low = question.starts[0] + len(answer) - len(answer.lstrip())  # tokens do not include white space
+    high = question.starts[0] + len(answer.rstrip())
     inside = [i for i, place in enumerate(offsets) if place and place[0] < high and place[1] > low]
     if not inside or offsets[inside[0]][0] > low or offsets[inside[-1]][1] < high:
         return 0, 0
@@ -181,6 +185,12 @@ def set_up(
 ) -> tuple[Trainer, datasets.Dataset, list[Question], dict]:
     """Raises: ValueError for bad input, before anything is trained."""
     _, tokenizer, _ = parts = load_parts(options, pairs=True)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"model: expected a fast tokenizer, which knows the places of its tokens, got {type(tokenizer).__name__}"
+        )
+    if args.label_smoothing_factor:
+        raise ValueError(f"label_smoothing_factor: expected 0, without labels, got {args.label_smoothing_factor}")
     maximum = options.max_seq_length // 2 - 4
     if not 0 <= options.doc_stride <= maximum:
         raise ValueError(

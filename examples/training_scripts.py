@@ -1,5 +1,6 @@
 """What the training scripts share on top of transformers' Trainer: command line, models, resuming, results."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -65,6 +66,7 @@ class FineTuningArguments(TransformersArguments):
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate, unless a grid is given."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or their fraction of all steps."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of all but biases and norms."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Leave losses out that are not finite."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Training batch size per device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Evaluation batch size per device."})
 
@@ -117,10 +119,12 @@ def parse(description: str | None, *dataclasses_: type) -> tuple[HfArgumentParse
         for options in given:
             if not isinstance(options, Group):  # which has checked itself
                 _check_texts(options)
-        _check_numbers(given[-1])
+        _check_trainer(given[-1])
         _check_output_dir(Path(given[-1].output_dir))
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    if given[-1].mixed_precision != "no":  # it may be that of `accelerate launch`
+        setattr(given[-1], given[-1].mixed_precision, True)
     if given[-1].bf16 and given[-1].process_index == 0:
         Precision("bf16", given[-1].device.type).warn_if_emulated()
     given[-1].dataloader_pin_memory &= torch.accelerator.is_available()  # a warning otherwise
@@ -153,8 +157,21 @@ def check_rate(value: float, name: str) -> None:
         raise ValueError(f"{name}: expected a positive number, got {value}")
 
 
-def _check_numbers(args: TransformersArguments) -> None:
-    """Raise a ValueError for numbers that Trainer would fail with later, or train nothing with."""
+def _check_trainer(args: TransformersArguments) -> None:
+    """Raise a ValueError for arguments that Trainer would fail with later, or train nothing with, and that break what the
+    scripts promise."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs: expected one process per GPU (accelerate launch, torchrun), got one process"
+        )
+    if args.mixed_precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f"mixed_precision: expected no, bf16 or fp16, got {args.mixed_precision}")
+    if args.save_only_model:
+        raise ValueError("save_only_model: expected false, because a training is resumed from the optimizer, too")
+    if args.prediction_loss_only:
+        raise ValueError("prediction_loss_only: expected false, because predictions are scored")
+    if args.resume_from_checkpoint is not None:
+        raise ValueError("resume_from_checkpoint: expected none, because the same command resumes a training")
     check_rate(args.learning_rate, "learning_rate")
     if not 0 <= args.seed < 1 << 32:
         raise ValueError(f"seed: expected 0 to {(1 << 32) - 1}, got {args.seed}")
@@ -208,6 +225,7 @@ def load_parts(options: Any, pairs: bool = False) -> tuple[PretrainedConfig, Pre
     if options.max_seq_length is None:
         options.max_seq_length = int(min(DEFAULT_LENGTH, max_tokens(config)))
     check_fit(config, tokenizer, options.max_seq_length, "max_seq_length", pairs)
+    tokenizer.padding_side = "right"  # tokens are found by their positions in a row
     return config, tokenizer, remote
 
 
@@ -260,6 +278,27 @@ def choose_attention(model: PreTrainedModel, implementation: str | None) -> None
         )
 
 
+class OrderedTrainer(Trainer):
+    """Evaluates and predicts all rows in their order, also if training groups them by length or drops the last batch."""
+
+    @contextlib.contextmanager
+    def _all_in_order(self) -> Iterator[None]:
+        given = {name: getattr(self.args, name) for name in ("train_sampling_strategy", "dataloader_drop_last")}
+        self.args.train_sampling_strategy, self.args.dataloader_drop_last = "sequential", False
+        try:
+            yield
+        finally:
+            vars(self.args).update(given)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        with self._all_in_order():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        with self._all_in_order():
+            return super().get_test_dataloader(test_dataset)
+
+
 def make_trainer(
     model_class: type,
     options: Any,
@@ -281,7 +320,7 @@ def make_trainer(
     """
     _, tokenizer, _ = parts
     transformers.set_seed(args.seed)
-    trainer = Trainer(
+    trainer = OrderedTrainer(
         model=load_model(model_class, options, parts),
         args=args,
         train_dataset=rows,
@@ -394,6 +433,7 @@ def claim_folder_for_file(options: FileArguments, args: TransformersArguments, i
         "model_name_or_path",
         "model_revision",
         "attn_implementation",
+        "trust_remote_code",
         "train_file",
         "validation_file",
         *irrelevant,

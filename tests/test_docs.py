@@ -248,12 +248,13 @@ def test_the_job_script(tmp_path):
     # Stand-ins for SLURM's commands: `srun` runs its command here, and `accelerate` prints what it would launch.
     for name, body in {
         "scontrol": "echo node-a; echo node-b",
-        "srun": '"$@"',
+        "srun": 'shift; "$@"',  # without its own option
         "accelerate": 'printf "%s\\n" "$@"',
     }.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     environment = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_ID": "7"}
+    environment["SLURM_CPUS_PER_TASK"] = "32"
     environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=True)
     words = done.stdout.split()
@@ -261,6 +262,8 @@ def test_the_job_script(tmp_path):
         assert words[words.index(f"--{option}") + 1] == value
     arguments = words[words.index("autobert_zero.search") + 1 :]
     assert arguments == ["--train_file", "text.txt", "--output_dir", "runs/mine"]
+    (tmp_path / "accelerate").write_text("#!/bin/bash\nexit 3\n")
+    assert subprocess.run(["bash", script], env=environment).returncode == 3  # a failed search is a failed job
 
 
 @pytest.mark.slow

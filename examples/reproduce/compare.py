@@ -171,8 +171,6 @@ class Comparison:
                 raise ValueError(f"validation_file: expected a file, got {path!r}")
         if self.blimp_dir is not None and not any(Path(self.blimp_dir).glob("*.jsonl*")):
             raise ValueError(f"blimp_dir: expected files UID.jsonl.gz in {self.blimp_dir!r}, got none")
-        if self.data_dir is not None and not self.tasks:
-            raise ValueError("scale: expected tasks in glue, with a folder of them, got none")
         for task in self.tasks if self.data_dir is not None and self.tasks != ["all"] else []:
             if not any(Path(self.data_dir, task).glob("train.jsonl*")):
                 raise ValueError(f"data_dir: expected {task}/train.jsonl.gz in {self.data_dir!r}, got none")
@@ -323,6 +321,8 @@ class Comparison:
             for task in self.tasks:
                 for row in self.rows:
                     folder = self.seed_folder(row, seed)
+                    if is_divergence(folder):
+                        continue
                     values = {
                         "model_name_or_path": str(folder),
                         "task_name": task,
@@ -612,6 +612,8 @@ def main(arguments: list[str] | None = None) -> None:
     for row, what in rows.items():
         if (other := what.get("grid_of")) and other not in rows and not comparison.is_chosen(other):
             parser.error(f"rows: expected {other} with {row}, which uses its learning rate")
+    if (given.data_dir is not None or given.hub_glue) and not comparison.tasks:
+        parser.error("scale: expected glue with its tasks, got none")
     if not given.table_only:
         try:
             comparison.check()

@@ -45,6 +45,8 @@ def picture(rows: Mapping[str, Mapping[str, Any]]) -> str:
     series = []
     for color, row in enumerate(rows[name] for name in (FOUND, RIVAL, *OTHERS) if name in rows):
         points = [(part * row["tokens"], loss) for part, loss in row["curve"] if part >= FIRST]
+        if not points:
+            raise ValueError(f"rows: expected losses after {FIRST} of the training of {row['name']}, got none")
         series.append(Series(row["name"], *zip(*points, strict=True), color))
     chart = charts.plot("Losses during pre-training", series, "tokens", "loss in nats")
     panels = [
@@ -97,6 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         comparison = json.loads(Path(given.comparison).read_text(encoding="utf-8"))
+        if not isinstance(comparison, dict) or "rows" not in comparison:
+            raise ValueError(f"expected a file that compare.py wrote, got {str(given.comparison)!r}")
         write_text(given.output, picture(comparison["rows"]))
     except (ValueError, OSError) as error:
         parser.error(str(error))

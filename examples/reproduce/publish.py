@@ -8,6 +8,7 @@ texts than it was trained on, which pipelines and sentence-transformers then no 
 """
 
 import argparse
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -49,7 +50,11 @@ def publish(model: Path, folder: Path, model_max_length: int | None = None) -> N
         maximum = max_tokens(AutoBertZeroConfig.from_dict(config))
         if not 0 < model_max_length <= maximum:
             raise ValueError(f"model_max_length: expected 1 to {maximum}, got {model_max_length}")
-        config["max_position_embeddings"] = tokenizer["model_max_length"] = model_max_length
+        tokenizer["model_max_length"] = model_max_length
+        if maximum == math.inf:  # otherwise it is the size of the table
+            config["max_position_embeddings"] = model_max_length
+    if config.get("custom_operations"):
+        raise ValueError("model: expected one without custom operations, whose code the folder would lack")
     try:
         weights = in_half_precision(load_file(model / "model.safetensors"))
     except SafetensorError as error:

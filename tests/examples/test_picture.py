@@ -26,6 +26,18 @@ def test_the_picture(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(file), str(tmp_path / "found.svg")])
     assert "rows: expected bert_rotary with its losses, got found, convbert" in capsys.readouterr().err
+    early = {**rows["convbert"], "curve": rows["convbert"]["curve"][:1]}
+    for content, message in (
+        (
+            {"rows": {**rows, "convbert": early}},
+            "rows: expected losses after 0.2 of the training of ConvBERT, got none",
+        ),
+        ({}, "expected a file that compare.py wrote"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(SystemExit):
+            main([str(file), str(tmp_path / "found.svg")])
+        assert message in capsys.readouterr().err
     file.write_text(json.dumps({"rows": rows}))
     main([str(file), str(tmp_path / "found.svg")])
     root = ElementTree.parse(tmp_path / "found.svg").getroot()

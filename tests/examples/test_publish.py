@@ -70,6 +70,11 @@ def test_incomplete_and_damaged_models(model, tmp_path, capsys):
     config = (model / "config.json").read_text()
     (model / "config.json").write_text(config.replace('"none"', '"absolute"'))
     assert "model_max_length: expected 1 to 32, got 33" in error("--model_max_length", "33")
+    (model / "config.json").write_text(
+        config.replace('"custom_operations": null', '"custom_operations": {"act": "ab->ab"}')
+    )
+    assert "model: expected one without custom operations" in error()
+    (model / "config.json").write_text(config)
     weights = load_file(model / "model.safetensors")
     name = sorted(weights)[0]
     save_file({**weights, name: torch.full_like(weights[name], 1e6)}, model / "model.safetensors", {"format": "pt"})

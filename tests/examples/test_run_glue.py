@@ -22,6 +22,7 @@ from transformers import BertConfig, BertModel
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroModel
+from autobert_zero.search.files import lock_output_dir
 from autobert_zero.search.text.tokens import train_tokenizer
 from tests.conftest import run_script, tiny_config
 from tests.evaluation.glue_files import BAD, GOOD, write_task
@@ -137,7 +138,7 @@ def test_matched_and_mismatched(monkeypatch, model, tmp_path):
     names = ["AX.tsv", "MNLI-m.tsv", "MNLI-mm.tsv"]
     assert sorted(path.name for path in out.glob("submission-seed-43/*")) == names
     assert len((out / "submission-seed-43" / "AX.tsv").read_text().splitlines()) == 10
-    config = json.loads((out / "mnli" / "seed-42" / "config.json").read_text())
+    config = json.loads((out / "mnli" / "rate-0.01-seed-42" / "config.json").read_text())
     assert config["id2label"] == {"0": "entailment", "1": "neutral", "2": "contradiction"}
 
 
@@ -251,6 +252,42 @@ def test_damaged_rows_are_named(monkeypatch, model, tmp_path, capsys, line):
     assert "rows.jsonl, line 2" in capsys.readouterr().err
 
 
+def test_submissions_and_models_are_of_the_rate_that_is_reported(monkeypatch, model, tmp_path):
+    """Also if the rate before was another one, and the training is not repeated."""
+    data, out, options = write_task(tmp_path / "data", "rte", test=True), tmp_path / "out", ("--task_name", "rte")
+    submission, written = out / "submission-seed-42" / "RTE.tsv", []
+    for rate, more in (("0.01", ()), ("1e-7", ("--save_models",)), ("0.01", ()), ("0.01", ("--save_models",))):
+        run(monkeypatch, model, data, out, *options, "--seeds", "1", "--learning_rate", rate, *more)
+        written.append(submission.read_text())
+    assert written[0] == written[2] == written[3] != written[1]
+    folders = {path.name: path / "model.safetensors" for path in (out / "rte").iterdir()}
+    assert set(folders) == {"rate-0.01-seed-42", "rate-1e-07-seed-42"} and all(map(Path.exists, folders.values()))
+
+
+def test_two_runs_in_one_folder(monkeypatch, model, tmp_path, capsys):
+    """Each would cut off the rows of the other."""
+    write_task(tmp_path / "data", "rte")
+    (tmp_path / "out").mkdir()
+    with lock_output_dir(tmp_path / "out"), pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, model, tmp_path / "data", tmp_path / "out", "--task_name", "rte")
+    assert "out is in use by another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        ("stsb", ("--label_smoothing_factor", "0.1"), "label_smoothing_factor: expected 0 for stsb"),
+        ("rte", ("--save_strategy", "epoch"), "save_strategy: expected its default, because the model after the last"),
+        ("rte", ("--eval_strategy", "epoch"), "eval_strategy: expected its default, because the model after the last"),
+    ],
+)
+def test_arguments_without_effect(monkeypatch, model, tmp_path, capsys, task, arguments, message):
+    write_task(tmp_path / "data", task)
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, model, tmp_path / "data", tmp_path / "out", "--task_name", task, *arguments)
+    assert f"{message}" in capsys.readouterr().err
+
+
 def test_a_training_that_diverges_is_reported(monkeypatch, model, tmp_path, capsys):
     """And it is not chosen; with weights that are not finite all predictions would be the first label."""
     write_task(tmp_path / "data", "rte", test=True)
@@ -261,6 +298,10 @@ def test_a_training_that_diverges_is_reported(monkeypatch, model, tmp_path, caps
     out = tmp_path / "all"
     results = run(monkeypatch, model, tmp_path / "data", out, "--task_name", "rte", *rates[:2], *rates[3:])
     assert results["tasks"]["rte"]["scores"] == [None, None] and not list(out.glob("submission*"))
+    finished = (out / "rows.jsonl").read_text()
+    more = (*rates[:2], *rates[3:], "--save_models")  # nothing was saved, and nothing is trained again
+    run(monkeypatch, model, tmp_path / "data", out, "--task_name", "rte", *more)
+    assert (out / "rows.jsonl").read_text() == finished
     last = capsys.readouterr().out.splitlines()[-1].split()
     assert last == ["rte", "accuracy", "diverged", "50.00", "1e+30", "diverged", "diverged"]
 
@@ -271,7 +312,7 @@ def test_from_one_task_to_another(monkeypatch, model, tmp_path, capsys):
     write_task(tmp_path / "data", "rte")
     for more in ((), ("--save_models",)):
         run(monkeypatch, model, tmp_path / "data", tmp_path / "out", "--task_name", "mnli", *more)
-    first = tmp_path / "out" / "mnli" / "seed-42"
+    first = tmp_path / "out" / "mnli" / "rate-0.01-seed-42"
     results = run(monkeypatch, first, tmp_path / "data", tmp_path / "rte", "--task_name", "rte")
     assert min(results["tasks"]["rte"]["scores"]) > 80
     weights = load_file(first / "model.safetensors")

@@ -110,6 +110,18 @@ def test_each_word_starts_in_one_piece(model):
             assert word is None or words[word].startswith(token)
 
 
+def test_pieces_without_a_label_are_not_trained_on(monkeypatch, model, tmp_path):
+    """A batch of nothing else has no loss: sentences without a token, and the rest of a long word."""
+    conll(tmp_path / "train.txt", count=4)
+    with open(tmp_path / "train.txt", "a") as file:
+        file.write("\n\u200b O\n\n" + "." * 40 + " O\n\n")
+    results = run(monkeypatch, model, tmp_path, per_device_train_batch_size=1, num_train_epochs=1)
+    tokenizer = BertTokenizerFast.from_pretrained(model)
+    pieces = make_pieces(read_columns(str(tmp_path / "train.txt")), tokenizer, 12)["words"]
+    labelled = sum(any(word is not None for word in words) for words in pieces)
+    assert results["training_pieces"] == labelled < len(pieces)
+
+
 def test_words_get_the_tag_of_their_first_token():
     sentences = [Sentence(("a", "b", "c"), ("O",) * 3), Sentence(("d",), ("O",))]
     pieces = {"sentence": [0, 0, 1], "words": [[None, 0, None, None], [None, 2, None], [None, 0, None]]}

@@ -560,6 +560,21 @@ def test_a_training_that_diverges_is_reported(folder, run):
     assert results["losses"]["test"]["1"] is None and results["layer_importance"] is None
 
 
+def test_losses_after_a_divergence_are_not_in_the_curve(folder, run):
+    """Trainer would show losses of 0 there."""
+    run(
+        code=3,
+        max_steps=4,
+        learning_rate=1e30,
+        max_grad_norm=1e30,
+        warmup_steps=0,
+        logging_steps=1,
+        save_strategy="no",
+    )
+    [[step, loss]] = json.loads((folder / "out" / "results.json").read_text())["training_losses"]
+    assert step == 1 and 3 < loss < 9
+
+
 def test_a_finished_training_whose_model_is_lost_is_repeated(folder, run):
     run(max_steps=4)
     (folder / "out" / "model.safetensors").unlink()

@@ -95,6 +95,10 @@ def test_windows_overlap_and_spans_are_those_of_the_answer(model):
             found.append(context[offsets[first][0] : offsets[last][1]])
     assert len(windows["offsets"]) > 2 and found and set(found) == {"the lake"}
     assert "".join(context[a:b] for a, b in sorted(seen)) == context.replace(" ", "")
+    # White space belongs to no token.
+    wide = Question("q", "where ?", context, (" the lake ",), (context.index(" the lake "),))
+    for offsets in windows["offsets"]:
+        assert answer_span(wide, offsets) == answer_span(question, offsets)
     nothing = Question("q", "where ?", context, (), ())
     assert {answer_span(nothing, offsets) for offsets in windows["offsets"]} == {(0, 0)}
 

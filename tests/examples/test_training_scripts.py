@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 import training_scripts
@@ -16,13 +17,20 @@ from training_scripts import (
     CheckpointDigests,
     FileArguments,
     FineTuningArguments,
+    OrderedTrainer,
     claim_folder,
     last_checkpoint,
     load_model,
     load_parts,
     parse,
+    steps_identity,
 )
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    TrainingArguments,
+)
 
 from autobert_zero.configuration_autobert_zero import SELF_ATTENTION, Convolution, Genome
 from autobert_zero.modeling_autobert_zero import AutoBertZeroForMaskedLM
@@ -62,6 +70,9 @@ def test_a_command_line(monkeypatch, tmp_path):
         (["--save_total_limit", "1"], "save_total_limit: expected at least 2, got 1"),
         (["--output_dir", "x" * 300], "output_dir: expected a folder that can be written"),
         (["--max_steps", "0"], "max_steps: expected a positive number, got 0"),
+        (["--save_only_model", "true"], "save_only_model: expected false, because a training is resumed"),
+        (["--prediction_loss_only", "true"], "prediction_loss_only: expected false, because predictions are scored"),
+        (["--resume_from_checkpoint", "x"], "resume_from_checkpoint: expected none, because the same command"),
         (["--num_train_epochs", "0"], "num_train_epochs: expected a positive number, got 0.0"),
         (["--output_dir", ""], "output_dir: expected a value, got ''"),
         (["--output_dir", "file"], "output_dir: expected a folder that can be written, got 'file'"),
@@ -76,6 +87,28 @@ def test_bad_command_lines(monkeypatch, tmp_path, capsys, arguments, message):
         parsed(monkeypatch, *arguments)
     assert f"script: error: {message}" in capsys.readouterr().err
     assert os.listdir() == ["file"]
+
+
+def test_the_precision_of_the_launcher_is_recorded(monkeypatch):
+    """As `accelerate launch --mixed_precision bf16` sets it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    args = parsed(monkeypatch)[-1]
+    assert args.bf16 and steps_identity(args)["bf16"] == "True"
+
+
+@pytest.mark.parametrize(
+    "option", [{"train_sampling_strategy": "group_by_length"}, {"dataloader_drop_last": True}], ids=str
+)
+def test_predictions_are_of_all_rows_in_their_order(model, tmp_path, option):
+    rows = datasets.Dataset.from_dict({"input_ids": [[5] * length for length in (3, 9, 2, 7, 5, 8, 4, 6, 1, 10)]})
+    args = TrainingArguments(str(tmp_path), per_device_eval_batch_size=4, use_cpu=True, report_to="none", **option)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = load(model)
+    trainer = OrderedTrainer(network, args, DataCollatorWithPadding(tokenizer), processing_class=tokenizer)
+    with torch.no_grad():
+        expected = torch.cat([network(torch.tensor([ids])).logits for ids in rows["input_ids"]])
+    assert torch.tensor(trainer.predict(rows).predictions).allclose(expected, atol=1e-5)
+    assert {name: getattr(args, name) for name in option} == option  # as it was
 
 
 @pytest.fixture(scope="module")
