@@ -768,22 +768,23 @@ class AutoBertZeroLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         layout: TokenLayout,
-        attentions: list[torch.Tensor] | None = None,
+        output_attentions: bool = False,
         first_values: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """`attentions`: a list to which the weights (batch, heads, tokens, tokens), if any, are appended.
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Arguments as of the mixer, which may be on another device than other layers, or in shards: nothing outside a layer
+        uses its weights.
 
-        Returns: hidden states, and with `provides_values` the first values, too: nothing outside a layer uses its weights,
-            which may be on another device, or in shards.
+        Returns: hidden states; with `output_attentions`, and if it provides the first values, a tuple of them, the weights
+            (batch, heads, tokens, tokens) or None, and the first values or None.
         """
         # hidden_states: (batch, tokens, hidden) or packed
-        mixed, weights, first_values = self.mixer(hidden_states, layout, attentions is not None, first_values)
-        if weights is not None:
-            attentions.append(weights)
+        mixed, weights, first_values = self.mixer(hidden_states, layout, output_attentions, first_values)
         hidden_states = self.mixer_norm(hidden_states + self.dropout(mixed))
         transformed = self.output(self.activation(self.intermediate(hidden_states)))
         hidden_states = self.output_norm(hidden_states + self.dropout(transformed))
-        return (hidden_states, first_values) if self.provides_values else hidden_states
+        if output_attentions or self.provides_values:
+            return hidden_states, weights, first_values
+        return hidden_states
 
 
 class AutoBertZeroEncoder(nn.Module):
@@ -805,19 +806,20 @@ class AutoBertZeroEncoder(nn.Module):
         self.uses_rotary = "rotary" in genome.operations()
 
     def forward(self, hidden_states, layout: TokenLayout, output_hidden_states=False, output_attentions=False):
-        all_hidden_states, first_values = (), None
-        attentions: list[torch.Tensor] | None = [] if output_attentions else None
-        for number, layer in enumerate(self.layer):
+        all_hidden_states, attentions, first_values = (), (), None
+        for layer in self.layer:
             if output_hidden_states:
                 all_hidden_states += (hidden_states,)
-            output = layer(hidden_states, layout, attentions, first_values)
-            hidden_states, first_values = output if number == self.values_layer else (output, first_values)
+            hidden_states = layer(hidden_states, layout, output_attentions, first_values)
+            if isinstance(hidden_states, tuple):
+                hidden_states, weights, first_values = hidden_states
+                attentions += () if weights is None else (weights,)
         # Zeros at padding, so that padded and packed batches give equal outputs.
         hidden_states = layout.pad(hidden_states, zero_pads=True)
         return (
             hidden_states,
             (*all_hidden_states, hidden_states) if output_hidden_states else None,
-            tuple(attentions) if attentions is not None else None,
+            attentions if output_attentions else None,
         )
 
     def supports_pairwise_mask(self) -> bool:
@@ -853,7 +855,7 @@ class AutoBertZeroPooler(nn.Module):
             first = hidden_states[:, 0]
         else:
             rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-            first = hidden_states[rows, layout.real.int().argmax(1)]
+            first = hidden_states[rows, layout.real.int().argmax(1).to(hidden_states.device)]
         return torch.tanh(self.dense(first))
 
 
@@ -1140,8 +1142,8 @@ def _mask_of_documents(
 ) -> torch.Tensor | None:
     """(batch, tokens, tokens), which keeps documents in one row apart: positions that count from 0 and start again.
 
-    None if there is a single document in each row, or positions of another kind. A graph that is recorded has the mask in
-    any case, if all layers support it.
+    None if there is a single document in each row, or positions of another kind. A graph that is recorded, which cannot look,
+    has the mask in any case, if all layers support it.
     """
     if position_ids is None or (not _readable(position_ids) and not is_supported):
         return None
@@ -1171,7 +1173,9 @@ def _masked_lm(model, head, sequence_output, labels):
     if labels is None:
         return logits, None
     return logits, F.cross_entropy(
-        logits.view(-1, logits.shape[-1]), labels.view(-1), ignore_index=config.sparse_pred_ignore_index
+        logits.view(-1, logits.shape[-1]),
+        labels.view(-1).to(logits.device),
+        ignore_index=config.sparse_pred_ignore_index,
     )
 
 
@@ -1274,7 +1278,8 @@ class AutoBertZeroForPreTraining(AutoBertZeroPreTrainedModel):
         logits, loss = _masked_lm(self, self.predictions, outputs.last_hidden_state, labels)
         seq_relationship_logits = self.seq_relationship(outputs.pooler_output)
         if loss is not None and next_sentence_label is not None:
-            loss = loss + F.cross_entropy(seq_relationship_logits, next_sentence_label.view(-1))
+            next_sentence_label = next_sentence_label.view(-1).to(seq_relationship_logits.device)
+            loss = loss + F.cross_entropy(seq_relationship_logits, next_sentence_label)
         else:
             loss = None
         return AutoBertZeroForPreTrainingOutput(
@@ -1327,6 +1332,7 @@ class AutoBertZeroForSequenceClassification(AutoBertZeroPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None
         if labels is not None:
+            labels = labels.to(logits.device)  # of the last layer
             if self.config.problem_type is None:
                 if self.num_labels == 1:
                     self.config.problem_type = "regression"
@@ -1376,7 +1382,7 @@ class AutoBertZeroForNextSentencePrediction(AutoBertZeroPreTrainedModel):
             **kwargs,
         )
         logits = self.seq_relationship(outputs.pooler_output)
-        loss = None if labels is None else F.cross_entropy(logits, labels.view(-1))
+        loss = None if labels is None else F.cross_entropy(logits, labels.view(-1).to(logits.device))
         return NextSentencePredictorOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -1415,7 +1421,9 @@ class AutoBertZeroForTokenClassification(AutoBertZeroPreTrainedModel):
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else F.cross_entropy(logits.view(-1, self.num_labels), labels.view(-1))
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.view(-1, self.num_labels), labels.view(-1).to(logits.device))
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -1463,6 +1471,7 @@ class AutoBertZeroForQuestionAnswering(AutoBertZeroPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             tokens = start_logits.shape[1]
+            start_positions, end_positions = (p.to(logits.device) for p in (start_positions, end_positions))
             if real is not None:  # an answer at padding is ignored
                 start_positions, end_positions = (
                     torch.where(
@@ -1522,7 +1531,7 @@ class AutoBertZeroForMultipleChoice(AutoBertZeroPreTrainedModel):
         flat = {name: v if v is None or v.ndim < 3 else v.flatten(0, 1) for name, v in inputs.items()}
         outputs = self.autobert_zero(**flat, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -43,6 +43,7 @@ from training_scripts import (
     parse,
     shut_down_together,
     steps_identity,
+    without_obsolete,
 )
 from transformers import (
     AutoModelForSequenceClassification,
@@ -113,7 +114,7 @@ class GlueArguments(ModelArguments):
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Maximum number of validation rows."})
-    save_models: bool = field(default=False, metadata={"help": "Keep the fine-tuned models, by task and seed."})
+    save_models: bool = field(default=False, metadata={"help": "Keep the fine-tuned models, by task, rate and seed."})
 
 
 class FineTuning:
@@ -185,7 +186,11 @@ class FineTuning:
         return Path(self.args.output_dir, self.name, f"rate-{learning_rate:g}-seed-{seed}")
 
     def is_saved(self, learning_rate: float, seed: int) -> bool:
-        return (self.folder(learning_rate, seed) / TRAINING_ARGS_NAME).exists()  # which is written after the weights
+        """Whether the files of a finished training are there: its predictions, and its model if it is requested."""
+        files = [f"{submission}.tsv" for part, submission in self.submissions.items() if part in self.parts]
+        if self.options.save_models:
+            files.append(TRAINING_ARGS_NAME)  # which is written after the weights
+        return all((self.folder(learning_rate, seed) / file).exists() for file in files)
 
     def train(self, rows: datasets.Dataset, learning_rate: float, seed: int) -> Trainer:
         args = copy.copy(self.args)
@@ -236,11 +241,14 @@ class FineTuning:
         return {"metrics": metrics, "score": round(headline(metrics), 4), "rows": counts}
 
     def submit(self, learning_rate: float, seed: int) -> None:
-        """Copy the predictions for the test parts to those of all tasks."""
+        """Copy the predictions for the test parts, if the training did not diverge, to those of all tasks."""
         target = Path(self.args.output_dir, f"submission-seed-{seed}")
-        for file in self.folder(learning_rate, seed).glob("*.tsv"):
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target / file.name)
+        for submission in self.submissions.values():
+            source, copy = (folder / f"{submission}.tsv" for folder in (self.folder(learning_rate, seed), target))
+            copy.unlink(missing_ok=True)  # of another rate
+            if source.exists():
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, copy)
 
     def _submit(self, trainer: Trainer, rows: datasets.Dataset, path: Path) -> None:
         decided = decide(self.name, trainer.predict(rows).predictions)
@@ -300,7 +308,7 @@ class Rows:
                 check_shape(row, Row, f"line {number}")
         except ValueError as error:
             return f"output_dir: {self.lines.path}, {error}"
-        if different := differing_keys(header, identity):
+        if different := differing_keys(without_obsolete(header), identity):
             return f"output_dir: {self.lines.path} is of a run that differs in {', '.join(different)}"
         return {row["key"]: row for row in rows}
 
@@ -337,8 +345,8 @@ def run_task(tuning: FineTuning, rates: list[float], rows: Rows) -> dict[str, An
         row(
             f"{tuning.name}, rate {best}, seed {seed}",
             functools.partial(tuning.report, best, seed),
-            # A finished training is repeated if its model is requested and missing.
-            is_complete=not tuning.options.save_models or tuning.is_saved(best, seed),
+            # A finished training is repeated if its files are missing.
+            is_complete=tuning.is_saved(best, seed),
         )
         for seed in range(first, first + tuning.options.seeds)
     ]
@@ -384,11 +392,15 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def check_options(options: GlueArguments, args: FineTuningArguments) -> None:
     """Raise a ValueError for numbers that a training would fail with, and for arguments of Trainer without effect."""
-    defaults = {each.name: each.default for each in dataclasses.fields(args)}
-    for name in ("eval_strategy", "save_strategy", "load_best_model_at_end"):
-        if (value := getattr(args, name)) != defaults[name]:
+    for name, allowed in {
+        "eval_strategy": ["no"],
+        "save_strategy": ["steps", "no"],
+        "load_best_model_at_end": [False],
+    }.items():
+        if (value := getattr(args, name)) not in allowed:
+            shown = getattr(value, "value", value)
             raise ValueError(
-                f"{name}: expected its default, because the model after the last step counts, got {getattr(value, 'value', value)}"
+                f"{name}: expected {allowed[0]}, because the model after the last step counts, got {shown}"
             )
     first_seed = args.seed
     if first_seed + options.seeds > 1 << 32:

@@ -158,7 +158,7 @@ def check_rate(value: float, name: str) -> None:
 
 
 def _check_trainer(args: TransformersArguments) -> None:
-    """Raise a ValueError for arguments that Trainer would fail with later, or train nothing with, and that break what the
+    """Raise a ValueError for arguments that Trainer would fail with later, or train nothing with, or that break what the
     scripts promise."""
     if args.n_gpu > 1:
         raise ValueError(
@@ -169,7 +169,7 @@ def _check_trainer(args: TransformersArguments) -> None:
     if args.save_only_model:
         raise ValueError("save_only_model: expected false, because a training is resumed from the optimizer, too")
     if args.prediction_loss_only:
-        raise ValueError("prediction_loss_only: expected false, because predictions are scored")
+        raise ValueError("prediction_loss_only: expected false, got true")
     if args.resume_from_checkpoint is not None:
         raise ValueError("resume_from_checkpoint: expected none, because the same command resumes a training")
     check_rate(args.learning_rate, "learning_rate")
@@ -390,11 +390,16 @@ def steps_identity(args: TransformersArguments) -> dict[str, Any]:
     return {**{name: str(getattr(args, name)) for name in (*STEPS_DEPEND_ON, *others)}, "batch": batch}
 
 
+def without_obsolete(identity: dict[str, Any]) -> dict[str, Any]:
+    """A recorded identity without options that were in it before, and that a training does not depend on."""
+    return {name: value for name, value in identity.items() if name != "trust_remote_code"}
+
+
 def expect_same_training(folder: Path, identity: dict[str, Any]) -> None:
     """Raise a ValueError if a folder holds another training, with the names that differ."""
     path = folder / "training.json"
     if path.exists():
-        found = read_json(path, dict[str, Any])
+        found = without_obsolete(read_json(path, dict[str, Any]))
         if different := differing_keys(found, identity):
             values = ", ".join(
                 f"{name} ({found.get(name)!r:.60}, got {identity.get(name)!r:.60})" for name in different

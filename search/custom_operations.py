@@ -270,10 +270,7 @@ def _call_without_memory(function: Callable[..., torch.Tensor], operands: list[t
     try:
         function(*(x.to("meta") for x in operands))
     except Exception as error:
-        fail(
-            "no dependence of Python code on values: it must run on the meta device",
-            f"{type(error).__name__}: {error}",
-        )
+        fail("calls on any device, and without values (the meta device)", f"{type(error).__name__}: {error}")
 
 
 def _with_other_last(x: torch.Tensor, type_: str, other: torch.Tensor) -> torch.Tensor:

@@ -124,7 +124,7 @@ def _has_more_candidates(run: Path) -> bool:
     if not (history.exists() and summary.exists()):
         return False
     with open(history, "rb") as file:
-        evaluated = sum(1 for _ in file) - 1  # the first line is not of a candidate
+        evaluated = sum(line.endswith(b"\n") for line in file) - 1  # the first line is not of a candidate
     return read_json(summary, dict[str, Any]).get("counts", {}).get("evaluated", evaluated) < evaluated
 
 

@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 
 
 HERE = Path(__file__).resolve().parent
@@ -45,7 +46,7 @@ from training_scripts import model_identity  # noqa: E402
 from autobert_zero.configuration_autobert_zero import Genome  # noqa: E402
 from autobert_zero.search.cli.arguments import ScriptHelpFormatter  # noqa: E402
 from autobert_zero.search.evaluation.measure import count_backbone_flops  # noqa: E402
-from autobert_zero.search.files import differing_keys, write_json  # noqa: E402
+from autobert_zero.search.files import differing_keys, one_line, write_json  # noqa: E402
 from autobert_zero.search.genomes import read_genome  # noqa: E402
 from autobert_zero.search.provenance import num_cores  # noqa: E402
 from autobert_zero.search.report.tables import markdown_table, mean, mean_and_error, with_error  # noqa: E402
@@ -162,8 +163,8 @@ class Comparison:
                 self.write_genome(row)
                 try:
                     self.intermediate_size(row)  # of a model that can be made
-                except ValueError as error:
-                    raise ValueError(f"rows: {row}: {error}") from None
+                except (ValueError, StrictDataclassError) as error:
+                    raise ValueError(f"rows: {row}: {one_line(error)}") from None
         if (steps := self.scale["pretraining"]["max_steps"]) % 4:
             raise ValueError(f"scale: expected a multiple of 4 as max_steps, for losses at each quarter, got {steps}")
         for path in self.validation_file:
@@ -294,11 +295,9 @@ class Comparison:
         if (found := _read(folder / "blimp" / "results.json")) is None:
             return None
         options = {"fraction": 1.0, "within_word": False} | self.scale.get("blimp", {})
-        expected = {
-            "fraction": options["fraction"],
-            "within_word": options["within_word"],
-            "weights": model_identity(argparse.Namespace(model_name_or_path=folder)),
-        }
+        expected = {name: options[name] for name in ("fraction", "within_word")}
+        if "weights" in found:  # which older results lack
+            expected["weights"] = model_identity(argparse.Namespace(model_name_or_path=folder))
         return None if differing_keys(found, found | expected) else found
 
     def blimp(self) -> Iterable[list[str]]:
@@ -373,7 +372,7 @@ class Comparison:
                 "bits_per_byte": {
                     name: mean_and_error([r["bits_per_byte"][name] for r in trained.values()])
                     for name in first.get("bits_per_byte", {})
-                    if all(name in r["bits_per_byte"] for r in trained.values())
+                    if all(name in r.get("bits_per_byte", {}) for r in trained.values())
                 },
                 "blimp": {
                     "accuracy": mean_and_error([r["accuracy"] for r in blimp]) if blimp else None,

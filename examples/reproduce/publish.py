@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         publish(given.model, given.folder, given.model_max_length)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         parser.error(str(error))
     size = (given.folder / "model.safetensors").stat().st_size
     print(f"{given.folder / 'model.safetensors'}: {size / 2**20:.1f} MiB")

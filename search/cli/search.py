@@ -207,7 +207,10 @@ def search(settings: SearchSettings, verbosity: int = 0, estimate: bool = False)
         sys.exit(_complain(str(error), code=1))
     except FloatingPointError as error:
         sys.exit(_complain(f"{error}: a training diverged; try a lower learning_rate in another output_dir", code=1))
-    except (OSError, SafetensorError, MemoryError) as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        hint = "With --micro_batch_size, --gradient_checkpointing or fewer processes on a device the run goes on."
+        sys.exit(_complain(f"memory does not suffice: {error}. {hint}", code=1))
+    except (OSError, SafetensorError) as error:
         sys.exit(_complain(f"{error}. {RESUME}", code=1))
     except Stopped as stopped:
         if accelerator.is_main_process:

@@ -30,8 +30,8 @@ from autobert_zero.search.text.masking import IGNORE_INDEX, micro_batches
 LATENCY_ROUNDS = 11
 # Tokens on which attentions are looked at.
 ATTENTION_TOKENS = 16384
-# Tokens of a batch of them, and of a sequence at most: the weights of all layers are in memory at once, and grow with the square
-# of the length.
+# Tokens of a batch of them, and of a sequence at most: the weights of all layers are in memory at once, and grow with the
+# square of the length.
 _ATTENTION_BATCH = 1024
 
 _LOG = logging.getLogger(__name__)

@@ -52,9 +52,13 @@ class LossCurve:
         self.lines = JsonLines(path)
         self.every = max(1, steps // CURVE_POINTS)
         self.losses: list[float] = []
+        self.done = 0
         self.points: dict[int, float] = dict(self.lines.values)
 
     def add(self, done: int, loss: float) -> None:
+        if done != self.done + 1:  # again from a checkpoint
+            self.losses = []
+        self.done = done
         self.losses.append(loss)
         if done % self.every == 0:
             # Steps after the last checkpoint are trained again: the later point replaces the earlier one. After an

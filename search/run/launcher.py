@@ -15,8 +15,8 @@ from autobert_zero.search.settings import SearchSettings
 
 # Memory of a process beside its tensors: the context of the device, and kernels.
 CONTEXT_BYTES = 512 << 20
-# How long processes wait for each other: longer than it takes to tokenize a large text.
-WAITING = timedelta(hours=6)
+# How long processes wait for each other: while the first of them tokenizes the text.
+WAITING = timedelta(hours=2)
 
 
 def check_precision(settings: SearchSettings) -> None:
@@ -77,8 +77,7 @@ def apply_requests(settings: SearchSettings, accelerator: Accelerator) -> Search
 
 
 def communication(settings: SearchSettings) -> list[KwargsHandler]:
-    """How the processes communicate, for an Accelerator: by gloo if they share devices, because NCCL refuses that. They wait
-    while the first one tokenizes the text."""
+    """How the processes communicate, for an Accelerator: by gloo if they share devices, because NCCL refuses that."""
     shared = {"backend": "gloo"} if settings.run.processes_per_device > 1 else {}
     return [InitProcessGroupKwargs(timeout=WAITING, **shared)]
 

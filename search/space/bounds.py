@@ -22,8 +22,8 @@ from autobert_zero.configuration_autobert_zero import (
 from autobert_zero.search.space.grammar import Choose, Grammar, choose_uniformly
 
 
-# Random genomes or expressions tried until one is legal, and those of them that a priority of operations chooses: nearly none
-# of these attend to tokens, if it prefers operations that do not.
+# Random genomes or expressions tried until one is legal, and those of them whose operations a priority chooses: nearly none of
+# these attend to tokens, if it prefers operations that do not.
 MAX_TRIES = 1000
 PRIORITY_TRIES = 50
 

@@ -236,6 +236,10 @@ def test_what_is_measured_on_blimp(tmp_path):
         assert made.blimp_result("bert", 0) is None and len(list(made.blimp())) == 1
     made.scale["blimp"] = {"batch_tokens": 64}
     assert not list(made.blimp())
+    del result["weights"]  # which older results lack
+    (folder / "blimp" / "results.json").write_text(json.dumps(result))
+    assert made.blimp_result("bert", 0) == result
+    (folder / "blimp" / "results.json").write_text(json.dumps({**result, "weights": weights}))
     (folder / "config.json").write_text('{"other": "weights"}')
     assert made.blimp_result("bert", 0) is None and len(list(made.blimp())) == 1
     (folder / "results.json").write_text(json.dumps({"losses": {"test": {"1": None}}}))
@@ -304,6 +308,7 @@ def test_bad_input(tmp_path, capsys):
     empty.write_text("name: nothing")
     nameless.write_text("genome: bert")
     wrong.write_text("name: wrong\ngenome: bert\nconfig: {hidden: 3}")
+    (tmp_path / "dropout.yaml").write_text("name: dropout\ngenome: bert\nconfig: {hidden_dropout_prob: 2.0}")
     for arguments, message in (
         (["--scale", "huge"], "expected one of ["),
         (["--scale", "tiny", "--rows", "gpt"], "expected one of ["),
@@ -317,6 +322,7 @@ def test_bad_input(tmp_path, capsys):
         (["--scale", "tiny", "--rows", str(empty)], "rows: expected genome, layers, model_type or search in empty"),
         (["--scale", "tiny", "--rows", str(nameless)], "rows: expected a name in nameless, got ['genome']"),
         (["--scale", "tiny", "--rows", str(wrong)], "rows: wrong: config_overrides:"),
+        (["--scale", "tiny", "--rows", str(tmp_path / "dropout.yaml")], "rows: dropout: "),
         (["--scale", "tiny", "--rows", "bert", str(tmp_path / "again" / "bert.yaml")], "expected each name once"),
     ):
         with pytest.raises(SystemExit, match="2"):

@@ -254,7 +254,11 @@ def test_damaged_rows_are_named(monkeypatch, model, tmp_path, capsys, line):
 
 def test_submissions_and_models_are_of_the_rate_that_is_reported(monkeypatch, model, tmp_path):
     """Also if the rate before was another one, and the training is not repeated."""
-    data, out, options = write_task(tmp_path / "data", "rte", test=True), tmp_path / "out", ("--task_name", "rte")
+    data, out, options = (
+        write_task(tmp_path / "data", "rte", test=True),
+        tmp_path / "out",
+        ("--task_name", "rte", "--max_grad_norm", "1e30"),
+    )
     submission, written = out / "submission-seed-42" / "RTE.tsv", []
     for rate, more in (("0.01", ()), ("1e-7", ("--save_models",)), ("0.01", ()), ("0.01", ("--save_models",))):
         run(monkeypatch, model, data, out, *options, "--seeds", "1", "--learning_rate", rate, *more)
@@ -262,6 +266,13 @@ def test_submissions_and_models_are_of_the_rate_that_is_reported(monkeypatch, mo
     assert written[0] == written[2] == written[3] != written[1]
     folders = {path.name: path / "model.safetensors" for path in (out / "rte").iterdir()}
     assert set(folders) == {"rate-0.01-seed-42", "rate-1e-07-seed-42"} and all(map(Path.exists, folders.values()))
+    # An older folder names an option that the training does not depend on.
+    rows = (out / "rows.jsonl").read_text()
+    (out / "rows.jsonl").write_text(rows.replace("{", '{"trust_remote_code": true, ', 1))
+    run(monkeypatch, model, data, out, *options, "--seeds", "1", "--learning_rate", "0.01")
+    assert len((out / "rows.jsonl").read_text().splitlines()) == len(rows.splitlines())
+    results = run(monkeypatch, model, data, out, *options, "--seeds", "1", "--learning_rate", "1e30")
+    assert results["tasks"]["rte"]["scores"] == [None] and not submission.exists()
 
 
 def test_two_runs_in_one_folder(monkeypatch, model, tmp_path, capsys):
@@ -277,15 +288,23 @@ def test_two_runs_in_one_folder(monkeypatch, model, tmp_path, capsys):
     ("task", "arguments", "message"),
     [
         ("stsb", ("--label_smoothing_factor", "0.1"), "label_smoothing_factor: expected 0 for stsb"),
-        ("rte", ("--save_strategy", "epoch"), "save_strategy: expected its default, because the model after the last"),
-        ("rte", ("--eval_strategy", "epoch"), "eval_strategy: expected its default, because the model after the last"),
+        (
+            "rte",
+            ("--save_strategy", "epoch"),
+            "save_strategy: expected steps, because the model after the last step counts, got epoch",
+        ),
+        (
+            "rte",
+            ("--eval_strategy", "epoch"),
+            "eval_strategy: expected no, because the model after the last step counts, got epoch",
+        ),
     ],
 )
 def test_arguments_without_effect(monkeypatch, model, tmp_path, capsys, task, arguments, message):
     write_task(tmp_path / "data", task)
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, model, tmp_path / "data", tmp_path / "out", "--task_name", task, *arguments)
-    assert f"{message}" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_training_that_diverges_is_reported(monkeypatch, model, tmp_path, capsys):

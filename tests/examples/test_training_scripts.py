@@ -71,7 +71,7 @@ def test_a_command_line(monkeypatch, tmp_path):
         (["--output_dir", "x" * 300], "output_dir: expected a folder that can be written"),
         (["--max_steps", "0"], "max_steps: expected a positive number, got 0"),
         (["--save_only_model", "true"], "save_only_model: expected false, because a training is resumed"),
-        (["--prediction_loss_only", "true"], "prediction_loss_only: expected false, because predictions are scored"),
+        (["--prediction_loss_only", "true"], "prediction_loss_only: expected false, got true"),
         (["--resume_from_checkpoint", "x"], "resume_from_checkpoint: expected none, because the same command"),
         (["--num_train_epochs", "0"], "num_train_epochs: expected a positive number, got 0.0"),
         (["--output_dir", ""], "output_dir: expected a value, got ''"),

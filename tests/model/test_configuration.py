@@ -212,10 +212,13 @@ def test_unknown_preset():
     ],
 )
 def test_illegal_configurations(kwargs, message):
-    """Integers are numbers, too: `rope_theta=10000`."""
-    AutoBertZeroConfig(rope_theta=10000, initializer_range=1, layer_norm_eps=0, hidden_dropout_prob=0)
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         AutoBertZeroConfig(**kwargs)
+
+
+def test_integers_are_numbers():
+    config = AutoBertZeroConfig(rope_theta=10000, initializer_range=1, layer_norm_eps=0, hidden_dropout_prob=0)
+    assert (config.rope_theta, config.initializer_range) == (10000, 1)
 
 
 def test_configuration_edited_by_hand(tmp_path):

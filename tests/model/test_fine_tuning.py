@@ -117,6 +117,25 @@ def test_layers_on_two_devices():
     assert layout._replace(packed=None).pad(layout.pad(elsewhere), zero_pads=True).is_meta
 
 
+def test_nothing_outside_a_layer_uses_its_weights():
+    """They may be on another device, or in shards that are gathered for a call of the layer; and what it returns is moved."""
+    shared = Attention(Expression.parse("matmul(softmax(matmul(q, transpose(k))), v1)"))
+    model = AutoBertZeroModel(tiny_config(Genome([Convolution(3), ROTARY_ATTENTION, shared]))).eval()
+    ids, calls, inside = torch.randint(VOCAB, (BATCH, TOKENS)), [], []
+    expected = model(ids, output_attentions=True)
+    for layer in model.encoder.layer:
+        accelerate.hooks.add_hook_to_module(layer, accelerate.hooks.AlignDevicesHook("cpu", io_same_device=True))
+        layer.register_forward_pre_hook(lambda *_: inside.append(1))
+        layer.register_forward_hook(lambda *_: inside.clear())
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(lambda *_: calls.append(bool(inside)))
+    found = model(ids, output_attentions=True)
+    assert len(found.attentions) == 2 and len(calls) > 9 and all(calls)
+    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
+    torch.testing.assert_close(found.attentions, expected.attentions)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft reads it
 @pytest.mark.parametrize(
     "adapted",

@@ -31,6 +31,15 @@ def test_a_checkpoint_belongs_to_one_model(runner, tmp_path, change):
     assert not list(tmp_path.glob("*.damaged"))
 
 
+def test_the_loss_curve_of_a_training_that_goes_on_from_a_checkpoint(tmp_path):
+    """In the same process, as after too little memory: losses from before it are not counted twice."""
+    curve = LossCurve(tmp_path / "curve.jsonl", 3 * CURVE_POINTS)
+    for step in (1, 2, 3, 4, 5, 3, 4, 5, 6):  # the checkpoint was written after step 2
+        curve.add(step, float(step))
+    assert curve.values() == [(3, 2.0), (6, 5.0)]
+    curve.lines.close()
+
+
 def test_the_loss_curve_of_an_interrupted_training(tmp_path):
     """Steps after the last checkpoint are trained again; the file has at most one point of each part."""
     every = 3
@@ -54,23 +63,37 @@ def test_the_loss_curve_of_an_interrupted_training(tmp_path):
         assert second.values() == values
 
 
-def test_a_training_that_needs_too_much_memory_goes_on_in_smaller_micro_batches(runner, monkeypatch, caplog):
-    """A candidate that was scored in smaller ones may be a finalist."""
-    original, sizes, enough = AutoBertZeroForMaskedLM.forward, [], 1
+def test_a_training_that_needs_too_much_memory_goes_on_in_smaller_micro_batches(
+    tiny_settings, tmp_path, monkeypatch, caplog
+):
+    """A candidate that was scored in smaller ones may be a finalist. From the last checkpoint, with the same losses."""
+    settings = tiny_settings.replace(checkpoint_seconds=0.0, dropout=0.0)
+    problem = Problem.prepare(settings, torch.device("cpu"))
+    runner, steps = JobRunner(problem, problem.new_supernet(), tmp_path, Console(-1)), settings.final.final_steps
+    job = training_job(problem, "1", GENOME.to_list(), steps)
+    expected = runner(job)
+    original, sizes, most = AutoBertZeroForMaskedLM.forward, [], 1
 
     def forward(self, input_ids, *args, **kwargs):
-        sizes.append(len(input_ids))
-        if self.training and len(input_ids) > enough:
-            raise torch.OutOfMemoryError("of 8 GiB")
+        if self.training:
+            sizes.append(len(input_ids))
+            if len(input_ids) > most and len(sizes) > steps // 2:
+                raise torch.OutOfMemoryError("of 8 GiB")
         return original(self, input_ids, *args, **kwargs)
 
     monkeypatch.setattr(AutoBertZeroForMaskedLM, "forward", forward)
-    job = training_job(runner.problem, "1", GENOME.to_list(), runner.problem.settings.final.final_steps)
-    assert runner(job)["loss"] is not None
-    assert {1, 2, 4} == set(sizes) and "micro_batch_size 1" in caplog.text
-    enough = 0
+    found = runner({**job, "name": "2"})
+    assert sizes[: steps // 2 + 2] == [4] * (steps // 2 + 1) + [2]
+    ones = sizes[steps // 2 + 2 :]  # of the other steps; parts without a masked token are left out
+    assert set(ones) == {1} and len(ones) <= 4 * (steps - steps // 2)
+    assert "micro_batch_size 1" in caplog.text
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+    assert [step for step, _ in found["training_losses"]] == [step for step, _ in expected["training_losses"]]
+    losses = [[loss for _, loss in result["training_losses"]] for result in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    most = 0
     with pytest.raises(MemoryError, match="OutOfMemoryError: of 8 GiB"):
-        runner({**job, "name": "2"})
+        runner({**job, "name": "3"})
 
 
 def test_the_losses_of_a_training(runner):
