@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import filelock
 
 
-MAX_LINE_BYTES = 1 << 26  # the first line of a history names all files of the text
+MAX_LINE_BYTES = 1 << 20
+MAX_FIRST_LINE_BYTES = 1 << 26  # that of a history names all files of the text
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -207,8 +208,9 @@ class JsonLines:
         with collector_paused():
             for number, line in enumerate(lines, start=1):
                 try:
-                    if len(line) > MAX_LINE_BYTES:
-                        raise ValueError(f"expected at most {MAX_LINE_BYTES} bytes, got {len(line)}")
+                    most = MAX_FIRST_LINE_BYTES if number == 1 else MAX_LINE_BYTES
+                    if len(line) > most:
+                        raise ValueError(f"expected at most {most} bytes, got {len(line)}")
                     self.values.append(json.loads(line, parse_constant=_refuse))
                 except (ValueError, RecursionError) as error:
                     raise ValueError(f"{self.path}, line {number}: {error}") from None

@@ -119,6 +119,14 @@ def test_damage_elsewhere_is_an_error_that_names_the_line(tmp_path, damaged, mes
     assert str(path) in str(error.value) and path.read_bytes() == content
 
 
+def test_a_first_line_may_be_long(tmp_path):
+    """That of a history names all files of a text."""
+    names = [f"text-{number}.txt" for number in range(MAX_LINE_BYTES // 10)]
+    with JsonLines(tmp_path / "lines.jsonl") as lines:
+        lines.append(names)
+    assert JsonLines(tmp_path / "lines.jsonl").values == [names]
+
+
 def test_the_collector_is_paused_and_resumed():
     assert gc.isenabled()
     with pytest.raises(KeyError), collector_paused():
