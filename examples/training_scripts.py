@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -539,3 +540,7 @@ def shut_down_together() -> None:
     state = PartialState()
     state.wait_for_everyone()
     state.destroy_process_group()
+    if state.num_processes > 1:
+        # The thread of gloo needs the interpreter to free the barrier. Without it, what the script frees next, a model of
+        # DistributedDataParallel, would wait for that thread forever: it holds the interpreter meanwhile.
+        time.sleep(0.5)
