@@ -390,9 +390,12 @@ def test_auto_classes_and_saved_files(tmp_path):
     model.save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.iterdir()}
     assert {"configuration_autobert_zero.py", "modeling_autobert_zero.py", "model.safetensors"} <= files
-    for main, written in ((False, set()), (True, files)):  # as each of many processes calls it
-        model.save_pretrained(tmp_path / "again", is_main_process=main)
-        assert {path.name for path in (tmp_path / "again").glob("*")} == written
+    # As each of many processes calls it. Some versions of transformers write files in all of them; code is stamped in one.
+    model.save_pretrained(tmp_path / "again", is_main_process=False)
+    for path in (tmp_path / "again").glob("*.py"):
+        assert "Digest of all code saved in this folder: " not in path.read_text()[-200:]
+    model.save_pretrained(tmp_path / "again", is_main_process=True)
+    assert {path.name for path in (tmp_path / "again").glob("*")} == files
     loaded = AutoModel.from_pretrained(tmp_path).eval()
     assert type(loaded) is AutoBertZeroModel
     for name, parameter in model.autobert_zero.named_parameters():
