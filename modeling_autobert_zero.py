@@ -1102,7 +1102,7 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
         unpad = self.config.unpad_inputs and not output_hidden_states
         unpad = unpad and attention_mask is not None and _readable(attention_mask) and not self.encoder.needs_rows()
         if attention_mask is None:
-            attention_mask = _mask_of_documents(position_ids, shape, self.encoder.supports_pairwise_mask())
+            attention_mask = _mask_of_documents(position_ids, shape, self.encoder)
         layout = TokenLayout.from_mask(attention_mask, shape)
         if (count := _read_inputs(self.config, layout, attention_mask, checked_ids)) is not None:
             layout = layout.resolve(count, unpad)
@@ -1138,18 +1138,21 @@ class AutoBertZeroModel(AutoBertZeroPreTrainedModel):
 
 
 def _mask_of_documents(
-    position_ids: torch.Tensor | None, shape: tuple[int, int], is_supported: bool
+    position_ids: torch.Tensor | None, shape: tuple[int, int], encoder: AutoBertZeroEncoder
 ) -> torch.Tensor | None:
     """(batch, tokens, tokens), which keeps documents in one row apart: positions that count from 0 and start again.
 
     None if there is a single document in each row, or positions of another kind. A graph that is recorded, which cannot look,
     has the mask in any case, if all layers support it.
     """
-    if position_ids is None or (not _readable(position_ids) and not is_supported):
+    if position_ids is None:
+        return None
+    is_recorded = not _readable(position_ids)
+    if is_recorded and not encoder.supports_pairwise_mask():
         return None
     starts = position_ids == 0
     counts = (position_ids[:, 1:] == position_ids[:, :-1] + 1) | starts[:, 1:]
-    if _readable(position_ids) and not (starts[:, 0] & counts.all(1) & starts[:, 1:].any(1)).any():  # one transfer
+    if not is_recorded and not (starts[:, 0] & counts.all(1) & starts[:, 1:].any(1)).any():  # one transfer
         return None
     document = torch.where(counts.all(1, keepdim=True) & starts[:, :1], starts.long().cumsum(1), 0).expand(shape)
     return document[:, :, None] == document[:, None, :]

@@ -244,11 +244,11 @@ class FineTuning:
         """Copy the predictions for the test parts, if the training did not diverge, to those of all tasks."""
         target = Path(self.args.output_dir, f"submission-seed-{seed}")
         for submission in self.submissions.values():
-            source, copy = (folder / f"{submission}.tsv" for folder in (self.folder(learning_rate, seed), target))
-            copy.unlink(missing_ok=True)  # of another rate
+            source, file = (folder / f"{submission}.tsv" for folder in (self.folder(learning_rate, seed), target))
+            file.unlink(missing_ok=True)  # of another rate
             if source.exists():
                 target.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, copy)
+                shutil.copyfile(source, file)
 
     def _submit(self, trainer: Trainer, rows: datasets.Dataset, path: Path) -> None:
         decided = decide(self.name, trainer.predict(rows).predictions)

@@ -622,8 +622,9 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             threads = cores_of_each(given.jobs) if given.jobs > 1 else 0
             run_all(list(comparison.searches(threads)), given.jobs, given.output_dir)
-            for row in rows:
-                comparison.write_genome(row)
+            for row, what in rows.items():
+                if "search" in what:  # the others are written
+                    comparison.write_genome(row)
             run_all(list(comparison.grids()), given.jobs, given.output_dir)
             run_all(list(comparison.pretrainings()), given.jobs, given.output_dir)
             if given.blimp_dir is not None or given.hub_blimp:

@@ -109,11 +109,15 @@ class Bounds:
                 return attention
         return None
 
+    @property
+    def _has_others(self) -> bool:
+        """Whether some layer may be without attention."""
+        return self.min_attention_layers < self.num_layers
+
     @cached_property
     def _needs_random_attention(self) -> bool:
         """Whether neither self-attention nor another gene depends on the order of tokens, as it must."""
-        has_others = self.min_attention_layers < self.num_layers
-        return not self.has_order(Genome([self.self_attention, *(self.other_genes if has_others else ())]))
+        return not self.has_order(Genome([self.self_attention, *(self.other_genes if self._has_others else ())]))
 
     def random_self_attentions(self, rng: np.random.Generator, with_random: bool = False) -> Genome:
         """A genome with self-attention in random layers, and no attention in the others. Their number is random, up to the
@@ -129,9 +133,8 @@ class Bounds:
     def _random_self_attentions(self, rng: np.random.Generator, with_random: bool) -> Genome:
         if self.self_attention is None:
             raise ValueError("operations: expected those of self-attention")
-        has_others = self.min_attention_layers < self.num_layers
         with_random |= self._needs_random_attention
-        count = int(rng.integers(self.most_attentions + 1)) if has_others else self.num_layers
+        count = int(rng.integers(self.most_attentions + 1)) if self._has_others else self.num_layers
         attends = rng.permutation(self.num_layers) < count
         genes = [self.self_attention if a else self.random_other(rng) for a in attends]
         places = [layer for layer, a in enumerate(attends) if a or count < self.most_attentions]
